@@ -1,0 +1,166 @@
+//! Errors as values up to `main`: what failed and where, the causes below it, and the cure.
+
+use std::fmt;
+use std::path::Path;
+
+/// The result of anything in slt-run that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of thing went wrong; it decides the process's exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The experiment's configuration or the command line: exit code 2.
+    Config,
+    /// The dataset, or a checkpoint that was given as input: exit code 3.
+    Data,
+    /// The numbers: a loss or gradient that is not finite: exit code 4.
+    Numbers,
+    /// Anything else, such as a full disk or a device's failure: exit code 1.
+    Run,
+}
+
+/// One thing that is wrong, as a person reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What failed, naming the path, key or row. A sentence without a full stop, in lower case.
+    pub what: String,
+    /// Why, from the nearest cause to the deepest.
+    pub causes: Vec<String>,
+    /// What to do about it, if there is something to say.
+    pub hint: Option<String>,
+}
+
+/// One or more problems of one kind. There is always at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// Decides the exit code.
+    pub kind: Kind,
+    /// Everything that was found wrong, in the order in which it was found.
+    pub problems: Vec<Problem>,
+}
+
+impl Problem {
+    /// A problem without a cause or a hint.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), causes: Vec::new(), hint: None }
+    }
+
+    /// Adds the next deeper cause.
+    #[must_use]
+    pub fn cause(mut self, cause: impl fmt::Display) -> Self {
+        self.causes.push(cause.to_string());
+        self
+    }
+
+    /// Says what to do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl Error {
+    /// An error of one problem.
+    pub fn new(kind: Kind, problem: Problem) -> Self {
+        Self { kind, problems: vec![problem] }
+    }
+
+    /// A configuration error (exit code 2).
+    pub fn config(what: impl Into<String>) -> Self {
+        Self::new(Kind::Config, Problem::new(what))
+    }
+
+    /// A data error (exit code 3).
+    pub fn data(what: impl Into<String>) -> Self {
+        Self::new(Kind::Data, Problem::new(what))
+    }
+
+    /// Another failure (exit code 1).
+    pub fn run(what: impl Into<String>) -> Self {
+        Self::new(Kind::Run, Problem::new(what))
+    }
+
+    /// A failed file operation: `what` ("cannot write", …) on `path`.
+    pub fn io(kind: Kind, what: &str, path: &Path, cause: &std::io::Error) -> Self {
+        Self::new(kind, Problem::new(format!("{what} {}", path.display())).cause(cause))
+    }
+
+    /// All of `problems` as one error, or `Ok` where there are none.
+    pub fn all(kind: Kind, problems: Vec<Problem>) -> Result<()> {
+        if problems.is_empty() { Ok(()) } else { Err(Self { kind, problems }) }
+    }
+
+    /// Adds a deeper cause to the last problem.
+    #[must_use]
+    pub fn cause(mut self, cause: impl fmt::Display) -> Self {
+        if let Some(problem) = self.problems.last_mut() {
+            problem.causes.push(cause.to_string());
+        }
+        self
+    }
+
+    /// Says what to do about the last problem.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        if let Some(problem) = self.problems.last_mut() {
+            problem.hint = Some(hint.into());
+        }
+        self
+    }
+
+    /// Puts `what` before each problem, which becomes its first cause.
+    #[must_use]
+    pub fn context(mut self, what: impl fmt::Display) -> Self {
+        for problem in &mut self.problems {
+            let below = std::mem::replace(&mut problem.what, what.to_string());
+            problem.causes.insert(0, below);
+        }
+        self
+    }
+
+    /// The process's exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self.kind {
+            Kind::Run => 1,
+            Kind::Config => 2,
+            Kind::Data => 3,
+            Kind::Numbers => 4,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.what)?;
+        for cause in &self.causes {
+            write!(f, "\n  caused by: {}", cause.replace('\n', "\n    "))?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\n  hint: {}", hint.replace('\n', "\n    "))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.problems.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// A failure inside Candle is never the user's doing: shapes and types were checked before.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::run("the tensor library failed").cause(error)
+    }
+}
