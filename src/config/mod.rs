@@ -111,3 +111,11 @@ pub enum Precision {
     Amp,
     Fp32,
 }
+
+impl Backbone {
+    /// The hidden width of a block's MLP: `int(embed_dim * mlp_ratio)`.
+    #[must_use]
+    pub fn mlp_width(&self) -> usize {
+        (self.embed_dim as f64 * self.mlp_ratio) as usize
+    }
+}

@@ -1,1 +1,12 @@
-//! To come.
+//! The multi-stream network, part by part as its figure shows it: three backbones and their projectors, fusion,
+//! temporal encoder, decoder. Field paths are the checkpoint's keys; shapes use the legend of [`crate::nn`].
+
+mod classifier;
+mod decoder;
+mod encoder;
+mod fusion;
+mod projector;
+mod temporal;
+mod vit;
+
+pub use classifier::{Classifier, Inputs};

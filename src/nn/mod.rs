@@ -1,1 +1,21 @@
-//! To come.
+//! Differentiable building blocks: the one seam between the network and what computes it.
+//!
+//! Legend for shapes, here and in [`crate::model`]: `B` clips, `T` frames a clip, `N` images (`B * T`), `S` tokens an
+//! image or frames a clip, `D` width, `H` heads, `P` pixels a patch side, `V` classes.
+
+pub mod attention;
+pub mod dropout;
+pub mod images;
+pub mod init;
+pub mod linear;
+pub mod loss;
+pub mod norm;
+pub mod parameters;
+
+pub use attention::MultiheadAttention;
+pub use dropout::{Dropout, Pass};
+pub use images::Images;
+pub use init::Init;
+pub use linear::Linear;
+pub use norm::LayerNorm;
+pub use parameters::{Builder, Parameters};

@@ -1,0 +1,58 @@
+//! The whole network, and what it takes.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::decoder::Decoder;
+use super::encoder::Encoder;
+use crate::config;
+use crate::nn::{Builder, Images, Parameters, Pass};
+
+/// A batch on the device that computes.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// Face, left hand, right hand: `N = B * T` images each.
+    pub images: [Images; 3],
+    /// (B, T, 3 landmarks), f32.
+    pub pose: Tensor,
+    /// (B, T), u8: 1 = a frame of the clip, 0 = padding.
+    pub pad_mask: Tensor,
+}
+
+impl Inputs {
+    /// What attention adds to the scores of each key: 0, or minus infinity at padding. (B, 1, 1, T)
+    pub fn key_bias(&self) -> Result<Tensor> {
+        let (batch, frames) = self.pad_mask.dims2()?;
+        let zeros = self.pad_mask.zeros_like()?.to_dtype(DType::F32)?;
+        let hidden = Tensor::full(f32::NEG_INFINITY, (batch, frames), self.pad_mask.device())?;
+        self.pad_mask.where_cond(&zeros, &hidden)?.reshape((batch, 1, 1, frames))
+    }
+}
+
+/// The multi-stream sign language classifier.
+pub struct Classifier {
+    encoder: Encoder,
+    decoder: Decoder,
+    parameters: Parameters,
+}
+
+impl Classifier {
+    /// With initial weights drawn from `seed`.
+    pub fn new(c: &config::Model, device: &Device, seed: u64) -> Result<Self> {
+        let b = Builder::new(device, seed);
+        let encoder = Encoder::new(&b.pp("encoder"), c)?;
+        let decoder = Decoder::new(&b.pp("decoder"), c)?;
+        Ok(Self { encoder, decoder, parameters: b.parameters() })
+    }
+
+    /// A batch to logits (B, V).
+    pub fn forward(&self, inputs: &Inputs, pass: &Pass) -> Result<Tensor> {
+        let encoded = self.encoder.forward(inputs, pass)?;
+        self.decoder.forward(&encoded, &inputs.pad_mask.to_dtype(DType::F32)?)
+    }
+
+    /// The parameters, in PyTorch's order.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+}

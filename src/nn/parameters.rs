@@ -1,0 +1,104 @@
+//! The network's parameters: named as PyTorch names them, in the order of `model.parameters()`.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use candle_core::{Device, Tensor, Var};
+
+use super::{Dropout, Init};
+use crate::random::{Purpose, stream};
+
+/// Every parameter of a network, f32, in PyTorch's order (which is the order of construction).
+#[derive(Clone, Default)]
+pub struct Parameters {
+    entries: Vec<(String, Var)>,
+}
+
+impl Parameters {
+    /// Name and variable of each parameter.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.entries.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// How many parameters (tensors) there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many numbers they hold together, for those whose name starts with `prefix` ("" = all).
+    #[must_use]
+    pub fn elements(&self, prefix: &str) -> usize {
+        self.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, var)| var.elem_count()).sum()
+    }
+
+    /// Name and shape of each, as a checkpoint must have them.
+    #[must_use]
+    pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.iter().map(|(name, var)| (name.to_owned(), var.dims().to_vec())).collect()
+    }
+}
+
+/// Where a module creates its parameters: a path into the `state_dict`, as `vb.pp("name")` in Candle.
+///
+/// A module creates its own parameters before its children's, and its children in the order in which the
+/// PyTorch module assigns them, so that the order is `model.parameters()`'s.
+#[derive(Clone)]
+pub struct Builder {
+    state: Rc<RefCell<State>>,
+    path: String,
+}
+
+struct State {
+    parameters: Parameters,
+    dropouts: u64,
+    device: Device,
+    seed: u64,
+}
+
+impl Builder {
+    /// The root of a network whose initial weights are drawn from `seed`.
+    #[must_use]
+    pub fn new(device: &Device, seed: u64) -> Self {
+        let state = State { parameters: Parameters::default(), dropouts: 0, device: device.clone(), seed };
+        Self { state: Rc::new(RefCell::new(state)), path: String::new() }
+    }
+
+    /// The builder of the child `name`.
+    #[must_use]
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
+        Self { state: Rc::clone(&self.state), path }
+    }
+
+    /// Creates the parameter `name` of `shape`.
+    pub fn parameter(&self, name: &str, shape: &[usize], init: Init) -> candle_core::Result<Tensor> {
+        let mut state = self.state.borrow_mut();
+        let mut rng = stream(state.seed, Purpose::Init, [state.parameters.len() as u64, 0]);
+        let values = init.draw(shape.iter().product(), &mut rng);
+        let var = Var::from_tensor(&Tensor::from_vec(values, shape, &state.device)?)?;
+        let tensor = var.as_tensor().clone();
+        state.parameters.entries.push((self.pp(name).path, var));
+        Ok(tensor)
+    }
+
+    /// A dropout of probability `p`, with a site of its own in the run's random streams.
+    #[must_use]
+    pub fn dropout(&self, p: f64) -> Dropout {
+        let mut state = self.state.borrow_mut();
+        state.dropouts += 1;
+        Dropout::new(p, state.dropouts)
+    }
+
+    /// The parameters created so far.
+    #[must_use]
+    pub fn parameters(&self) -> Parameters {
+        self.state.borrow().parameters.clone()
+    }
+}
