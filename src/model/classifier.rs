@@ -38,7 +38,16 @@ pub struct Classifier {
 impl Classifier {
     /// With initial weights drawn from `seed`.
     pub fn new(c: &config::Model, device: &Device, seed: u64) -> Result<Self> {
-        let b = Builder::new(device, seed);
+        Self::build(&Builder::new(device, seed), c)
+    }
+
+    /// A copy over the same parameters, which follows their updates, for validation and inference: no graph is
+    /// kept.
+    pub fn without_graph(&self, c: &config::Model, device: &Device) -> Result<Self> {
+        Self::build(&Builder::without_graph(&self.parameters, device), c)
+    }
+
+    fn build(b: &Builder, c: &config::Model) -> Result<Self> {
         let encoder = Encoder::new(&b.pp("encoder"), c)?;
         let decoder = Decoder::new(&b.pp("decoder"), c)?;
         Ok(Self { encoder, decoder, parameters: b.parameters() })

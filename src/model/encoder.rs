@@ -26,7 +26,8 @@ impl Encoder {
         let backbone = |name| VisionTransformer::new(&b.pp(name), &c.backbone, c.image_size);
         let backbones =
             [backbone("face_backbone")?, backbone("hand_backbone_left")?, backbone("hand_backbone_right")?];
-        let projector = |name, inputs| Projector::new(&b.pp(name), inputs, c.projector_dim, c.projector_dropout);
+        let projector =
+            |name, inputs| Projector::new(&b.pp(name), inputs, c.projector_dim, c.projector_dropout);
         let width = c.backbone.embed_dim;
         Ok(Self {
             backbones,

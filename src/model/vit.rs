@@ -3,7 +3,9 @@
 use candle_core::{Result, Tensor};
 
 use crate::config;
-use crate::nn::{Builder, Dropout, Images, Init, LayerNorm, Linear, MultiheadAttention, Pass, linear::affine};
+use crate::nn::{
+    Builder, Dropout, Images, Init, LayerNorm, Linear, MultiheadAttention, Pass, linear::affine,
+};
 
 /// The vision transformer: images to the normalised class token's features.
 pub struct VisionTransformer {

@@ -11,6 +11,7 @@ pub mod linear;
 pub mod loss;
 pub mod norm;
 pub mod parameters;
+pub mod threads;
 
 pub use attention::MultiheadAttention;
 pub use dropout::{Dropout, Pass};

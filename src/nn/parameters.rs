@@ -45,6 +45,10 @@ impl Parameters {
     }
 }
 
+fn missing(path: &str) -> candle_core::Error {
+    candle_core::Error::Msg(format!("the network that shares its parameters has no {path} at this place"))
+}
+
 /// Where a module creates its parameters: a path into the `state_dict`, as `vb.pp("name")` in Candle.
 ///
 /// A module creates its own parameters before its children's, and its children in the order in which the
@@ -57,6 +61,8 @@ pub struct Builder {
 
 struct State {
     parameters: Parameters,
+    /// Parameters that exist already: they are taken in order instead of created.
+    existing: Option<Parameters>,
     dropouts: u64,
     device: Device,
     seed: u64,
@@ -66,7 +72,29 @@ impl Builder {
     /// The root of a network whose initial weights are drawn from `seed`.
     #[must_use]
     pub fn new(device: &Device, seed: u64) -> Self {
-        let state = State { parameters: Parameters::default(), dropouts: 0, device: device.clone(), seed };
+        Self::from_state(State {
+            parameters: Parameters::default(),
+            existing: None,
+            dropouts: 0,
+            device: device.clone(),
+            seed,
+        })
+    }
+
+    /// The root of a second copy of the network over the same memory, without a graph: its results keep no
+    /// activations and cannot be differentiated.
+    #[must_use]
+    pub fn without_graph(existing: &Parameters, device: &Device) -> Self {
+        Self::from_state(State {
+            parameters: Parameters::default(),
+            existing: Some(existing.clone()),
+            dropouts: 0,
+            device: device.clone(),
+            seed: 0,
+        })
+    }
+
+    fn from_state(state: State) -> Self {
         Self { state: Rc::new(RefCell::new(state)), path: String::new() }
     }
 
@@ -80,11 +108,21 @@ impl Builder {
     /// Creates the parameter `name` of `shape`.
     pub fn parameter(&self, name: &str, shape: &[usize], init: Init) -> candle_core::Result<Tensor> {
         let mut state = self.state.borrow_mut();
+        let path = self.pp(name).path;
+        if let Some(existing) = &state.existing {
+            let (known, var) = existing.entries.get(state.parameters.len()).ok_or_else(|| missing(&path))?;
+            if *known != path || var.dims() != shape {
+                return Err(missing(&path));
+            }
+            let (tensor, var) = (var.as_detached_tensor(), var.clone());
+            state.parameters.entries.push((path, var));
+            return Ok(tensor);
+        }
         let mut rng = stream(state.seed, Purpose::Init, [state.parameters.len() as u64, 0]);
         let values = init.draw(shape.iter().product(), &mut rng);
         let var = Var::from_tensor(&Tensor::from_vec(values, shape, &state.device)?)?;
         let tensor = var.as_tensor().clone();
-        state.parameters.entries.push((self.pp(name).path, var));
+        state.parameters.entries.push((path, var));
         Ok(tensor)
     }
 
