@@ -4,6 +4,7 @@
 mod classifier;
 mod decoder;
 mod encoder;
+mod fused;
 mod fusion;
 mod projector;
 mod temporal;

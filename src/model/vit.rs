@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::config;
+use crate::nn::cpu::vit::{BlockDrops, Shape};
 use crate::nn::{
     Builder, Dropout, Images, Init, LayerNorm, Linear, MultiheadAttention, Pass, linear::affine,
 };
@@ -15,6 +16,7 @@ pub struct VisionTransformer {
     pos_drop: Dropout,
     blocks: Vec<Block>,
     norm: LayerNorm,
+    shape: Shape,
 }
 
 /// A convolution of stride P, computed as one matrix product over patches.
@@ -57,10 +59,54 @@ impl VisionTransformer {
             pos_drop: b.dropout(c.dropout),
             blocks: blocks?,
             norm: LayerNorm::new(&b.pp("norm"), width)?,
+            shape: Shape {
+                image: image_size,
+                patch: c.patch_size,
+                width,
+                heads: c.num_heads,
+                hidden: c.mlp_width(),
+                depth: c.depth,
+            },
         })
     }
 
-    /// N images to (N, D).
+    /// Its sizes.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Its parameters, in PyTorch's order.
+    pub(super) fn tensors(&self) -> Vec<&Tensor> {
+        let embed = &self.patch_embed;
+        let mut all = vec![&self.cls_token, &self.pos_embed, &embed.weight, &embed.bias];
+        for block in &self.blocks {
+            all.extend(block.norm1.tensors());
+            all.extend(block.attn.tensors());
+            all.extend(block.norm2.tensors());
+            all.extend(block.mlp.fc1.tensors());
+            all.extend(block.mlp.fc2.tensors());
+        }
+        all.extend(self.norm.tensors());
+        all
+    }
+
+    /// The dropout after the positions.
+    pub(super) fn position_dropout(&self) -> Dropout {
+        self.pos_drop
+    }
+
+    /// Each block's dropouts.
+    pub(super) fn block_drops(&self) -> Vec<BlockDrops> {
+        let drops = |block: &Block| BlockDrops {
+            attention: block.attn.dropout(),
+            mlp: block.mlp.dropout,
+            path: block.drop_path,
+        };
+        self.blocks.iter().map(drops).collect()
+    }
+
+    /// N images to (N, D), as a graph of operations on any device.
     pub fn forward(&self, images: &Images, pass: &Pass) -> Result<Tensor> {
         let patches = self.patch_embed.forward(images)?;
         let (n, _, d) = patches.dims3()?;

@@ -50,6 +50,12 @@ impl Dropout {
         Self { p, site }
     }
 
+    /// Whether it changes anything in training.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.p > 0.0
+    }
+
     /// Zeros elements of `x` (rows, …) with probability `p` and scales the others by `1 / (1 - p)`.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         match pass.masks {

@@ -24,6 +24,12 @@ impl Linear {
         })
     }
 
+    /// Weight and bias.
+    #[must_use]
+    pub fn tensors(&self) -> [&Tensor; 2] {
+        [&self.weight, &self.bias]
+    }
+
     /// (…, in) to (…, out).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         affine(x, &self.weight, &self.bias)

@@ -41,7 +41,8 @@ mod tests {
             let expected = case["loss"].as_f64().expect("a number");
             let found = f64::from(loss.to_scalar::<f32>()?);
             assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{found} is not {expected}");
-            let gradient = loss.backward()?.get(&logits).expect("a gradient").flatten_all()?.to_vec1::<f32>()?;
+            let gradient =
+                loss.backward()?.get(&logits).expect("a gradient").flatten_all()?.to_vec1::<f32>()?;
             for (found, expected) in gradient.iter().zip(numbers(&case["grad"])) {
                 assert!((found - expected).abs() <= 1e-6, "{found} is not {expected}");
             }

@@ -4,6 +4,7 @@
 //! image or frames a clip, `D` width, `H` heads, `P` pixels a patch side, `V` classes.
 
 pub mod attention;
+pub mod cpu;
 pub mod dropout;
 pub mod images;
 pub mod init;

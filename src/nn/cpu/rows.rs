@@ -1,0 +1,144 @@
+//! Operations over the rows of a matrix, each with its backward pass.
+
+use super::math::{exp, max, normal, sum, sum_of_products, sum2, vectorised};
+use crate::nn::norm::LAYER_NORM_EPS;
+
+/// Adds `bias` to each row of `x`; rows are as long as the bias.
+pub fn add_bias(x: &mut [f32], bias: &[f32]) {
+    vectorised(|| {
+        for row in x.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        }
+    });
+}
+
+/// `out = a + b`, where `b` may carry a bias for each row.
+pub fn add(out: &mut [f32], a: &[f32], b: &[f32], bias: &[f32]) {
+    vectorised(|| {
+        let width = bias.len();
+        for ((out, a), b) in out.chunks_exact_mut(width).zip(a.chunks_exact(width)).zip(b.chunks_exact(width))
+        {
+            for (((out, a), b), bias) in out.iter_mut().zip(a).zip(b).zip(bias) {
+                *out = a + (b + bias);
+            }
+        }
+    });
+}
+
+/// Adds the sum over the rows of `x` to `out`: a bias's gradient.
+pub fn add_column_sums(out: &mut [f32], x: &[f32]) {
+    vectorised(|| {
+        for row in x.chunks_exact(out.len()) {
+            out.iter_mut().zip(row).for_each(|(out, x)| *out += x);
+        }
+    });
+}
+
+/// Multiplies `x` by `mask`, element by element.
+pub fn multiply(x: &mut [f32], mask: &[f32]) {
+    vectorised(|| x.iter_mut().zip(mask).for_each(|(x, m)| *x *= m));
+}
+
+/// `x` times a number.
+pub fn scale(x: &mut [f32], factor: f32) {
+    vectorised(|| x.iter_mut().for_each(|x| *x *= factor));
+}
+
+/// The mean and the inverse standard deviation of a row, in the two passes that keep it exact.
+#[inline(always)]
+fn statistics(x: &[f32]) -> (f32, f32) {
+    let count = x.len() as f32;
+    let mean = sum(x, |x| x) / count;
+    let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
+    (mean, 1.0 / (variance + LAYER_NORM_EPS).sqrt())
+}
+
+/// `LayerNorm` of each row of `x` into `out`.
+pub fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
+    vectorised(|| {
+        let width = weight.len();
+        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let (mean, inverse) = statistics(x);
+            for (((out, x), w), b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+                *out = ((x - mean) * inverse).mul_add(*w, *b);
+            }
+        }
+    });
+}
+
+/// `LayerNorm`'s backward: adds the gradient of its input to `dx`, and those of weight and bias to `d_weight` and
+/// `d_bias`; `dy` is the gradient of its output. `x` is overwritten with that output, which the next weight's
+/// gradient needs.
+pub fn layer_norm_backward(
+    dx: &mut [f32],
+    x: &mut [f32],
+    dy: &[f32],
+    (weight, bias): (&[f32], &[f32]),
+    (d_weight, d_bias): (&mut [f32], &mut [f32]),
+) {
+    vectorised(|| {
+        let width = weight.len();
+        let count = width as f32;
+        let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact_mut(width)).zip(dy.chunks_exact(width));
+        for ((dx, x), dy) in rows {
+            let (mean, inverse) = statistics(x);
+            for (((x, dy), dw), db) in x.iter_mut().zip(dy).zip(&mut *d_weight).zip(&mut *d_bias) {
+                *x = (*x - mean) * inverse;
+                *dw += dy * *x;
+                *db += dy;
+            }
+            let mean_dy = sum2(dy, weight, |dy, w| dy * w) / count;
+            let mean_dyx = sum_of_products(x, dy, weight) / count;
+            for ((((dx, x), dy), w), b) in dx.iter_mut().zip(&mut *x).zip(dy).zip(weight).zip(bias) {
+                *dx += inverse * (dy * w - mean_dy - *x * mean_dyx);
+                *x = x.mul_add(*w, *b);
+            }
+        }
+    });
+}
+
+/// GELU of `x + bias` into `out`; `x` becomes `x + bias`, which the backward pass needs.
+pub fn bias_gelu(out: &mut [f32], x: &mut [f32], bias: &[f32]) {
+    vectorised(|| {
+        let width = bias.len();
+        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact_mut(width)) {
+            for ((out, x), b) in out.iter_mut().zip(x).zip(bias) {
+                *x += b;
+                *out = *x * normal(*x).0;
+            }
+        }
+    });
+}
+
+/// GELU's backward: `dy`, the gradient of its output, becomes that of its input `x`, and `x` its output.
+pub fn gelu_backward(dy: &mut [f32], x: &mut [f32]) {
+    vectorised(|| {
+        for (dy, x) in dy.iter_mut().zip(x) {
+            let (integral, density) = normal(*x);
+            *dy *= x.mul_add(density, integral);
+            *x *= integral;
+        }
+    });
+}
+
+/// Softmax of `factor` (which is positive) times each row of `x`, in place, `width` numbers a row.
+pub fn softmax(x: &mut [f32], width: usize, factor: f32) {
+    vectorised(|| {
+        for row in x.chunks_exact_mut(width) {
+            let largest = max(row);
+            row.iter_mut().for_each(|x| *x = exp((*x - largest) * factor));
+            let inverse = 1.0 / sum(row, |x| x);
+            row.iter_mut().for_each(|x| *x *= inverse);
+        }
+    });
+}
+
+/// [`softmax`]'s backward: `dp`, the gradient of its output `p`, becomes that of its input.
+pub fn softmax_backward(dp: &mut [f32], p: &[f32], width: usize, factor: f32) {
+    vectorised(|| {
+        for (dp, p) in dp.chunks_exact_mut(width).zip(p.chunks_exact(width)) {
+            let mean = sum2(dp, p, |dp, p| dp * p);
+            dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = p * (*dp - mean) * factor);
+        }
+    });
+}
