@@ -1,115 +1,103 @@
-//! The experiment's configuration.
+//! The experiment's configuration: layers in, a checked [`Experiment`] out.
+//!
+//! `fields` defines every field once. `file`, `environment` and the command line's settings put values on top of the
+//! defaults (`merge`), each with its origin; `check` says what cannot work; `snapshot` writes the result down.
+//! A new field is a new line in `fields`; a new kind of value is a variant of [`Kind`] and an arm in `value`.
 
+mod check;
+mod define;
+mod environment;
+mod fields;
+mod file;
+mod merge;
+mod reference;
+mod snapshot;
+mod suggest;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// A whole experiment, resolved and checked: nothing after this handles an impossible value.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct Experiment {
-    pub data: Data,
-    pub model: Model,
-    pub optimization: Optimization,
-    pub run: Run,
+pub use define::{Field, FieldType, Kind, Preset, Rule, Section};
+pub use fields::{
+    Backbone, Data, Device, Experiment, FIELDS, Model, Optimization, OptimizerKind, Precision, Run, SECTIONS,
+    SchedulerKind,
+};
+pub use reference::reference_table;
+
+use crate::error::{Error, Kind as ErrorKind, Result};
+use merge::Merge;
+
+/// Everything that an experiment is made of, lowest layer first; the built-in defaults are below them.
+#[derive(Clone, Debug, Default)]
+pub struct Layers {
+    /// Experiment files; later ones win.
+    pub files: Vec<PathBuf>,
+    /// The environment, as `std::env::vars_os` gives it.
+    pub env: Vec<(OsString, OsString)>,
+    /// The command line's values; later ones win.
+    pub settings: Vec<Setting>,
+    /// What reading the command line already found worth a warning.
+    pub warnings: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct Data {
-    pub face_dir: PathBuf,
-    pub hand_left_dir: PathBuf,
-    pub hand_right_dir: PathBuf,
-    pub pose_dir: PathBuf,
-    pub metadata_csv: PathBuf,
-    pub train_index: PathBuf,
-    pub val_index: PathBuf,
-    pub batch_size: usize,
-    pub val_batch_size: Option<usize>,
-    pub num_workers: Option<usize>,
-    pub tensorboard: Option<PathBuf>,
+/// A value for one field from the command line or from the program itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The field's key, such as `optimization.lr`.
+    pub key: String,
+    /// The value as text; empty unsets an optional field.
+    pub value: String,
+    /// What to call it in messages and snapshots: the argument as it was written.
+    pub origin: String,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct Model {
-    pub image_size: usize,
-    pub sequence_length: usize,
-    pub projector_dim: usize,
-    pub d_model: usize,
-    pub pose_landmarks: usize,
-    pub projector_dropout: f64,
-    pub fusion_dropout: f64,
-    pub temporal_nhead: usize,
-    pub temporal_layers: usize,
-    pub temporal_dim_feedforward: usize,
-    pub temporal_dropout: f64,
-    pub vocab_size: usize,
-    pub backbone: Backbone,
+/// A checked experiment, and where its values came from.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The experiment.
+    pub experiment: Experiment,
+    /// What a person should know before it runs, a sentence each.
+    pub warnings: Vec<String>,
+    /// The origin of each field's value, by key.
+    origins: BTreeMap<&'static str, String>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct Backbone {
-    pub patch_size: usize,
-    pub embed_dim: usize,
-    pub depth: usize,
-    pub num_heads: usize,
-    pub mlp_ratio: f64,
-    pub dropout: f64,
-    pub attention_dropout: f64,
-    pub stochastic_depth: f64,
+impl Resolved {
+    /// Where a field's value came from: `default`, `file:line`, `env NAME`, or the argument as it was written.
+    #[must_use]
+    pub fn origin(&self, key: &str) -> &str {
+        self.origins.get(key).map_or(merge::DEFAULT, String::as_str)
+    }
 }
 
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct Optimization {
-    pub epochs: usize,
-    pub optimizer: OptimizerKind,
-    pub lr: f64,
-    pub weight_decay: f64,
-    pub scheduler: SchedulerKind,
-    pub scheduler_step_size: usize,
-    pub scheduler_gamma: f64,
-    pub scheduler_tmax: usize,
-    pub label_smoothing: f64,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct Run {
-    pub work_dir: PathBuf,
-    pub device: Device,
-    pub precision: Precision,
-    pub seed: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum OptimizerKind {
-    AdamW,
-    Adam,
-    Sgd,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum SchedulerKind {
-    None,
-    StepLr,
-    Cosine,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Device {
-    Cpu,
-    Cuda(usize),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Precision {
-    Amp,
-    Fp32,
+/// Merges the layers and checks the result.
+///
+/// # Errors
+/// All that is wrong at once, of kind [`ErrorKind::Config`]: files that cannot be read, unknown keys, values of a wrong
+/// type in any layer (an overridden value too), missing values and values that cannot work.
+pub fn resolve(layers: &Layers) -> Result<Resolved> {
+    let mut merge = Merge::defaults();
+    merge.warnings.clone_from(&layers.warnings);
+    for path in &layers.files {
+        file::read(path, &mut merge);
+    }
+    environment::read(&layers.env, &mut merge);
+    for setting in &layers.settings {
+        let origin = value::one_line(&setting.origin);
+        match merge::field(&setting.key) {
+            Some(field) => merge.assign(field, value::from_text(field, &setting.value), &origin),
+            None => merge.unknown(&setting.key, &origin),
+        }
+    }
+    check::check(&mut merge);
+    Error::all(ErrorKind::Config, std::mem::take(&mut merge.problems))?;
+    let experiment = merge.extract()?;
+    let origins = FIELDS.iter().map(|field| (field.key, merge.origin(field))).collect();
+    Ok(Resolved { experiment, warnings: merge.warnings, origins })
 }
 
 impl Backbone {

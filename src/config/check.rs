@@ -1,0 +1,235 @@
+//! Which experiments can work: every field's own rule, and the conditions between fields.
+
+use figment::value::Value;
+
+use super::define::{Field, Preset, Rule};
+use super::fields::FIELDS;
+use super::merge::{Merge, field};
+use crate::error::Problem;
+
+/// No machine addresses more memory than this (128 TiB), so nothing that is one tensor can be larger.
+const MOST_BYTES: u128 = 1 << 47;
+
+/// Notes everything in `merge` that cannot work, each with its origin and the cure.
+pub(super) fn check(merge: &mut Merge) {
+    if !merge.unreadable {
+        missing(merge);
+    }
+    for field in FIELDS {
+        rule(field, merge);
+    }
+    multiple(merge, "model.image_size", "model.backbone.patch_size");
+    multiple(merge, "model.d_model", "model.temporal_nhead");
+    multiple(merge, "model.backbone.embed_dim", "model.backbone.num_heads");
+    hidden_width(merge);
+    sizes(merge);
+}
+
+/// Required fields without a value, all in one problem.
+fn missing(merge: &mut Merge) {
+    let missing: Vec<_> = FIELDS.iter().filter(|f| f.default == Preset::Required && !merge.has(f)).collect();
+    let what = match missing.as_slice() {
+        [] => return,
+        [one] => format!("{} has no value", one.key),
+        many => format!("{} required fields have no value", many.len()),
+    };
+    let width = |text: fn(&Field) -> String| missing.iter().map(|f| text(f).len()).max().unwrap_or(0);
+    let (keys, variables) = (width(|f| f.key.to_owned()), width(Field::env));
+    let mut hint = "set each in the experiment file, the environment or the command line:".to_owned();
+    for field in missing {
+        let flag = field.flag().unwrap_or_else(|| format!("--set {}", field.key));
+        let line = format!("\n{:keys$}  {:variables$}  {flag}", field.key, field.env());
+        hint.push_str(&line);
+    }
+    merge.problems.push(Problem::new(what).hint(hint));
+}
+
+/// A field's own rule.
+fn rule(field: &Field, merge: &mut Merge) {
+    let Some((value, origin)) = merge.get(field) else { return };
+    let Some((found, works)) = judge(field.rule, &value) else { return };
+    if works {
+        return;
+    }
+    let must = match (field.rule.text(), found.parse::<f64>().is_ok_and(f64::is_finite)) {
+        (Some(rule), true) => rule,
+        _ => "a finite number".to_owned(),
+    };
+    let mut problem = Problem::new(format!("{origin}: {}: must be {must}, not {found}", field.key));
+    if let Some(hint) = cure(field, &found) {
+        problem = problem.hint(hint);
+    }
+    merge.refuse(field, problem);
+}
+
+/// The number as shown and whether the rule holds for it; `None` for what is not a number.
+fn judge(rule: Rule, value: &Value) -> Option<(String, bool)> {
+    if let Some(number) = value.to_u128() {
+        let works = match rule {
+            Rule::Positive => number >= 1,
+            Rule::AtMost(most) => number <= u128::from(most),
+            _ => true,
+        };
+        return Some((number.to_string(), works));
+    }
+    let number = value.to_f64()?;
+    let works = match rule {
+        Rule::NotNegative => number >= 0.0,
+        Rule::AboveZero => number > 0.0,
+        Rule::Share => (0.0..=1.0).contains(&number),
+        Rule::BelowOne => (0.0..1.0).contains(&number),
+        Rule::Any | Rule::Positive | Rule::AtMost(_) => true,
+    };
+    Some((format!("{number:?}"), works && number.is_finite()))
+}
+
+fn cure(field: &Field, found: &str) -> Option<String> {
+    match (field.rule, field.default) {
+        (Rule::BelowOne, _) if found == "1.0" => {
+            Some("at a rate of 1 everything is dropped and nothing can be learned".to_owned())
+        }
+        (_, Preset::Text(text)) => Some(format!("the default is {text}")),
+        (_, Preset::Unset) => field.note.map(|note| format!("leave it out for the default: {note}")),
+        (_, Preset::Required) => None,
+    }
+}
+
+/// The whole number that `key` holds, where it holds one that was not refused.
+fn whole(merge: &Merge, key: &str) -> Option<u64> {
+    merge.get(field(key)?)?.0.to_u128().and_then(|number| u64::try_from(number).ok())
+}
+
+/// `key = value (origin)`, for conditions between fields.
+fn named(merge: &Merge, key: &str) -> String {
+    let Some((value, origin)) = field(key).and_then(|field| merge.get(field)) else { return key.to_owned() };
+    match value.to_u128() {
+        Some(number) => format!("{key} = {number} ({origin})"),
+        None => format!("{key} = {:?} ({origin})", value.to_f64().unwrap_or_default()),
+    }
+}
+
+/// `whole_key` must be a multiple of `part_key`.
+fn multiple(merge: &mut Merge, whole_key: &str, part_key: &str) {
+    let (Some(total), Some(part)) = (whole(merge, whole_key), whole(merge, part_key)) else { return };
+    if part == 0 || total % part == 0 {
+        return;
+    }
+    let below = total / part * part;
+    let near = match (below, below.checked_add(part)) {
+        (0, _) | (_, None) => part.max(below).to_string(),
+        (below, Some(above)) => format!("{below} or {above}"),
+    };
+    let what = format!("{} is not a multiple of {}", named(merge, whole_key), named(merge, part_key));
+    let hint = format!("set {whole_key} to {near}, or {part_key} to a divisor of {total}");
+    merge.problems.push(Problem::new(what).hint(hint));
+}
+
+const EMBED_DIM: &str = "model.backbone.embed_dim";
+const MLP_RATIO: &str = "model.backbone.mlp_ratio";
+
+/// Width of a backbone block's hidden layer: `int(embed_dim * mlp_ratio)`, as in the script.
+fn hidden(merge: &Merge) -> Option<u128> {
+    let ratio = merge.get(field(MLP_RATIO)?)?.0.to_f64()?;
+    // A float's cast saturates, which is as good as any number above the limit.
+    Some((whole(merge, EMBED_DIM)? as f64 * ratio) as u128)
+}
+
+fn hidden_width(merge: &mut Merge) {
+    if hidden(merge) == Some(0) {
+        let what = format!(
+            "{} times {} leaves the backbone's hidden layer without a unit",
+            named(merge, EMBED_DIM),
+            named(merge, MLP_RATIO)
+        );
+        merge.problems.push(Problem::new(what).hint(format!("raise {MLP_RATIO}; the usual value is 4.0")));
+    }
+}
+
+/// Sizes that no machine can hold. The products saturate, so that nothing later multiplies its way past 64 bits.
+fn sizes(merge: &mut Merge) {
+    for (what, keys, numbers) in tensors(merge).into_iter().flatten() {
+        let bytes = numbers.iter().fold(4_u128, |product, n| product.saturating_mul(*n));
+        if bytes > MOST_BYTES {
+            let keys: Vec<_> = keys.iter().map(|key| named(merge, key)).collect();
+            let size = bytes as f64 / f64::from(1_u32 << 30);
+            let what = format!("{what} would take {size:.1e} GiB: {}", keys.join(", "));
+            merge.problems.push(Problem::new(what).hint("lower one of these; no machine can hold that much"));
+        }
+    }
+}
+
+/// A tensor's name, the fields that size it, and the numbers of which its element count is the product.
+type Size = (&'static str, Vec<&'static str>, Vec<u128>);
+
+/// The tensors that grow with the configuration; `None` where a size was refused already.
+fn tensors(merge: &Merge) -> Vec<Option<Size>> {
+    let images = ["data.batch_size", "model.sequence_length", "model.image_size", "model.image_size"];
+    let validation = ["data.val_batch_size", "model.sequence_length", "model.image_size", "model.image_size"];
+    let poses = ["data.batch_size", "model.sequence_length", "model.pose_landmarks"];
+    let streams = ["data.batch_size", "model.sequence_length", "model.projector_dim"];
+    let frames = ["data.batch_size", "model.sequence_length", "model.d_model"];
+    let feed = ["data.batch_size", "model.sequence_length", "model.temporal_dim_feedforward"];
+    let logits = ["data.batch_size", "model.vocab_size"];
+    let blocks = ["model.backbone.depth", EMBED_DIM, EMBED_DIM];
+    let layers = ["model.temporal_layers", "model.d_model", "model.d_model"];
+    let layers_feed = ["model.temporal_layers", "model.d_model", "model.temporal_dim_feedforward"];
+    let product = |what, constant, keys: &[&'static str]| -> Option<Size> {
+        let mut numbers = vec![constant];
+        for key in keys {
+            numbers.push(u128::from(whole(merge, key)?));
+        }
+        let mut named = keys.to_vec();
+        named.dedup();
+        Some((what, named, numbers))
+    };
+    vec![
+        // Three image streams of three channels each.
+        product("a training batch's images", 9, &images),
+        product("a validation batch's images", 9, &validation),
+        product("a training batch's poses", 3, &poses),
+        product("a training batch's projected features", 4, &streams),
+        product("a training batch's fused features", 1, &frames),
+        product("the temporal transformer's hidden layer", 1, &feed),
+        product("a training batch's logits", 1, &logits),
+        product("the backbones' attention weights", 3 * 4, &blocks),
+        product("the temporal transformer's attention weights", 4, &layers),
+        product("the temporal transformer's feed-forward weights", 2, &layers_feed),
+        product("the decoder's weights", 1, &["model.d_model", "model.vocab_size"]),
+        product("a projector's weights", 1, &["model.projector_dim", "model.projector_dim"]),
+        product("a projector's weights", 1, &["model.projector_dim", EMBED_DIM]),
+        product("the pose projector's weights", 3, &["model.pose_landmarks", "model.projector_dim"]),
+        product("the fusion's weights", 4, &["model.projector_dim", "model.d_model"]),
+        product(
+            "a patch embedding's weights",
+            3,
+            &["model.backbone.patch_size", "model.backbone.patch_size", EMBED_DIM],
+        ),
+        temporal_attention(merge),
+        patch_attention(merge),
+        hidden_weights(merge),
+    ]
+}
+
+/// The temporal transformer's attention probabilities: heads x T x T a clip.
+fn temporal_attention(merge: &Merge) -> Option<Size> {
+    let keys = ["model.temporal_nhead", "model.sequence_length"];
+    let [heads, frames] = keys.map(|key| whole(merge, key).map(u128::from));
+    Some(("a clip's temporal attention", keys.to_vec(), vec![heads?, frames?, frames?]))
+}
+
+/// One image's attention probabilities in a backbone: heads x tokens x tokens.
+fn patch_attention(merge: &Merge) -> Option<Size> {
+    let keys = ["model.backbone.num_heads", "model.image_size", "model.backbone.patch_size"];
+    let [heads, image, patch] = keys.map(|key| whole(merge, key).map(u128::from));
+    let side = image?.checked_div(patch?)?;
+    let tokens = side.saturating_mul(side).saturating_add(1);
+    Some(("an image's attention", keys.to_vec(), vec![heads?, tokens, tokens]))
+}
+
+/// The hidden layers' weights of the three backbones.
+fn hidden_weights(merge: &Merge) -> Option<Size> {
+    let depth = whole(merge, "model.backbone.depth")?;
+    let width = whole(merge, EMBED_DIM)?;
+    let numbers = vec![3 * 2, u128::from(depth), u128::from(width), hidden(merge)?];
+    Some(("the backbones' hidden layers", vec!["model.backbone.depth", EMBED_DIM, MLP_RATIO], numbers))
+}

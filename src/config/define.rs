@@ -1,0 +1,275 @@
+//! The form of a definition: what is said about a field, once, and the macros that make everything else of it.
+
+use std::path::PathBuf;
+
+use serde_json::Value as Json;
+
+/// Everything that is said about one field of the experiment.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// The section's path in the file, such as `model.backbone`.
+    pub section: &'static str,
+    /// The field's name in its section.
+    pub name: &'static str,
+    /// Section and name, such as `model.backbone.depth`.
+    pub key: &'static str,
+    /// What the field is, in a sentence or two of markdown.
+    pub doc: &'static str,
+    /// How its values are written.
+    pub kind: Kind,
+    /// Whether it may be unset.
+    pub optional: bool,
+    /// Its value where no layer gives one.
+    pub default: Preset,
+    /// A remark on the default, such as what an unset field means.
+    pub note: Option<&'static str>,
+    /// Which values can work, looking at this field alone.
+    pub rule: Rule,
+}
+
+/// A section of the experiment file.
+#[derive(Clone, Copy, Debug)]
+pub struct Section {
+    /// Its path in the file, such as `model.backbone`.
+    pub name: &'static str,
+    /// What it holds, in a sentence.
+    pub doc: &'static str,
+}
+
+/// A field's value where no layer gives one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// There is none: a layer must give it.
+    Required,
+    /// The field is unset.
+    Unset,
+    /// This value, as one would write it on the command line.
+    Text(&'static str),
+}
+
+/// How a field's values are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A path, as given; relative ones are relative to the working directory.
+    Path,
+    /// A whole number of at least 0 that TOML can hold (at most 2^63 - 1).
+    Whole,
+    /// A 64-bit floating point number; whole numbers are taken too.
+    Number,
+    /// One of some words, in any case.
+    Choice(&'static [&'static str]),
+    /// `cpu`, `cuda` or `cuda:N`.
+    Device,
+}
+
+/// Which values of a field can work, looking at the field alone. Numbers must be finite under every rule.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// Whatever the kind allows.
+    Any,
+    /// A whole number of at least 1.
+    Positive,
+    /// A whole number of at most this.
+    AtMost(u64),
+    /// A number of at least 0.
+    NotNegative,
+    /// A number above 0.
+    AboveZero,
+    /// A number from 0 to 1.
+    Share,
+    /// A number from 0 to 1, 1 left out.
+    BelowOne,
+}
+
+/// A type that a field can have.
+pub trait FieldType {
+    /// How its values are written.
+    const KIND: Kind;
+    /// Whether it has an unset state.
+    const OPTIONAL: bool = false;
+    /// The value as the snapshots hold it; `null` where it is unset.
+    fn json(&self) -> Json;
+}
+
+impl FieldType for PathBuf {
+    const KIND: Kind = Kind::Path;
+    fn json(&self) -> Json {
+        self.to_string_lossy().into()
+    }
+}
+
+impl FieldType for usize {
+    const KIND: Kind = Kind::Whole;
+    fn json(&self) -> Json {
+        (*self).into()
+    }
+}
+
+impl FieldType for u64 {
+    const KIND: Kind = Kind::Whole;
+    fn json(&self) -> Json {
+        (*self).into()
+    }
+}
+
+impl FieldType for f64 {
+    const KIND: Kind = Kind::Number;
+    fn json(&self) -> Json {
+        (*self).into()
+    }
+}
+
+impl<T: FieldType> FieldType for Option<T> {
+    const KIND: Kind = T::KIND;
+    const OPTIONAL: bool = true;
+    fn json(&self) -> Json {
+        self.as_ref().map_or(Json::Null, FieldType::json)
+    }
+}
+
+impl Field {
+    /// The field's environment variable, such as `SLT_MODEL__BACKBONE__DEPTH`.
+    #[must_use]
+    pub fn env(&self) -> String {
+        format!("SLT_{}", self.key.replace('.', "__").to_ascii_uppercase())
+    }
+
+    /// The field's own flag, such as `--hand-left-dir`. Fields of nested sections have none: `--set` reaches them.
+    #[must_use]
+    pub fn flag(&self) -> Option<String> {
+        (!self.section.contains('.')).then(|| format!("--{}", self.name.replace('_', "-")))
+    }
+
+    /// What a person writes for it, with the rule that it must keep: `whole number, at least 1`.
+    #[must_use]
+    pub fn type_name(&self) -> String {
+        let kind = match self.kind {
+            Kind::Path => "path".to_owned(),
+            Kind::Whole => "whole number".to_owned(),
+            Kind::Number => "number".to_owned(),
+            Kind::Choice(names) => names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "),
+            Kind::Device => "`cpu`, `cuda`, `cuda:N`".to_owned(),
+        };
+        match self.rule.text() {
+            Some(rule) => format!("{kind}, {rule}"),
+            None => kind,
+        }
+    }
+
+    /// The default as the reference shows it, in markdown: a value, `required`, or what unset means.
+    #[must_use]
+    pub fn default_text(&self) -> String {
+        let text = match self.default {
+            Preset::Required => "required".to_owned(),
+            Preset::Unset => "unset".to_owned(),
+            Preset::Text(text) => format!("`{text}`"),
+        };
+        match self.note {
+            Some(note) => format!("{text}: {note}"),
+            None => text,
+        }
+    }
+}
+
+impl Rule {
+    /// The rule in words that follow "must be", or `None` where there is none.
+    #[must_use]
+    pub fn text(self) -> Option<String> {
+        match self {
+            Self::Any => None,
+            Self::Positive => Some("at least 1".into()),
+            Self::AtMost(most) => Some(format!("at most {most}")),
+            Self::NotNegative => Some("at least 0".into()),
+            Self::AboveZero => Some("above 0".into()),
+            Self::Share => Some("from 0 to 1".into()),
+            Self::BelowOne => Some("at least 0 and below 1".into()),
+        }
+    }
+}
+
+/// Defines the sections: for each a struct, and for all of them [`FIELDS`](super::FIELDS) and
+/// [`SECTIONS`](super::SECTIONS), from which the layers, the flags, the snapshots and the reference come.
+///
+/// A field reads `name: type = default => rule`, with its documentation above. The default is `required`, `unset` or a
+/// value as one would write it on the command line, a remark on it in brackets; the rule may be left out.
+macro_rules! sections {
+    ($(
+        $(#[doc = $about:literal])+
+        $Section:ident in $section:literal $(with $nested:ident: $Nested:ident)? {
+            $(
+                $(#[doc = $doc:literal])+
+                $name:ident: $type:ty = $default:tt $(($note:literal))? $(=> $rule:expr)?,
+            )+
+        }
+    )+) => {
+        $(
+            $(#[doc = $about])+
+            #[derive(Clone, Debug, PartialEq, serde::Deserialize)]
+            #[serde(deny_unknown_fields)]
+            pub struct $Section {
+                $($(#[doc = $doc])+ pub $name: $type,)+
+                $(#[doc = concat!("The section `[", $section, ".", stringify!($nested), "]`.")] pub $nested: $Nested,)?
+            }
+
+            impl $Section {
+                /// The section's values by name, in the order of their definition.
+                pub(super) fn json(&self) -> serde_json::Value {
+                    let mut values = serde_json::Map::new();
+                    $(values.insert(stringify!($name).to_owned(), FieldType::json(&self.$name));)+
+                    $(values.insert(stringify!($nested).to_owned(), self.$nested.json());)?
+                    serde_json::Value::Object(values)
+                }
+            }
+        )+
+
+        /// Every section of the experiment file, in its order.
+        pub static SECTIONS: &[Section] =
+            &[$(Section { name: $section, doc: concat!($($about),+).trim_ascii_start() }),+];
+
+        /// Every field of the experiment, in the order of the file.
+        pub static FIELDS: &[Field] = &[$($(Field {
+            section: $section,
+            name: stringify!($name),
+            key: concat!($section, ".", stringify!($name)),
+            doc: concat!($($doc),+).trim_ascii_start(),
+            kind: <$type as FieldType>::KIND,
+            optional: <$type as FieldType>::OPTIONAL,
+            default: sections!(@default $default),
+            note: sections!(@note $($note)?),
+            rule: sections!(@rule $($rule)?),
+        },)+)+];
+    };
+    (@default required) => { Preset::Required };
+    (@default unset) => { Preset::Unset };
+    (@default $value:tt) => { Preset::Text(stringify!($value)) };
+    (@note) => { None };
+    (@note $note:literal) => { Some($note) };
+    (@rule) => { Rule::Any };
+    (@rule $rule:expr) => { $rule };
+}
+
+/// Defines a field type of which the values are words.
+macro_rules! choices {
+    ($(#[doc = $about:literal])+ $Choice:ident { $($(#[doc = $doc:literal])+ $Value:ident = $word:literal,)+ }) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+        pub enum $Choice {
+            $($(#[doc = $doc])+ #[serde(rename = $word)] $Value,)+
+        }
+
+        impl std::fmt::Display for $Choice {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self { $(Self::$Value => $word,)+ })
+            }
+        }
+
+        impl FieldType for $Choice {
+            const KIND: Kind = Kind::Choice(&[$($word),+]);
+            fn json(&self) -> serde_json::Value {
+                self.to_string().into()
+            }
+        }
+    };
+}
+
+pub(super) use {choices, sections};

@@ -1,0 +1,219 @@
+//! Every section and field of the experiment: what it is, its type, its default and which values can work.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::define::{Field, FieldType, Kind, Preset, Rule, Section, choices, sections};
+
+/// A whole experiment, resolved and checked: nothing after this handles an impossible value.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experiment {
+    /// The section `[data]`.
+    pub data: Data,
+    /// The section `[model]`.
+    pub model: Model,
+    /// The section `[optimization]`.
+    pub optimization: Optimization,
+    /// The section `[run]`.
+    pub run: Run,
+}
+
+sections! {
+    /// The dataset and how it is read.
+    Data in "data" {
+        /// Folder of the face crops, `<video_id>_f<digits>.jpg`.
+        face_dir: PathBuf = required,
+        /// Folder of the left hand's crops.
+        hand_left_dir: PathBuf = required,
+        /// Folder of the right hand's crops.
+        hand_right_dir: PathBuf = required,
+        /// Folder of the poses, `<video_id>.npz` with the key `pose`.
+        pose_dir: PathBuf = required,
+        /// CSV with the columns `video_id` and `texto`.
+        metadata_csv: PathBuf = required,
+        /// CSV with the `video_id`s of the training split.
+        train_index: PathBuf = required,
+        /// CSV with the `video_id`s of the validation split.
+        val_index: PathBuf = required,
+        /// Clips in a training batch.
+        batch_size: usize = 4 => Rule::Positive,
+        /// Clips in a validation batch.
+        val_batch_size: Option<usize> = unset ("as `batch_size`") => Rule::Positive,
+        /// Threads that load data; 0 loads in the training thread. Results never depend on it.
+        num_workers: Option<usize> = unset ("the cores at hand, at most 8") => Rule::AtMost(1024),
+        /// Folder for TensorBoard's event files.
+        tensorboard: Option<PathBuf> = unset ("off"),
+    }
+
+    /// The network, but for the backbones.
+    Model in "model" with backbone: Backbone {
+        /// Side of the square input images, in pixels; a multiple of `backbone.patch_size`.
+        image_size: usize = 224 => Rule::Positive,
+        /// Frames sampled from each clip.
+        sequence_length: usize = 128 => Rule::Positive,
+        /// Width of each stream's projected features.
+        projector_dim: usize = 256 => Rule::Positive,
+        /// Width of the fused features and of the temporal transformer; a multiple of `temporal_nhead`.
+        d_model: usize = 512 => Rule::Positive,
+        /// Landmarks of a pose, 3 numbers each.
+        pose_landmarks: usize = 13 => Rule::Positive,
+        /// Dropout in the projectors.
+        projector_dropout: f64 = 0.0 => Rule::BelowOne,
+        /// Dropout before the fusion's linear layer.
+        fusion_dropout: f64 = 0.0 => Rule::BelowOne,
+        /// Attention heads of the temporal transformer.
+        temporal_nhead: usize = 8 => Rule::Positive,
+        /// Layers of the temporal transformer.
+        temporal_layers: usize = 6 => Rule::Positive,
+        /// Width of the feed-forward part of a temporal layer.
+        temporal_dim_feedforward: usize = 2048 => Rule::Positive,
+        /// Dropout in the temporal transformer.
+        temporal_dropout: f64 = 0.1 => Rule::BelowOne,
+        /// Classes that the decoder tells apart: texts are hashed to that many.
+        vocab_size: usize = 32000 => Rule::Positive,
+    }
+
+    /// The vision transformer that each image stream has one of; the defaults are ViT-S/16.
+    Backbone in "model.backbone" {
+        /// Side of the square patches, in pixels.
+        patch_size: usize = 16 => Rule::Positive,
+        /// Width of the patch embeddings; a multiple of `num_heads`.
+        embed_dim: usize = 384 => Rule::Positive,
+        /// Transformer blocks.
+        depth: usize = 12 => Rule::Positive,
+        /// Attention heads of a block.
+        num_heads: usize = 6 => Rule::Positive,
+        /// Width of a block's hidden layer, as a multiple of `embed_dim`.
+        mlp_ratio: f64 = 4.0 => Rule::AboveZero,
+        /// Dropout after the embeddings and in the blocks.
+        dropout: f64 = 0.0 => Rule::BelowOne,
+        /// Dropout of the attention weights.
+        attention_dropout: f64 = 0.0 => Rule::BelowOne,
+        /// Rate at which whole blocks are skipped in training.
+        stochastic_depth: f64 = 0.0 => Rule::BelowOne,
+    }
+
+    /// How the network is trained.
+    Optimization in "optimization" {
+        /// Passes over the training split.
+        epochs: usize = 40 => Rule::Positive,
+        /// The optimizer, with PyTorch's defaults for what is not set here.
+        optimizer: OptimizerKind = adamw,
+        /// Learning rate.
+        lr: f64 = 1e-3 => Rule::NotNegative,
+        /// Weight decay: decoupled in `adamw`, added to the gradient in `adam` and `sgd`.
+        weight_decay: f64 = 0.0 => Rule::NotNegative,
+        /// How the learning rate changes; it steps once an epoch.
+        scheduler: SchedulerKind = none,
+        /// `steplr`: epochs between two steps.
+        scheduler_step_size: usize = 5 => Rule::Positive,
+        /// `steplr`: factor of each step.
+        scheduler_gamma: f64 = 0.5 => Rule::AboveZero,
+        /// `cosine`: epochs from the highest learning rate to 0; it rises again after them.
+        scheduler_tmax: usize = 10 => Rule::Positive,
+        /// Share of the target's probability that is spread over all classes.
+        label_smoothing: f64 = 0.1 => Rule::Share,
+    }
+
+    /// Where and on what the experiment runs.
+    Run in "run" {
+        /// Folder for checkpoints, metrics and the resolved configuration.
+        work_dir: PathBuf = required,
+        /// What to compute on. `cuda` falls back to the CPU, with a warning, where no GPU can be used.
+        device: Device = cuda,
+        /// `amp`: mixed precision on a GPU with f32 master weights; a CPU computes in f32 either way.
+        precision: Precision = amp,
+        /// Seed of everything random: initial weights, order, sampling and dropout.
+        seed: u64 = 1234,
+    }
+}
+
+choices! {
+    /// An optimizer, as PyTorch defines it.
+    OptimizerKind {
+        /// Adam with decoupled weight decay.
+        AdamW = "adamw",
+        /// Adam, with the weight decay in the gradient.
+        Adam = "adam",
+        /// Gradient descent without momentum.
+        Sgd = "sgd",
+    }
+}
+
+choices! {
+    /// A learning rate schedule, as PyTorch defines it.
+    SchedulerKind {
+        /// The learning rate stays.
+        None = "none",
+        /// `StepLR`: times `scheduler_gamma` every `scheduler_step_size` epochs.
+        StepLr = "steplr",
+        /// `CosineAnnealingLR` with `T_max` = `scheduler_tmax` and a lowest rate of 0.
+        Cosine = "cosine",
+    }
+}
+
+choices! {
+    /// What the network computes in.
+    Precision {
+        /// Mixed precision on CUDA; f32 on a CPU.
+        Amp = "amp",
+        /// f32 everywhere.
+        Fp32 = "fp32",
+    }
+}
+
+/// What to compute on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Device {
+    /// The CPU.
+    Cpu,
+    /// The CUDA device of this number; `cuda` alone is number 0.
+    Cuda(usize),
+}
+
+impl Device {
+    /// Reads `cpu`, `cuda` or `cuda:N`, in any case; `None` for anything else.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let text = text.to_ascii_lowercase();
+        match text.as_str() {
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:")?;
+                let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+                // CUDA counts devices in an int.
+                let number = number.parse::<i32>().ok().filter(|_| digits)?;
+                usize::try_from(number).ok().map(Self::Cuda)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(0) => f.write_str("cuda"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::from_text(&text).ok_or_else(|| format!("unknown device {text:?}"))
+    }
+}
+
+impl FieldType for Device {
+    const KIND: Kind = Kind::Device;
+    fn json(&self) -> serde_json::Value {
+        self.to_string().into()
+    }
+}

@@ -1,0 +1,118 @@
+//! A resolved experiment as TOML and JSON.
+
+use serde_json::Value as Json;
+
+use super::Resolved;
+use super::define::{Field, Kind, Preset};
+use super::fields::{Experiment, FIELDS, SECTIONS};
+
+const HEADER: &str =
+    "# Every value of the experiment. Relative paths are relative to the working directory.\n";
+
+impl Experiment {
+    /// The experiment as a file that resolves to it: every value, an empty string for an unset one.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let json = self.to_json();
+        render(|field| (value(field, &json), None))
+    }
+
+    /// The experiment as the Python script reads it: a dictionary a section, `model.backbone` in `model`.
+    #[must_use]
+    pub fn to_json(&self) -> Json {
+        serde_json::json!({
+            "data": self.data.json(),
+            "model": self.model.json(),
+            "optimization": self.optimization.json(),
+            "run": self.run.json(),
+        })
+    }
+}
+
+impl Resolved {
+    /// As [`Experiment::to_toml`].
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        self.experiment.to_toml()
+    }
+
+    /// As [`Experiment::to_json`].
+    #[must_use]
+    pub fn to_json(&self) -> Json {
+        self.experiment.to_json()
+    }
+
+    /// As [`Resolved::to_toml`], with a comment behind each value that says where it came from.
+    #[must_use]
+    pub fn to_toml_with_origins(&self) -> String {
+        let json = self.to_json();
+        render(|field| {
+            let value = value(field, &json);
+            let mut origin = self.origin(field.key).to_owned();
+            if let (true, Some(note)) = (value == UNSET, unset(field)) {
+                origin = format!("{origin} (unset: {note})");
+            }
+            (value, Some(origin))
+        })
+    }
+}
+
+/// How an unset field is written, so that it stays unset on top of other files too.
+const UNSET: &str = "\"\"";
+
+/// What an unset field means.
+fn unset(field: &Field) -> Option<&'static str> {
+    (field.default == Preset::Unset).then_some(field.note).flatten()
+}
+
+/// The sections with a line for each field: value, and comment where there is one, aligned in each section.
+fn render(line: impl Fn(&Field) -> (String, Option<String>)) -> String {
+    let mut text = HEADER.to_owned();
+    for section in SECTIONS {
+        text.extend(["\n[", section.name, "]\n"]);
+        let lines: Vec<_> = FIELDS
+            .iter()
+            .filter(|field| field.section == section.name)
+            .map(|field| {
+                let (value, comment) = line(field);
+                (format!("{} = {value}", field.name), comment)
+            })
+            .collect();
+        let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or(0);
+        for (line, comment) in lines {
+            match comment {
+                Some(comment) => text.extend([&format!("{line:width$}"), "  # ", &comment, "\n"]),
+                None => text.extend([&line, "\n"]),
+            }
+        }
+    }
+    text
+}
+
+/// A field's value in TOML, looked up in the experiment's JSON form.
+fn value(field: &Field, experiment: &Json) -> String {
+    let json = field.key.split('.').try_fold(experiment, |json, name| json.get(name)).unwrap_or(&Json::Null);
+    match (json, field.kind) {
+        // Debug writes the shortest digits that read back as the same f64, and always marks it as a float.
+        (Json::Number(number), Kind::Number) => format!("{:?}", number.as_f64().unwrap_or(f64::NAN)),
+        (Json::Number(number), _) => number.to_string(),
+        (Json::String(text), _) => string(text),
+        _ => UNSET.to_owned(),
+    }
+}
+
+/// A TOML string on one line.
+fn string(text: &str) -> String {
+    if text.contains(char::is_control) {
+        let escaped: String = text
+            .chars()
+            .map(|c| match c {
+                '"' | '\\' => format!("\\{c}"),
+                c if c.is_control() => format!("\\U{:08X}", u32::from(c)),
+                c => c.to_string(),
+            })
+            .collect();
+        return format!("\"{escaped}\"");
+    }
+    toml_edit::Value::from(text).to_string()
+}

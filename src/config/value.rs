@@ -1,0 +1,207 @@
+//! Reading a field's value from TOML or from plain text (environment, command line), by the field's kind.
+
+use figment::value::{Empty, Num, Tag, Value};
+use toml_edit::{Item, Value as Toml};
+
+use super::define::{Field, Kind, Preset};
+use super::fields::Device;
+use super::suggest::nearest;
+
+/// Why a value was refused: what follows the field's key in the message, and the cure.
+#[derive(Debug, PartialEq)]
+pub(super) struct Mismatch {
+    pub(super) what: String,
+    pub(super) hint: Option<String>,
+}
+
+impl Mismatch {
+    fn new(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { what: what.into(), hint: Some(hint.into()) }
+    }
+
+    fn found(field: &Field, found: &str, hint: impl Into<String>) -> Self {
+        Self::new(format!("expected {}, found {found}", expected(field)), hint)
+    }
+}
+
+/// Reads the text that an environment variable or the command line gives for `field`.
+pub(super) fn from_text(field: &Field, text: &str) -> Result<Value, Mismatch> {
+    if text.is_empty() {
+        return empty(field);
+    }
+    let word = text.trim();
+    match field.kind {
+        Kind::Path => path(text),
+        Kind::Whole => match word.parse::<i128>() {
+            Ok(number) => whole(field, number, word),
+            Err(_) if digits(word) => Err(too_large(field, word)),
+            Err(_) => Err(Mismatch::found(field, &quoted(text), such_as(field))),
+        },
+        Kind::Number => match word.parse::<f64>() {
+            Ok(number) => Ok(Value::from(number)),
+            Err(_) => Err(Mismatch::found(field, &quoted(text), such_as(field))),
+        },
+        Kind::Choice(names) => choice(field, names, word),
+        Kind::Device => device(field, word),
+    }
+}
+
+/// Reads what an experiment file gives for `field`.
+pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
+    let Some(value) = item.as_value() else {
+        return Err(Mismatch::found(field, "a table", such_as(field)));
+    };
+    match (value, field.kind) {
+        (Toml::String(text), kind) => {
+            let text = text.value();
+            if text.is_empty() {
+                return empty(field);
+            }
+            match kind {
+                Kind::Path => path(text),
+                Kind::Choice(names) => choice(field, names, text.trim()),
+                Kind::Device => device(field, text.trim()),
+                Kind::Whole | Kind::Number => {
+                    let hint = match from_text(field, text) {
+                        Ok(_) => format!("write it without quotes: {} = {}", field.name, text.trim()),
+                        Err(_) => such_as(field),
+                    };
+                    Err(Mismatch::found(field, &format!("the string {}", quoted(text)), hint))
+                }
+            }
+        }
+        (Toml::Integer(number), Kind::Whole) => {
+            whole(field, i128::from(*number.value()), &number.value().to_string())
+        }
+        (Toml::Integer(number), Kind::Number) => Ok(Value::from(*number.value() as f64)),
+        (Toml::Float(number), Kind::Number) => Ok(Value::from(*number.value())),
+        (Toml::Integer(_) | Toml::Float(_) | Toml::Boolean(_) | Toml::Datetime(_), kind) => {
+            let text = shorten(value.clone().decorated("", "").to_string().trim());
+            let hint = match kind {
+                Kind::Path => format!("put it in quotes: {} = \"{text}\"", field.name),
+                _ => such_as(field),
+            };
+            Err(Mismatch::found(field, &format!("the {} {text}", value.type_name()), hint))
+        }
+        (Toml::Array(_), _) => Err(Mismatch::found(field, "an array", such_as(field))),
+        (Toml::InlineTable(_), _) => Err(Mismatch::found(field, "a table", such_as(field))),
+    }
+}
+
+/// An empty string: unsets an optional field and is an error for any other.
+fn empty(field: &Field) -> Result<Value, Mismatch> {
+    if field.optional {
+        return Ok(Value::Empty(Tag::Default, Empty::Unit));
+    }
+    let hint = match field.default {
+        Preset::Text(text) => {
+            format!("leave it out for the default, {text}; only optional fields can be unset")
+        }
+        _ => "only optional fields can be unset".to_owned(),
+    };
+    Err(Mismatch::found(field, "an empty string", hint))
+}
+
+fn path(text: &str) -> Result<Value, Mismatch> {
+    if text.contains('\0') {
+        return Err(Mismatch::new("a path cannot hold a NUL character", "write the path without it"));
+    }
+    Ok(Value::from(text))
+}
+
+fn whole(field: &Field, number: i128, text: &str) -> Result<Value, Mismatch> {
+    if number < 0 {
+        let found = format!("the negative number {}", shorten(text));
+        return Err(Mismatch::found(field, &found, such_as(field)));
+    }
+    // TOML's integers are 64 bits with a sign, and every value must survive the snapshot.
+    match i64::try_from(number).ok().and_then(|n| u64::try_from(n).ok()) {
+        Some(number) => Ok(Value::Num(Tag::Default, Num::U64(number))),
+        None => Err(too_large(field, text)),
+    }
+}
+
+fn too_large(field: &Field, text: &str) -> Mismatch {
+    let sign = if text.starts_with('-') { "negative number" } else { "number" };
+    Mismatch::found(
+        field,
+        &format!("the {sign} {}", shorten(text)),
+        format!("the largest whole number that an experiment file can hold is {}", i64::MAX),
+    )
+}
+
+fn digits(word: &str) -> bool {
+    let digits = word.strip_prefix(['-', '+']).unwrap_or(word);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn choice(field: &Field, names: &[&'static str], word: &str) -> Result<Value, Mismatch> {
+    match names.iter().find(|name| name.eq_ignore_ascii_case(word)) {
+        Some(name) => Ok(Value::from(*name)),
+        None => Err(unknown(field, word, nearest(word, names.iter().copied()), &list(names))),
+    }
+}
+
+fn device(field: &Field, word: &str) -> Result<Value, Mismatch> {
+    if let Some(device) = Device::from_text(word) {
+        return Ok(Value::from(device.to_string()));
+    }
+    let gpu = word.eq_ignore_ascii_case("gpu").then_some("cuda");
+    let near = gpu.or_else(|| nearest(word, ["cpu", "cuda"]));
+    Err(unknown(field, word, near, "cpu, cuda and cuda:N, where N is a device's number"))
+}
+
+fn unknown(field: &Field, word: &str, near: Option<&str>, choices: &str) -> Mismatch {
+    let meant = near.map(|name| format!("did you mean {name}? ")).unwrap_or_default();
+    Mismatch::new(
+        format!("unknown {} {}", field.name, quoted(word)),
+        format!("{meant}the choices are {choices}"),
+    )
+}
+
+/// What a field's kind is called in an error.
+pub(super) fn expected(field: &Field) -> String {
+    match field.kind {
+        Kind::Path => "a path".into(),
+        Kind::Whole => "a whole number".into(),
+        Kind::Number => "a number".into(),
+        Kind::Choice(names) => format!("one of {}", list(names)),
+        Kind::Device => "cpu, cuda or cuda:N".into(),
+    }
+}
+
+/// The hint where nothing better can be said: an example, the default where there is one.
+fn such_as(field: &Field) -> String {
+    let quote = |text: &str| match field.kind {
+        Kind::Whole | Kind::Number => text.to_owned(),
+        _ => format!("\"{text}\""),
+    };
+    match (field.default, field.kind) {
+        (Preset::Text(text), _) => format!("for example the default, {} = {}", field.name, quote(text)),
+        (_, Kind::Whole) => format!("for example {} = 4", field.name),
+        _ => format!("for example {} = {}", field.name, quote("folder/name")),
+    }
+}
+
+fn list(names: &[&str]) -> String {
+    names.join(", ")
+}
+
+/// `text` in quotes, on one line and not too long, so that no input can garble a message.
+pub(super) fn quoted(text: &str) -> String {
+    format!("{:?}", shorten(text))
+}
+
+/// `text` cut to what fits a message.
+pub(super) fn shorten(text: &str) -> String {
+    const MOST: usize = 80;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// `text` with control characters escaped, for places where it stands without quotes.
+pub(super) fn one_line(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
