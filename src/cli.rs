@@ -1,1 +1,467 @@
-//! To come.
+//! The command line: `slt-run CONFIG…` trains; `check`, `config` and `demo` do what their help says.
+//!
+//! Every field of the experiment has its documented flag, made from [`config::FIELDS`].
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
+
+use crate::config::{FIELDS, Field, Layers, SECTIONS, Setting};
+
+/// What the command line asks for.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// `slt-run CONFIG…`: train.
+    Train(TrainArgs),
+    /// `slt-run check CONFIG…`: look at everything before a run, write nothing.
+    Check(ConfigArgs),
+    /// `slt-run config CONFIG…`: print the resolved experiment with the origin of each value.
+    Config(ConfigArgs),
+    /// `slt-run demo [DIR]`: draw a small dataset and train on it.
+    Demo(DemoArgs),
+}
+
+/// `slt-run CONFIG…`.
+#[derive(Clone, Debug)]
+pub struct TrainArgs {
+    /// The experiment; the caller fills in the environment.
+    pub layers: Layers,
+    /// A checkpoint to take the initial weights from.
+    pub init_from: Option<PathBuf>,
+    /// Move a run that is in the way aside.
+    pub overwrite: bool,
+    /// How much to say.
+    pub verbosity: Verbosity,
+}
+
+/// `slt-run check CONFIG…` and `slt-run config CONFIG…`.
+#[derive(Clone, Debug)]
+pub struct ConfigArgs {
+    /// The experiment; the caller fills in the environment.
+    pub layers: Layers,
+    /// How much to say.
+    pub verbosity: Verbosity,
+}
+
+/// `slt-run demo [DIR]`. What is not given is for the demo to choose.
+#[derive(Clone, Debug)]
+pub struct DemoArgs {
+    /// Folder for the dataset, the experiment file and the run.
+    pub dir: PathBuf,
+    /// Clips to draw.
+    pub clips: Option<usize>,
+    /// Frames of a clip.
+    pub frames: Option<usize>,
+    /// Side of an image, in pixels.
+    pub size: Option<usize>,
+    /// Different signs.
+    pub signs: Option<usize>,
+    /// Seed of the drawing.
+    pub seed: Option<u64>,
+    /// Stop before training.
+    pub data_only: bool,
+    /// Move a run that is in the way aside.
+    pub overwrite: bool,
+    /// `--set` values, to go on top of the demo's experiment file; the caller fills in files and environment.
+    pub layers: Layers,
+    /// How much to say.
+    pub verbosity: Verbosity,
+}
+
+/// How much a command says on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Warnings and errors alone.
+    Quiet,
+    /// Progress and results.
+    #[default]
+    Normal,
+    /// What helps to find out why, too.
+    Verbose,
+}
+
+/// Reads a command line, the program's name first.
+///
+/// # Errors
+/// What clap makes of it: `--help` and `--version` (exit code 0), an argument that is unknown or lacks its value, and
+/// nothing at all, which prints the help to stderr (exit code 2).
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
+    let matches = command().try_get_matches_from(with_negative_numbers(args))?;
+    Ok(match matches.subcommand() {
+        Some(("check", matches)) => Command::Check(config_args(matches)),
+        Some(("config", matches)) => Command::Config(config_args(matches)),
+        Some(("demo", matches)) => Command::Demo(demo_args(matches)),
+        _ => Command::Train(TrainArgs {
+            layers: layers(&matches),
+            init_from: matches.get_one("init-from").cloned(),
+            overwrite: matches.get_flag("overwrite"),
+            verbosity: verbosity(&matches),
+        }),
+    })
+}
+
+/// Writes `--lr -1e-4` as `--lr=-1e-4`: a negative number is a value, refused later with its reason, and clap would take
+/// this one for a flag.
+fn with_negative_numbers(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let flags: Vec<_> = FIELDS.iter().filter_map(Field::flag).collect();
+    let mut joined: Vec<OsString> = Vec::new();
+    for arg in args {
+        let negative = arg.to_str().is_some_and(|text| text.starts_with('-') && text.parse::<f64>().is_ok());
+        match joined.last_mut() {
+            Some(flag) if negative && flags.iter().any(|known| flag == known.as_str()) => {
+                flag.push("=");
+                flag.push(arg);
+            }
+            _ => joined.push(arg),
+        }
+    }
+    joined
+}
+
+/// The command line's definition.
+fn command() -> clap::Command {
+    let check = clap::Command::new("check")
+        .about("Check an experiment and its data, and say what a run will cost; writes nothing")
+        .args(experiment_options())
+        .args(verbosity_options());
+    let config = clap::Command::new("config")
+        .about("Print the resolved experiment, each value with its origin, as a valid experiment file")
+        .args(experiment_options())
+        .args(verbosity_options());
+    clap::Command::new("slt-run")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Trains multi-stream sign language translation experiments described in TOML files")
+        .after_help(
+            "Later layers win: built-in defaults, CONFIG files from left to right, environment variables\n\
+             (SLT_OPTIMIZATION__LR=1e-4, SLT_MODEL__BACKBONE__DEPTH=6), the command line.",
+        )
+        .args_conflicts_with_subcommands(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .args(experiment_options())
+        .arg(init_from_option())
+        .arg(overwrite_option())
+        .args(verbosity_options())
+        .subcommand(check)
+        .subcommand(config)
+        .subcommand(demo_command())
+}
+
+fn demo_command() -> clap::Command {
+    let size = |name: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_name("N")
+            .help(help)
+            .value_parser(value_parser!(u64).range(1..=1_000_000))
+    };
+    clap::Command::new("demo")
+        .about("Draw a small dataset, write an experiment file for it and train on it on the CPU")
+        .arg(
+            Arg::new("dir")
+                .value_name("DIR")
+                .help("Folder for the dataset, the experiment file and the run")
+                .value_parser(value_parser!(PathBuf))
+                .default_value("demo"),
+        )
+        .arg(size("clips", "Clips to draw"))
+        .arg(size("frames", "Frames of a clip"))
+        .arg(size("size", "Side of an image, in pixels").value_name("PX"))
+        .arg(size("signs", "Different signs"))
+        .arg(
+            Arg::new("seed")
+                .long("seed")
+                .value_name("N")
+                .help("Seed of the drawing")
+                .value_parser(value_parser!(u64)),
+        )
+        .arg(Arg::new("data-only").long("data-only").action(ArgAction::SetTrue).help("Stop before training"))
+        .arg(set_option())
+        .arg(overwrite_option())
+        .args(verbosity_options())
+}
+
+/// CONFIG, `--set` and the flag of every field.
+fn experiment_options() -> Vec<Arg> {
+    let mut options = vec![
+        Arg::new("config")
+            .value_name("CONFIG")
+            .help("Experiment files (TOML); later ones win")
+            .action(ArgAction::Append)
+            .num_args(0..)
+            .value_parser(value_parser!(PathBuf)),
+        set_option(),
+    ];
+    options.extend(FIELDS.iter().filter_map(field_option));
+    options.push(
+        Arg::new("no-pin-memory")
+            .long("no-pin-memory")
+            .action(ArgAction::SetTrue)
+            .help("Taken for the Python script's sake; has no effect")
+            .help_heading(heading("data")),
+    );
+    options
+}
+
+fn set_option() -> Arg {
+    Arg::new("set")
+        .long("set")
+        .value_name("SECTION.FIELD=VALUE")
+        .help("Set any field, such as model.backbone.depth=6; an empty value unsets an optional one")
+        .action(ArgAction::Append)
+        .value_parser(|text: &str| match text.split_once('=') {
+            Some((key, value)) => Ok((key.trim().to_owned(), value.to_owned())),
+            None => Err("expected SECTION.FIELD=VALUE, such as optimization.lr=1e-4"),
+        })
+}
+
+/// The flag of a field, if it has one.
+fn field_option(field: &'static Field) -> Option<Arg> {
+    let flag = field.flag()?;
+    let arg = Arg::new(field.key)
+        .long(flag.trim_start_matches('-').to_owned())
+        .value_name(field.name.to_ascii_uppercase())
+        .help(format!("{} [{}]", field.doc, field.default_text()).replace('`', ""))
+        .help_heading(heading(field.section))
+        .action(ArgAction::Append);
+    Some(arg)
+}
+
+/// The heading in the help under which a section's flags stand.
+fn heading(section: &'static str) -> &'static str {
+    SECTIONS.iter().find(|s| s.name == section).map_or(section, |s| s.doc.trim_end_matches('.'))
+}
+
+fn init_from_option() -> Arg {
+    Arg::new("init-from")
+        .long("init-from")
+        .value_name("FILE")
+        .help("Take the initial weights from a PyTorch checkpoint")
+        .value_parser(value_parser!(PathBuf))
+}
+
+fn overwrite_option() -> Arg {
+    Arg::new("overwrite")
+        .long("overwrite")
+        .action(ArgAction::SetTrue)
+        .help("Move a run that is already in the work folder aside, under a dated name")
+}
+
+fn verbosity_options() -> [Arg; 2] {
+    [
+        Arg::new("quiet")
+            .short('q')
+            .long("quiet")
+            .action(ArgAction::SetTrue)
+            .help("Say nothing but warnings and errors"),
+        Arg::new("verbose")
+            .short('v')
+            .long("verbose")
+            .action(ArgAction::SetTrue)
+            .conflicts_with("quiet")
+            .help("Say more"),
+    ]
+}
+
+fn config_args(matches: &ArgMatches) -> ConfigArgs {
+    ConfigArgs { layers: layers(matches), verbosity: verbosity(matches) }
+}
+
+fn demo_args(matches: &ArgMatches) -> DemoArgs {
+    let size = |name| matches.get_one::<u64>(name).and_then(|n| usize::try_from(*n).ok());
+    DemoArgs {
+        dir: matches.get_one("dir").cloned().unwrap_or_else(|| "demo".into()),
+        clips: size("clips"),
+        frames: size("frames"),
+        size: size("size"),
+        signs: size("signs"),
+        seed: matches.get_one("seed").copied(),
+        data_only: matches.get_flag("data-only"),
+        overwrite: matches.get_flag("overwrite"),
+        layers: Layers {
+            settings: set_values(matches).into_iter().map(|(_, s)| s).collect(),
+            ..Layers::default()
+        },
+        verbosity: verbosity(matches),
+    }
+}
+
+fn verbosity(matches: &ArgMatches) -> Verbosity {
+    if matches.get_flag("quiet") {
+        Verbosity::Quiet
+    } else if matches.get_flag("verbose") {
+        Verbosity::Verbose
+    } else {
+        Verbosity::Normal
+    }
+}
+
+/// The experiment's layers, but for the environment.
+fn layers(matches: &ArgMatches) -> Layers {
+    let mut warnings = Vec::new();
+    if matches.get_flag("no-pin-memory") {
+        warnings.push("--no-pin-memory has no effect: there is no pinned memory to switch off".to_owned());
+    }
+    Layers {
+        files: matches.get_many("config").map(|files| files.cloned().collect()).unwrap_or_default(),
+        env: Vec::new(),
+        settings: settings(matches),
+        warnings,
+    }
+}
+
+/// `--set` and the fields' flags, in the order in which they were written.
+fn settings(matches: &ArgMatches) -> Vec<Setting> {
+    let mut found = set_values(matches);
+    for (field, flag) in FIELDS.iter().filter_map(|field| Some((field, field.flag()?))) {
+        for (value, at) in values::<String>(matches, field.key) {
+            let origin = format!("{flag} {value}");
+            found.push((at, Setting { key: field.key.to_owned(), value: value.clone(), origin }));
+        }
+    }
+    found.sort_by_key(|(at, _)| *at);
+    found.into_iter().map(|(_, setting)| setting).collect()
+}
+
+/// `--set` with the place of each on the command line.
+fn set_values(matches: &ArgMatches) -> Vec<(usize, Setting)> {
+    values::<(String, String)>(matches, "set")
+        .map(|((key, value), at)| {
+            let origin = format!("--set {key}={value}");
+            (at, Setting { key: key.clone(), value: value.clone(), origin })
+        })
+        .collect()
+}
+
+/// An option's values, each with its place on the command line.
+fn values<'a, T: Clone + Send + Sync + 'static>(
+    matches: &'a ArgMatches,
+    id: &str,
+) -> impl Iterator<Item = (&'a T, usize)> {
+    let values = matches.get_many::<T>(id).into_iter().flatten();
+    values.zip(matches.indices_of(id).into_iter().flatten().collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, clap::Error> {
+        parse(std::iter::once("slt-run").chain(line.split_whitespace()).map(OsString::from))
+    }
+
+    fn train(line: &str) -> TrainArgs {
+        match parsed(line).unwrap() {
+            Command::Train(args) => args,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    /// Exit code, whether it goes to stderr, and text.
+    fn refused(line: &str) -> (i32, bool, String) {
+        let error = parsed(line).unwrap_err();
+        (error.exit_code(), error.use_stderr(), error.to_string())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn settings_keep_their_order_and_their_words() {
+        let args =
+            train("a.toml --lr 1 --set optimization.lr=2 b.toml --lr=-3 --epochs 7 --init-from w.pt -v");
+        assert_eq!(args.layers.files, [PathBuf::from("a.toml"), PathBuf::from("b.toml")]);
+        let settings: Vec<_> = args
+            .layers
+            .settings
+            .iter()
+            .map(|s| (s.key.as_str(), s.value.as_str(), s.origin.as_str()))
+            .collect();
+        assert_eq!(
+            settings,
+            [
+                ("optimization.lr", "1", "--lr 1"),
+                ("optimization.lr", "2", "--set optimization.lr=2"),
+                ("optimization.lr", "-3", "--lr -3"),
+                ("optimization.epochs", "7", "--epochs 7"),
+            ]
+        );
+        assert_eq!(args.init_from, Some("w.pt".into()));
+        assert_eq!((args.overwrite, args.verbosity), (false, Verbosity::Verbose));
+    }
+
+    #[test]
+    fn negative_numbers_are_values() {
+        for value in ["-1", "-1.5", "-1e-4", "-inf"] {
+            assert_eq!(train(&format!("--lr {value}")).layers.settings[0].value, value);
+        }
+        let empty = parse(["slt-run", "--tensorboard", ""].map(OsString::from)).unwrap();
+        let Command::Train(args) = empty else { panic!() };
+        assert_eq!(args.layers.settings[0].value, "");
+    }
+
+    #[test]
+    fn a_value_keeps_its_equal_signs() {
+        let args = train("--set run.work_dir=a=b");
+        assert_eq!(args.layers.settings[0].value, "a=b");
+        let (code, _, text) = refused("--set optimization.lr");
+        assert_eq!(code, 2);
+        assert!(text.contains("expected SECTION.FIELD=VALUE, such as optimization.lr=1e-4"), "{text}");
+    }
+
+    #[test]
+    fn the_scripts_pin_memory_switch_only_warns() {
+        let args = train("a.toml --no-pin-memory");
+        assert_eq!(
+            args.layers.warnings,
+            ["--no-pin-memory has no effect: there is no pinned memory to switch off"]
+        );
+        assert!(args.layers.settings.is_empty());
+    }
+
+    #[test]
+    fn subcommands() {
+        let Command::Check(args) = parsed("check a.toml --epochs 1 -q").unwrap() else { panic!() };
+        assert_eq!((args.layers.settings.len(), args.verbosity), (1, Verbosity::Quiet));
+        assert!(matches!(parsed("config a.toml b.toml --set a.b=c").unwrap(), Command::Config(_)));
+        let Command::Demo(args) = parsed("demo").unwrap() else { panic!() };
+        assert_eq!((args.dir, args.clips, args.data_only), ("demo".into(), None, false));
+        let line = "demo x --clips 9 --frames 8 --size 64 --signs 3 --seed 5 --data-only --set run.seed=1";
+        let Command::Demo(args) = parsed(line).unwrap() else { panic!() };
+        assert_eq!((args.dir, args.clips, args.frames, args.size), ("x".into(), Some(9), Some(8), Some(64)));
+        assert_eq!((args.signs, args.seed, args.data_only), (Some(3), Some(5), true));
+        assert_eq!(args.layers.settings[0].key, "run.seed");
+    }
+
+    #[test]
+    fn every_field_of_a_top_section_has_its_documented_flag() {
+        for flag in "face-dir hand-left-dir hand-right-dir pose-dir metadata-csv train-index val-index batch-size \
+                     val-batch-size num-workers tensorboard image-size sequence-length projector-dim d-model \
+                     pose-landmarks projector-dropout fusion-dropout temporal-nhead temporal-layers \
+                     temporal-dim-feedforward temporal-dropout vocab-size epochs optimizer lr weight-decay scheduler \
+                     scheduler-step-size scheduler-gamma scheduler-tmax label-smoothing work-dir device precision seed"
+            .split_whitespace()
+        {
+            let args = train(&format!("--{flag} 1"));
+            assert_eq!(args.layers.settings[0].origin, format!("--{flag} 1"));
+        }
+    }
+
+    #[test]
+    fn mistakes_exit_with_2_and_help_with_0() {
+        let (code, stderr, text) = refused("");
+        assert_eq!((code, stderr), (2, true));
+        assert!(text.contains("Usage:") && text.contains("--label-smoothing"), "{text}");
+        let (code, _, text) = refused("a.toml --epoch 3");
+        assert_eq!(code, 2);
+        assert!(text.contains("unexpected argument '--epoch'") && text.contains("'--epochs'"), "{text}");
+        assert_eq!(refused("a.toml --lr").0, 2);
+        assert_eq!(refused("a.toml -q -v").0, 2);
+        assert_eq!(refused("demo --clips 0").0, 2);
+        assert_eq!((refused("--help").0, refused("--help").1), (0, false));
+        assert_eq!(refused("--version").2, concat!("slt-run ", env!("CARGO_PKG_VERSION"), "\n"));
+    }
+}
