@@ -1,1 +1,3 @@
-fn main() {}
+//! Tests of the library and the binary as a user meets them.
+
+mod config;
