@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::decoder::Decoder;
 use super::encoder::Encoder;
+use super::vit::VisionTransformer;
 use crate::config;
 use crate::nn::{Builder, Images, Parameters, Pass};
 
@@ -53,9 +54,23 @@ impl Classifier {
         Ok(Self { encoder, decoder, parameters: b.parameters() })
     }
 
-    /// A batch to logits (B, V).
+    /// A batch to logits (B, V), as one graph of operations.
     pub fn forward(&self, inputs: &Inputs, pass: &Pass) -> Result<Tensor> {
-        let encoded = self.encoder.forward(inputs, pass)?;
+        let backbones = self.backbones().iter().zip(&inputs.images);
+        let features: Result<Vec<Tensor>> =
+            backbones.map(|(net, images)| net.forward(images, pass)).collect();
+        self.head(&features?, inputs, pass)
+    }
+
+    /// The backbones of face, left hand and right hand: the first of the parameters, in this order.
+    #[must_use]
+    pub fn backbones(&self) -> &[VisionTransformer; 3] {
+        self.encoder.backbones()
+    }
+
+    /// All that follows the backbones: their features (N, D) each, to logits (B, V).
+    pub fn head(&self, features: &[Tensor], inputs: &Inputs, pass: &Pass) -> Result<Tensor> {
+        let encoded = self.encoder.forward(features, inputs, pass)?;
         self.decoder.forward(&encoded, &inputs.pad_mask.to_dtype(DType::F32)?)
     }
 

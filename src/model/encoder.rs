@@ -43,19 +43,14 @@ impl Encoder {
         })
     }
 
-    /// A batch to (B, T, D).
-    pub fn forward(&self, inputs: &Inputs, pass: &Pass) -> Result<Tensor> {
-        let features = self.frame_features(inputs, pass)?;
-        self.from_features(&features, inputs, pass)
+    /// The backbones of face, left hand and right hand.
+    #[must_use]
+    pub fn backbones(&self) -> &[VisionTransformer; 3] {
+        &self.backbones
     }
 
-    /// The backbones alone: face, left and right hand features, (N, D) each.
-    pub fn frame_features(&self, inputs: &Inputs, pass: &Pass) -> Result<Vec<Tensor>> {
-        self.backbones.iter().zip(&inputs.images).map(|(net, images)| net.forward(images, pass)).collect()
-    }
-
-    /// All that follows the backbones.
-    pub fn from_features(&self, features: &[Tensor], inputs: &Inputs, pass: &Pass) -> Result<Tensor> {
+    /// The backbones' features (N, D) each, and the batch's poses, to (B, T, D).
+    pub fn forward(&self, features: &[Tensor], inputs: &Inputs, pass: &Pass) -> Result<Tensor> {
         let (batch, frames) = inputs.pad_mask.dims2()?;
         let mut streams = Vec::with_capacity(4);
         for (projector, x) in self.projectors.iter().zip(features) {

@@ -11,3 +11,4 @@ mod temporal;
 mod vit;
 
 pub use classifier::{Classifier, Inputs};
+pub use vit::VisionTransformer;

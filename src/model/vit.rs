@@ -76,6 +76,12 @@ impl VisionTransformer {
         self.shape
     }
 
+    /// How many parameters (tensors) it has.
+    #[must_use]
+    pub fn parameter_count(&self) -> usize {
+        self.tensors().len()
+    }
+
     /// Its parameters, in PyTorch's order.
     pub(super) fn tensors(&self) -> Vec<&Tensor> {
         let embed = &self.patch_embed;

@@ -1,12 +1,13 @@
 //! The network as training sees it: a batch in, loss and gradients out.
 
-use candle_core::{Device, Tensor};
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor, Var};
 
-use crate::Result;
 use crate::config;
 use crate::model::{Classifier, Inputs};
+use crate::nn::cpu::vit::Tape;
 use crate::nn::{Parameters, Pass, loss};
-use crate::train::optimizer::in_order;
+use crate::{Error, Result};
 
 /// A classifier with its loss, and its graph-free twin for evaluation.
 pub struct Network {
@@ -55,15 +56,56 @@ impl Network {
 
     /// Forward and backward. `targets` (B) are class indices, u32.
     pub fn train(&self, inputs: &Inputs, targets: &Tensor, pass: &Pass) -> Result<Step> {
+        if self.device.is_cpu() {
+            return self.train_fused(inputs, targets, pass);
+        }
         let logits = self.classifier.forward(inputs, pass)?;
         let loss = loss::cross_entropy(&logits, targets, self.label_smoothing)?;
-        let gradients = in_order(self.parameters(), &loss.backward()?)?;
+        let gradients = gradients_of(self.parameters().iter(), &loss.backward()?)?;
+        Ok(Step { loss: f64::from(loss.to_scalar::<f32>()?), gradients })
+    }
+
+    /// As a graph only from the backbones' features on; the backbones themselves are fused.
+    fn train_fused(&self, inputs: &Inputs, targets: &Tensor, pass: &Pass) -> Result<Step> {
+        let backbones = self.classifier.backbones();
+        let (mut tapes, mut features) = (Vec::new(), Vec::new());
+        for (net, images) in backbones.iter().zip(&inputs.images) {
+            let mut tape = Tape::new(&net.shape(), images.count()?);
+            features.push(Var::from_tensor(&net.fused_forward(images, pass, Some(&mut tape))?)?);
+            tapes.push(tape);
+        }
+        let leaves: Vec<Tensor> = features.iter().map(|var| var.as_tensor().clone()).collect();
+        let logits = self.classifier.head(&leaves, inputs, pass)?;
+        let loss = loss::cross_entropy(&logits, targets, self.label_smoothing)?;
+        let store = loss.backward()?;
+
+        let mut parameters = self.parameters().iter();
+        let mut gradients = Vec::with_capacity(self.parameters().len());
+        for (((net, images), feature), mut tape) in
+            backbones.iter().zip(&inputs.images).zip(&features).zip(tapes)
+        {
+            let vars: Vec<&Var> =
+                parameters.by_ref().take(net.parameter_count()).map(|(_, var)| var).collect();
+            let mut buffers: Vec<Vec<f32>> = vars.iter().map(|var| vec![0.0; var.elem_count()]).collect();
+            let d_features = gradient(&store, "a backbone's features", feature)?;
+            net.fused_backward(images, pass, &mut tape, &d_features, &mut buffers)?;
+            for (var, buffer) in vars.into_iter().zip(buffers) {
+                gradients.push(Tensor::from_vec(buffer, var.dims(), &self.device)?);
+            }
+        }
+        gradients.extend(gradients_of(parameters, &store)?);
         Ok(Step { loss: f64::from(loss.to_scalar::<f32>()?), gradients })
     }
 
     /// Logits (B, V), without dropout and without a graph.
     pub fn logits(&self, inputs: &Inputs) -> Result<Tensor> {
-        Ok(self.evaluator.forward(inputs, &Pass::EVALUATION)?)
+        if !self.device.is_cpu() {
+            return Ok(self.evaluator.forward(inputs, &Pass::EVALUATION)?);
+        }
+        let backbones = self.evaluator.backbones().iter().zip(&inputs.images);
+        let features: candle_core::Result<Vec<Tensor>> =
+            backbones.map(|(net, images)| net.fused_forward(images, &Pass::EVALUATION, None)).collect();
+        Ok(self.evaluator.head(&features?, inputs, &Pass::EVALUATION)?)
     }
 
     /// The training loss and the number of right classes, without dropout.
@@ -74,4 +116,17 @@ impl Network {
         let right = logits.argmax(1)?.eq(targets)?.to_vec1::<u8>()?;
         Ok(Score { loss: f64::from(loss), correct: right.iter().filter(|&&hit| hit == 1).count() })
     }
+}
+
+/// The gradients of `parameters`, in order, out of a backward pass.
+fn gradients_of<'a>(
+    parameters: impl Iterator<Item = (&'a str, &'a Var)>,
+    store: &GradStore,
+) -> Result<Vec<Tensor>> {
+    parameters.map(|(name, var)| gradient(store, name, var)).collect()
+}
+
+fn gradient(store: &GradStore, name: &str, var: &Var) -> Result<Tensor> {
+    // Detached: a stored gradient can carry a graph of its own.
+    store.get(var).map(Tensor::detach).ok_or_else(|| Error::run(format!("{name} got no gradient")))
 }

@@ -5,9 +5,9 @@ use std::cell::RefCell;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
 use rayon::prelude::*;
 
+use crate::Result;
 use crate::config::{Optimization, OptimizerKind};
 use crate::nn::Parameters;
-use crate::{Error, Result};
 
 /// Adam's and `AdamW`'s decay of the first moment.
 pub const BETA1: f64 = 0.9;
@@ -185,14 +185,4 @@ fn adam(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], rule: [f32; 4]) 
         *v = *v * beta2 + g * g * rest2;
         *p = *p * decay - step_size * (*m / (v.sqrt() / root_correction + eps));
     }
-}
-
-/// The gradients of all parameters, in order, out of a backward pass.
-pub fn in_order(parameters: &Parameters, store: &candle_core::backprop::GradStore) -> Result<Vec<Tensor>> {
-    parameters
-        .iter()
-        .map(|(name, var)| {
-            store.get(var).map(Tensor::detach).ok_or_else(|| Error::run(format!("{name} got no gradient")))
-        })
-        .collect()
 }
