@@ -1,1 +1,23 @@
-//! To come.
+//! Checkpoints in PyTorch's own zip format: written so that `torch.load(weights_only=True)` reads them, and
+//! read without ever running what a file asks for.
+//!
+//! Bottom up: [`value`] holds plain values and tensors, `pickle_write` and `pickle_read` translate them to and
+//! from the object stream, `zip_write` and `archive` hold the container, [`torch_file`] puts the two together,
+//! [`atomic`] replaces files, and [`state`] and [`optimizer`] know the keys of a training checkpoint.
+
+mod archive;
+pub mod atomic;
+mod globals;
+pub mod optimizer;
+mod pickle_read;
+mod pickle_write;
+pub mod state;
+pub mod torch_file;
+pub mod value;
+mod zip_write;
+
+pub use atomic::link_or_copy;
+pub use optimizer::{AdamMoments, AdamState, SgdState};
+pub use state::{Checkpoint, match_parameters, model_state};
+pub use torch_file::{load, save, write};
+pub use value::{Dtype, TensorData, Value};

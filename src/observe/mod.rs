@@ -1,1 +1,5 @@
 //! To come.
+
+mod append;
+pub mod metrics;
+pub mod tensorboard;

@@ -1,0 +1,377 @@
+//! Optimizer states in the layout of PyTorch's `optimizer.state_dict()`, so that both sides load each other's.
+//!
+//! `{"state": {0: {…}, 1: {…}}, "param_groups": [{"lr": …, "params": [0, 1, …]}]}` with one group, whose keys are those
+//! that PyTorch 2.15 writes. The numbers are the positions of the parameters in `model.parameters()`.
+
+use std::path::Path;
+
+use super::value::{TensorData, Value};
+use crate::error::{Error, Kind, Problem, Result};
+
+/// The state of `torch.optim.AdamW` or `torch.optim.Adam`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdamState<'a> {
+    /// The current learning rate.
+    pub lr: f64,
+    /// Decay rates of the two moments.
+    pub betas: (f64, f64),
+    /// Added to the denominator.
+    pub eps: f64,
+    /// `AdamW` scales the parameters by it, Adam adds it to the gradient.
+    pub weight_decay: f64,
+    /// True for `AdamW`, false for Adam.
+    pub decoupled: bool,
+    /// The learning rate that a scheduler started from; `None` without a scheduler.
+    pub initial_lr: Option<f64>,
+    /// For each parameter, in the model's order; `None` before its first step.
+    pub moments: Vec<Option<AdamMoments<'a>>>,
+}
+
+/// What Adam remembers of one parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdamMoments<'a> {
+    /// Updates made so far.
+    pub step: u64,
+    /// Running mean of the gradient, in the parameter's shape.
+    pub exp_avg: TensorData<'a>,
+    /// Running mean of its square.
+    pub exp_avg_sq: TensorData<'a>,
+}
+
+/// The state of `torch.optim.SGD`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SgdState<'a> {
+    /// The current learning rate.
+    pub lr: f64,
+    /// How much of the previous update is kept.
+    pub momentum: f64,
+    /// Added to the gradient, times the parameter.
+    pub weight_decay: f64,
+    /// The learning rate that a scheduler started from; `None` without a scheduler.
+    pub initial_lr: Option<f64>,
+    /// For each parameter, in the model's order; `None` without momentum or before the first step.
+    pub momentum_buffers: Vec<Option<TensorData<'a>>>,
+}
+
+impl<'a> AdamState<'a> {
+    /// The `state_dict`.
+    #[must_use]
+    pub fn into_value(self) -> Value<'a> {
+        let count = self.moments.len();
+        let state = self.moments.into_iter().map(|moments| {
+            moments.map(|m| {
+                Value::dict([
+                    // PyTorch keeps the step as a tensor of f32, exact up to 2^24.
+                    ("step", TensorData::scalar(m.step as f32).into()),
+                    ("exp_avg", m.exp_avg.into()),
+                    ("exp_avg_sq", m.exp_avg_sq.into()),
+                ])
+            })
+        });
+        let mut group = vec![
+            ("lr", Value::Float(self.lr)),
+            ("betas", Value::Tuple(vec![self.betas.0.into(), self.betas.1.into()])),
+            ("eps", Value::Float(self.eps)),
+            ("weight_decay", Value::Float(self.weight_decay)),
+            ("amsgrad", Value::Bool(false)),
+            ("maximize", Value::Bool(false)),
+            ("foreach", Value::None),
+            ("capturable", Value::Bool(false)),
+            ("differentiable", Value::Bool(false)),
+            ("fused", Value::None),
+            ("decoupled_weight_decay", Value::Bool(self.decoupled)),
+        ];
+        group.extend(self.initial_lr.map(|lr| ("initial_lr", Value::Float(lr))));
+        state_dict(state, group, count)
+    }
+
+    /// Reads a `state_dict` for the parameters in `expected` (names and shapes, in the model's order), of `AdamW` where
+    /// `decoupled` and of Adam otherwise.
+    ///
+    /// # Errors
+    ///
+    /// A data error naming `path` and each parameter whose state does not fit, or what else is unlike such a state.
+    pub fn from_value(
+        path: &Path,
+        value: &'a Value<'a>,
+        expected: &[(String, Vec<usize>)],
+        decoupled: bool,
+    ) -> Result<Self> {
+        let reader = Reader::new(path, value, expected)?;
+        let group = &reader.group;
+        let name = if decoupled { "AdamW" } else { "Adam" };
+        let Some(Value::Tuple(betas) | Value::List(betas)) = group.value.get("betas") else {
+            return Err(group.wrong(&format!("is not that of {name}: it has no `betas`")));
+        };
+        // PyTorch before 2.7 does not write the key: then the experiment's word is taken.
+        if group.flag("decoupled_weight_decay").is_some_and(|found| found != decoupled) {
+            let other = if decoupled { "Adam" } else { "AdamW" };
+            return Err(group.wrong(&format!("is that of {other}, not of {name}")));
+        }
+        for key in ["amsgrad", "maximize"] {
+            group.refuse(key)?;
+        }
+        let beta = |i: usize| betas.get(i).and_then(Value::as_number).ok_or_else(|| group.wrong("has no two `betas`"));
+        Ok(Self {
+            lr: group.number("lr")?,
+            betas: (beta(0)?, beta(1)?),
+            eps: group.number("eps")?,
+            weight_decay: group.number("weight_decay")?,
+            decoupled,
+            initial_lr: group.optional("initial_lr"),
+            moments: reader.parameters(|state, shape| {
+                let step = state.get("step").and_then(Value::as_number);
+                let step = step.filter(|n| *n >= 0.0).ok_or("has no `step`")?;
+                Ok(Some(AdamMoments {
+                    step: step as u64,
+                    exp_avg: tensor(state, "exp_avg", shape)?,
+                    exp_avg_sq: tensor(state, "exp_avg_sq", shape)?,
+                }))
+            })?,
+        })
+    }
+}
+
+impl<'a> SgdState<'a> {
+    /// The `state_dict`. Without momentum its `state` is empty, as PyTorch leaves it.
+    #[must_use]
+    pub fn into_value(self) -> Value<'a> {
+        let count = self.momentum_buffers.len();
+        let buffers = self.momentum_buffers.into_iter();
+        let state = buffers.map(|buffer| buffer.map(|b| Value::dict([("momentum_buffer", b.into())])));
+        let mut group = vec![
+            ("lr", Value::Float(self.lr)),
+            ("momentum", Value::Float(self.momentum)),
+            ("dampening", Value::Float(0.0)),
+            ("weight_decay", Value::Float(self.weight_decay)),
+            ("nesterov", Value::Bool(false)),
+            ("maximize", Value::Bool(false)),
+            ("foreach", Value::None),
+            ("differentiable", Value::Bool(false)),
+            ("fused", Value::None),
+        ];
+        group.extend(self.initial_lr.map(|lr| ("initial_lr", Value::Float(lr))));
+        state_dict(state, group, count)
+    }
+
+    /// Reads a `state_dict` for the parameters in `expected` (names and shapes, in the model's order).
+    ///
+    /// # Errors
+    ///
+    /// A data error naming `path` and each parameter whose state does not fit, or what else is unlike such a state.
+    pub fn from_value(path: &Path, value: &'a Value<'a>, expected: &[(String, Vec<usize>)]) -> Result<Self> {
+        let reader = Reader::new(path, value, expected)?;
+        let group = &reader.group;
+        if group.value.get("momentum").is_none() {
+            return Err(group.wrong("is not that of SGD: it has no `momentum`"));
+        }
+        for key in ["nesterov", "maximize"] {
+            group.refuse(key)?;
+        }
+        if group.optional("dampening").is_some_and(|d| d != 0.0) {
+            return Err(group.wrong("uses `dampening`, which slt-run does not have"));
+        }
+        Ok(Self {
+            lr: group.number("lr")?,
+            momentum: group.number("momentum")?,
+            weight_decay: group.number("weight_decay")?,
+            initial_lr: group.optional("initial_lr"),
+            momentum_buffers: reader.parameters(|state, shape| match state.get("momentum_buffer") {
+                None | Some(Value::None) => Ok(None),
+                Some(_) => tensor(state, "momentum_buffer", shape).map(Some),
+            })?,
+        })
+    }
+}
+
+/// Puts the parts together: ints as keys, and the parameters' positions at the end of the group.
+fn state_dict<'a>(
+    state: impl Iterator<Item = Option<Value<'a>>>,
+    group: Vec<(&str, Value<'a>)>,
+    count: usize,
+) -> Value<'a> {
+    let state = (0..).zip(state).filter_map(|(i, state)| Some((Value::Int(i), state?))).collect();
+    let params = (0..).take(count).map(Value::Int).collect();
+    let group = Value::dict(group.into_iter().chain([("params", Value::List(params))]));
+    Value::dict([("state", Value::Dict(state)), ("param_groups", Value::List(vec![group]))])
+}
+
+/// A parameter group's hyper-parameters.
+struct Group<'v> {
+    path: &'v Path,
+    value: &'v Value<'v>,
+}
+
+impl Group<'_> {
+    fn wrong(&self, what: &str) -> Error {
+        Error::data(format!("{}: `optimizer_state` {what}", self.path.display()))
+            .hint("the optimizer and its settings must be those of the run that saved it")
+    }
+
+    fn number(&self, key: &str) -> Result<f64> {
+        self.optional(key).ok_or_else(|| self.wrong(&format!("has no number `{key}`")))
+    }
+
+    fn optional(&self, key: &str) -> Option<f64> {
+        self.value.get(key).and_then(Value::as_number)
+    }
+
+    fn flag(&self, key: &str) -> Option<bool> {
+        self.value.get(key).and_then(Value::as_bool)
+    }
+
+    /// Refuses a variant of the algorithm that slt-run does not have.
+    fn refuse(&self, key: &str) -> Result<()> {
+        let used = self.flag(key) == Some(true);
+        if used { Err(self.wrong(&format!("uses `{key}`, which slt-run does not have"))) } else { Ok(()) }
+    }
+}
+
+struct Reader<'r, 'v> {
+    group: Group<'r>,
+    expected: &'r [(String, Vec<usize>)],
+    state: &'v [(Value<'v>, Value<'v>)],
+    /// The number under which each parameter's state is kept.
+    params: Vec<i64>,
+}
+
+impl<'r, 'v: 'r> Reader<'r, 'v> {
+    fn new(path: &'r Path, value: &'v Value<'v>, expected: &'r [(String, Vec<usize>)]) -> Result<Self> {
+        let whole = Group { path, value };
+        let (Some(Value::Dict(state)), Some(Value::List(groups))) = (value.get("state"), value.get("param_groups"))
+        else {
+            return Err(whole.wrong("has no `state` and `param_groups`"));
+        };
+        let [group] = groups.as_slice() else {
+            return Err(whole.wrong(&format!("has {} parameter groups; slt-run trains with one", groups.len())));
+        };
+        let group = Group { path, value: group };
+        let params: Option<Vec<i64>> = match group.value.get("params") {
+            Some(Value::List(params)) => params.iter().map(Value::as_int).collect(),
+            _ => None,
+        };
+        let params = params.ok_or_else(|| group.wrong("does not number its parameters"))?;
+        if params.len() != expected.len() {
+            let what = format!("is for {} parameters; the model has {}", params.len(), expected.len());
+            return Err(group.wrong(&what));
+        }
+        Ok(Self { group, expected, state, params })
+    }
+
+    /// Reads each parameter's state with `read`, which gets the shape and gives a reason where it does not fit.
+    fn parameters<T>(
+        &self,
+        read: impl Fn(&'v Value<'v>, &[usize]) -> Result<Option<T>, &'static str>,
+    ) -> Result<Vec<Option<T>>> {
+        let by_number: std::collections::HashMap<i64, &Value> =
+            self.state.iter().filter_map(|(key, value)| Some((key.as_int()?, value))).collect();
+        let (mut states, mut problems) = (Vec::with_capacity(self.params.len()), Vec::new());
+        for (number, (name, shape)) in self.params.iter().zip(self.expected) {
+            match by_number.get(number).map_or(Ok(None), |state| read(state, shape)) {
+                Ok(state) => states.push(state),
+                Err(why) => problems.push(Problem::new(format!(
+                    "{}: `optimizer_state` of parameter {number} ({name}, {shape:?}) {why}",
+                    self.group.path.display()
+                ))),
+            }
+        }
+        if problems.len() > 10 {
+            let more = problems.split_off(10).len();
+            problems.push(Problem::new(format!("and {more} more parameters")));
+        }
+        Error::all(Kind::Data, problems).map(|()| states)
+    }
+}
+
+fn tensor<'a>(state: &'a Value<'a>, key: &str, shape: &[usize]) -> Result<TensorData<'a>, &'static str> {
+    match state.get(key) {
+        Some(Value::Tensor(tensor)) if tensor.shape == shape => Ok(tensor.borrowed()),
+        Some(Value::Tensor(_)) => Err("has another shape"),
+        _ => Err("lacks a tensor"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ELEMENTS: [f32; 3] = [1.0, 2.0, 3.0];
+
+    fn expected() -> Vec<(String, Vec<usize>)> {
+        vec![("a".into(), vec![3]), ("b".into(), vec![])]
+    }
+
+    fn adam() -> AdamState<'static> {
+        let moments = |tensor: TensorData<'static>| AdamMoments { step: 5, exp_avg: tensor.clone(), exp_avg_sq: tensor };
+        AdamState {
+            lr: 1e-3,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.01,
+            decoupled: true,
+            initial_lr: Some(3e-3),
+            moments: vec![Some(moments(TensorData::f32([3], &ELEMENTS))), Some(moments(TensorData::scalar(4.0)))],
+        }
+    }
+
+    fn path() -> &'static Path {
+        Path::new("last.pt")
+    }
+
+    #[test]
+    fn adam_survives_the_dict() {
+        let value = adam().into_value();
+        assert_eq!(AdamState::from_value(path(), &value, &expected(), true).unwrap(), adam());
+        let fresh = AdamState { moments: vec![None, None], ..adam() };
+        let value = fresh.clone().into_value();
+        assert_eq!(AdamState::from_value(path(), &value, &expected(), true).unwrap(), fresh);
+    }
+
+    #[test]
+    fn sgd_survives_the_dict() {
+        let buffers = vec![Some(TensorData::f32([3], &ELEMENTS)), None];
+        let sgd =
+            SgdState { lr: 0.1, momentum: 0.9, weight_decay: 0.0, initial_lr: None, momentum_buffers: buffers };
+        let value = sgd.clone().into_value();
+        assert_eq!(SgdState::from_value(path(), &value, &expected()).unwrap(), sgd);
+    }
+
+    #[test]
+    fn another_optimizer_is_named() {
+        let value = adam().into_value();
+        let error = AdamState::from_value(path(), &value, &expected(), false).unwrap_err();
+        assert!(error.to_string().contains("is that of AdamW, not of Adam"), "{error}");
+        let error = SgdState::from_value(path(), &value, &expected()).unwrap_err();
+        assert!(error.to_string().contains("not that of SGD"), "{error}");
+        assert_eq!(error.exit_code(), 3);
+    }
+
+    #[test]
+    fn misfits_name_the_parameter() {
+        let value = adam().into_value();
+        let mut other = expected();
+        other[0].1 = vec![4];
+        let error = AdamState::from_value(path(), &value, &other, true).unwrap_err();
+        assert!(error.to_string().contains("parameter 0 (a, [4]) has another shape"), "{error}");
+        let error = AdamState::from_value(path(), &value, &other[..1], true).unwrap_err();
+        assert!(error.to_string().contains("is for 2 parameters; the model has 1"), "{error}");
+    }
+
+    #[test]
+    fn a_plain_step_and_a_none_buffer_are_taken() {
+        let Value::Dict(mut top) = adam().into_value() else { unreachable!() };
+        let Value::Dict(states) = &mut top[0].1 else { unreachable!() };
+        for (_, state) in states {
+            let Value::Dict(state) = state else { unreachable!() };
+            state[0].1 = Value::Int(5);
+        }
+        let value = Value::Dict(top);
+        assert_eq!(AdamState::from_value(path(), &value, &expected(), true).unwrap(), adam());
+
+        let none = Value::dict([("momentum_buffer", Value::None)]);
+        let group = vec![("lr", 0.1.into()), ("momentum", Value::Int(0)), ("weight_decay", Value::Int(0))];
+        let value = state_dict([Some(none), None].into_iter(), group, 2);
+        let sgd = SgdState::from_value(path(), &value, &expected()).unwrap();
+        assert_eq!(sgd.momentum_buffers, [None, None]);
+    }
+}

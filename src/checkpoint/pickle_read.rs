@@ -1,0 +1,608 @@
+//! Reads a pickle into a graph of nodes, as a small stack machine that builds plain values and runs nothing.
+//!
+//! It takes the opcodes of protocols 2 to 5 that `torch.save` emits (see Python's `pickletools`). Nodes live in
+//! one table and refer to each other by number, because a pickle fills containers after it has remembered them.
+
+use std::collections::HashMap;
+
+use super::globals::{Global, lookup};
+use super::value::Dtype;
+use crate::error::{Error, Result};
+
+/// More values than any checkpoint has; bounds what a hostile stream of one-byte values may take.
+pub(super) const MAX_NODES: usize = 4_000_000;
+
+/// The place of a node in the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Id(u32);
+
+/// A value whose parts are other nodes.
+#[derive(Debug)]
+pub(super) enum Node {
+    None,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Str(String),
+    Bytes(Vec<u8>),
+    List(Vec<Id>),
+    Tuple(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    Global(Global),
+    /// `numel` elements, stored in the archive's `data/<key>`; `key` is a string node.
+    Storage {
+        dtype: Dtype,
+        key: Id,
+        numel: u64,
+    },
+    /// A view of a storage from `offset` on; `shape` and `strides` are tuple nodes of ints, counted in elements.
+    Tensor {
+        storage: Id,
+        offset: u64,
+        shape: Id,
+        strides: Id,
+    },
+    /// The type of a NumPy scalar, such as `f8`.
+    NumpyDtype {
+        code: Id,
+        big_endian: bool,
+    },
+    Opaque(&'static str),
+}
+
+/// Everything that a pickle described.
+pub(super) struct Graph {
+    nodes: Vec<Node>,
+    /// The value that the pickle is.
+    pub root: Id,
+}
+
+impl Graph {
+    /// The node at `id`.
+    pub fn node(&self, id: Id) -> &Node {
+        at(&self.nodes, id)
+    }
+}
+
+/// Ids are only made for nodes that exist and nodes are never removed, so the default is never taken.
+fn at(nodes: &[Node], id: Id) -> &Node {
+    nodes.get(id.0 as usize).unwrap_or(&Node::None)
+}
+
+/// Reads the pickle in `input`.
+///
+/// # Errors
+///
+/// A data error where the stream is damaged, names something that is not on the allow-list, or does what no
+/// checkpoint does.
+pub(super) fn unpickle(input: &[u8]) -> Result<Graph> {
+    let mut machine = Machine {
+        input,
+        at: 0,
+        nodes: Vec::new(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+        decoded: 0,
+    };
+    let root = machine.run().map_err(|error| error.cause(format!("at byte {} of the object stream", machine.at)))?;
+    Ok(Graph { nodes: machine.nodes, root })
+}
+
+fn damaged(what: impl Into<String>) -> Error {
+    Error::data(what)
+}
+
+struct Machine<'p> {
+    input: &'p [u8],
+    at: usize,
+    nodes: Vec<Node>,
+    stack: Vec<Id>,
+    /// The stack's height at each open MARK.
+    marks: Vec<usize>,
+    memo: HashMap<u64, Id>,
+    /// Bytes made by `_codecs.encode`, which could be asked to copy one long string again and again.
+    decoded: usize,
+}
+
+impl<'p> Machine<'p> {
+    fn run(&mut self) -> Result<Id> {
+        loop {
+            let op = self.byte()?;
+            if op == b'.' {
+                return self.pop();
+            }
+            self.step(op)?;
+        }
+    }
+
+    fn step(&mut self, op: u8) -> Result<()> {
+        match op {
+            // PROTO, FRAME
+            0x80 => self.protocol(),
+            0x95 => self.take(8).map(|_| ()),
+            // MARK, POP, POP_MARK
+            b'(' => {
+                self.marks.push(self.stack.len());
+                Ok(())
+            }
+            b'0' => self.pop().map(|_| ()),
+            b'1' => self.pop_mark().map(|_| ()),
+            b'q' | b'r' | 0x94 | b'h' | b'j' => self.memory(op),
+            b']' | b')' | b'}' | 0x8f | b'l' | b't' | b'd' | 0x91 | 0x85..=0x87 => self.collection(op),
+            b'a' | b'e' | b's' | b'u' | 0x90 | b'b' => self.fill(op),
+            b'c' | 0x93 | b'R' | 0x81 | b'Q' => self.object(op),
+            _ => self.scalar(op),
+        }
+    }
+
+    fn protocol(&mut self) -> Result<()> {
+        match self.byte()? {
+            2..=5 => Ok(()),
+            other => Err(damaged(format!("pickle protocol {other} is not one that PyTorch writes"))),
+        }
+    }
+
+    /// Opcodes that push a value without parts.
+    fn scalar(&mut self, op: u8) -> Result<()> {
+        let node = match op {
+            b'N' => Node::None,
+            0x88 => Node::Bool(true),
+            0x89 => Node::Bool(false),
+            b'K' => Node::Int(i64::from(self.byte()?)),
+            b'M' => Node::Int(i64::from(u16::from_le_bytes(self.array()?))),
+            b'J' => Node::Int(i64::from(i32::from_le_bytes(self.array()?))),
+            // LONG1, LONG4
+            0x8a => {
+                let length = usize::from(self.byte()?);
+                long(self.take(length)?)
+            }
+            0x8b => long(self.counted(4)?),
+            b'G' => Node::Float(f64::from_be_bytes(self.array()?)),
+            // SHORT_BINUNICODE, BINUNICODE, BINUNICODE8
+            0x8c => text(self.counted(1)?)?,
+            b'X' => text(self.counted(4)?)?,
+            0x8d => text(self.counted(8)?)?,
+            // SHORT_BINBYTES, BINBYTES, BINBYTES8, BYTEARRAY8
+            b'C' => Node::Bytes(self.counted(1)?.to_vec()),
+            b'B' => Node::Bytes(self.counted(4)?.to_vec()),
+            0x8e | 0x96 => Node::Bytes(self.counted(8)?.to_vec()),
+            other => return Err(damaged(format!("opcode {other:#04x} is not one that PyTorch writes"))),
+        };
+        self.push(node)
+    }
+
+    /// BINPUT, LONG_BINPUT, MEMOIZE, BINGET, LONG_BINGET
+    fn memory(&mut self, op: u8) -> Result<()> {
+        let key = match op {
+            b'q' | b'h' => u64::from(self.byte()?),
+            0x94 => self.memo.len() as u64,
+            _ => u64::from(u32::from_le_bytes(self.array()?)),
+        };
+        if matches!(op, b'h' | b'j') {
+            let id = *self.memo.get(&key).ok_or_else(|| damaged(format!("memo {key} was never stored")))?;
+            self.stack.push(id);
+        } else {
+            let id = self.top()?;
+            self.memo.insert(key, id);
+            if self.memo.len() > MAX_NODES {
+                return Err(damaged(format!("more than {MAX_NODES} values")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Opcodes that make a list, tuple, dict or set.
+    fn collection(&mut self, op: u8) -> Result<()> {
+        let node = match op {
+            b']' => Node::List(Vec::new()),
+            b')' => Node::Tuple(Vec::new()),
+            b'}' => Node::Dict(Vec::new()),
+            // EMPTY_SET, FROZENSET
+            0x8f => Node::Opaque("set"),
+            0x91 => {
+                self.pop_mark()?;
+                Node::Opaque("set")
+            }
+            b'l' => Node::List(self.pop_mark()?),
+            b't' => Node::Tuple(self.pop_mark()?),
+            b'd' => Node::Dict(pairs(&self.pop_mark()?)?),
+            // TUPLE1 to TUPLE3
+            _ => {
+                let mut items = Vec::with_capacity(3);
+                for _ in 0x84..op {
+                    items.push(self.pop()?);
+                }
+                items.reverse();
+                Node::Tuple(items)
+            }
+        };
+        self.push(node)
+    }
+
+    /// APPEND, APPENDS, SETITEM, SETITEMS, ADDITEMS, BUILD: put values into the container below them.
+    fn fill(&mut self, op: u8) -> Result<()> {
+        let values = match op {
+            b'a' | b'b' => vec![self.pop()?],
+            b's' => {
+                let value = self.pop()?;
+                vec![self.pop()?, value]
+            }
+            _ => self.pop_mark()?,
+        };
+        let target = self.top()?;
+        if op == b'b' {
+            return self.build(target, &values);
+        }
+        match (op, self.nodes.get_mut(target.0 as usize)) {
+            (b'a' | b'e', Some(Node::List(items))) => items.extend(values),
+            (b's' | b'u', Some(Node::Dict(items))) => items.extend(pairs(&values)?),
+            (_, Some(Node::Opaque(_))) => {}
+            _ => return Err(damaged("values are put into something that cannot hold them")),
+        }
+        Ok(())
+    }
+
+    /// BUILD sets attributes. Those of a dict (`state_dict()._metadata`) and of opaque values are not needed.
+    fn build(&mut self, target: Id, state: &[Id]) -> Result<()> {
+        let big = match state {
+            [state] => self.tuple(*state).and_then(|parts| parts.get(1)).is_some_and(|&order| self.is_str(order, ">")),
+            _ => false,
+        };
+        match self.nodes.get_mut(target.0 as usize) {
+            Some(Node::NumpyDtype { big_endian, .. }) => *big_endian = big,
+            Some(Node::Dict(_) | Node::Opaque(_)) => {}
+            _ => return Err(damaged("attributes are set on a value that has none")),
+        }
+        Ok(())
+    }
+
+    /// GLOBAL, STACK_GLOBAL, REDUCE, NEWOBJ, BINPERSID
+    fn object(&mut self, op: u8) -> Result<()> {
+        let node = match op {
+            b'c' => {
+                let module = self.line()?;
+                Node::Global(known(module, self.line()?)?)
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                match (at(&self.nodes, module), at(&self.nodes, name)) {
+                    (Node::Str(module), Node::Str(name)) => Node::Global(known(module, name)?),
+                    _ => return Err(damaged("a class is named by something other than strings")),
+                }
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                self.storage(id)?
+            }
+            _ => {
+                let (args, callable) = (self.pop()?, self.pop()?);
+                return self.call(callable, args);
+            }
+        };
+        self.push(node)
+    }
+
+    /// `("storage", torch.FloatStorage, key, location, numel)`
+    fn storage(&self, id: Id) -> Result<Node> {
+        let refused = || damaged("a reference to something other than a tensor's storage");
+        let Some(&[kind, class, key, _, numel]) = self.tuple(id) else { return Err(refused()) };
+        match (at(&self.nodes, class), at(&self.nodes, key), at(&self.nodes, numel)) {
+            (Node::Global(Global::Storage(dtype)), Node::Str(_), &Node::Int(numel)) if self.is_str(kind, "storage") => {
+                let numel = u64::try_from(numel).map_err(|_| damaged("a storage of negative length"))?;
+                Ok(Node::Storage { dtype: *dtype, key, numel })
+            }
+            _ => Err(refused()),
+        }
+    }
+
+    /// What calling `callable` with `args` would give.
+    fn call(&mut self, callable: Id, args: Id) -> Result<()> {
+        let &Node::Global(callable) = at(&self.nodes, callable) else {
+            return Err(damaged("a call of something that is no function"));
+        };
+        let Some(args) = self.tuple(args) else {
+            return Err(damaged("a call whose arguments are no tuple"));
+        };
+        let node = match (callable, args) {
+            (Global::Dict, []) => Node::Dict(Vec::new()),
+            (Global::Opaque(kind), _) => Node::Opaque(kind),
+            (Global::Bytes, []) => Node::Bytes(Vec::new()),
+            (Global::Size, &[sizes]) | (Global::Parameter, &[sizes, ..]) => {
+                // Both are read as what they wrap.
+                let fits = match at(&self.nodes, sizes) {
+                    Node::Tuple(_) => callable == Global::Size,
+                    Node::Tensor { .. } => callable == Global::Parameter,
+                    _ => false,
+                };
+                if !fits {
+                    return Err(damaged("a torch.Size or parameter made of something else"));
+                }
+                self.stack.push(sizes);
+                return Ok(());
+            }
+            (Global::Tensor, &[storage, offset, shape, strides, ..]) => self.tensor(storage, offset, shape, strides)?,
+            (Global::NumpyDtype, &[code, ..]) => Node::NumpyDtype { code, big_endian: false },
+            (Global::NumpyScalar, &[dtype, bytes]) => self.numpy_scalar(dtype, bytes),
+            (Global::Encode, &[text, ..]) => {
+                let bytes = self.latin1(text)?;
+                self.decoded += bytes.len();
+                if self.decoded > self.input.len() {
+                    return Err(damaged("more byte strings than the stream has bytes"));
+                }
+                Node::Bytes(bytes)
+            }
+            _ => return Err(damaged(format!("{callable:?} is called with {} arguments", args.len()))),
+        };
+        self.push(node)
+    }
+
+    fn tensor(&self, storage: Id, offset: Id, shape: Id, strides: Id) -> Result<Node> {
+        let refused = || damaged("a tensor whose storage, offset, shape or strides are something else");
+        let &Node::Int(offset) = at(&self.nodes, offset) else { return Err(refused()) };
+        let offset = u64::try_from(offset).map_err(|_| refused())?;
+        let is_storage = matches!(at(&self.nodes, storage), Node::Storage { .. });
+        if !is_storage || self.tuple(shape).is_none() || self.tuple(strides).is_none() {
+            return Err(refused());
+        }
+        Ok(Node::Tensor { storage, offset, shape, strides })
+    }
+
+    /// The number in a NumPy scalar of a common type; others stay opaque.
+    fn numpy_scalar(&self, dtype: Id, bytes: Id) -> Node {
+        let (&Node::NumpyDtype { code, big_endian }, Node::Bytes(bytes)) =
+            (at(&self.nodes, dtype), at(&self.nodes, bytes))
+        else {
+            return Node::Opaque("NumPy scalar");
+        };
+        let Node::Str(code) = at(&self.nodes, code) else { return Node::Opaque("NumPy scalar") };
+        let mut bytes = bytes.clone();
+        if big_endian {
+            bytes.reverse();
+        }
+        decode_scalar(code, &bytes).unwrap_or(Node::Opaque("NumPy scalar"))
+    }
+
+    /// A string's characters as one byte each.
+    fn latin1(&self, text: Id) -> Result<Vec<u8>> {
+        let Node::Str(text) = at(&self.nodes, text) else {
+            return Err(damaged("byte strings are made of something other than text"));
+        };
+        text.chars()
+            .map(|c| u8::try_from(c).map_err(|_| damaged("a byte string with a character above 255")))
+            .collect()
+    }
+
+    fn tuple(&self, id: Id) -> Option<&[Id]> {
+        if let Node::Tuple(items) = at(&self.nodes, id) { Some(items) } else { None }
+    }
+
+    fn is_str(&self, id: Id, expected: &str) -> bool {
+        matches!(at(&self.nodes, id), Node::Str(text) if text == expected)
+    }
+
+    fn push(&mut self, node: Node) -> Result<()> {
+        if self.nodes.len() >= MAX_NODES {
+            return Err(damaged(format!("more than {MAX_NODES} values")));
+        }
+        self.stack.push(Id(self.nodes.len() as u32));
+        self.nodes.push(node);
+        Ok(())
+    }
+
+    /// The lowest height to which the stack may be popped.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn top(&self) -> Result<Id> {
+        match self.stack.last() {
+            Some(&id) if self.stack.len() > self.floor() => Ok(id),
+            _ => Err(damaged("the stack is empty")),
+        }
+    }
+
+    fn pop(&mut self) -> Result<Id> {
+        let id = self.top()?;
+        self.stack.pop();
+        Ok(id)
+    }
+
+    fn pop_mark(&mut self) -> Result<Vec<Id>> {
+        let mark = self.marks.pop().ok_or_else(|| damaged("a collection without its start"))?;
+        Ok(self.stack.split_off(mark.min(self.stack.len())))
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'p [u8]> {
+        let end = self.at.checked_add(length);
+        let bytes = end.and_then(|end| self.input.get(self.at..end));
+        let bytes = bytes.ok_or_else(|| damaged("the object stream ends in the middle of a value"))?;
+        self.at += length;
+        Ok(bytes)
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        self.take(N)?.try_into().map_err(|_| damaged("the object stream ends in the middle of a value"))
+    }
+
+    /// Bytes after their own number, which is `width` bytes, little-endian.
+    fn counted(&mut self, width: usize) -> Result<&'p [u8]> {
+        let mut length = [0; 8];
+        for (to, from) in length.iter_mut().zip(self.take(width)?) {
+            *to = *from;
+        }
+        self.take(usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX))
+    }
+
+    fn line(&mut self) -> Result<&'p str> {
+        let rest = self.input.get(self.at..).unwrap_or_default();
+        let length = rest.iter().position(|&b| b == b'\n');
+        let line = self.take(length.ok_or_else(|| damaged("a class name without an end"))?)?;
+        self.at += 1;
+        std::str::from_utf8(line).map_err(|_| damaged("a class name that is not text"))
+    }
+}
+
+fn known(module: &str, name: &str) -> Result<Global> {
+    lookup(module, name).ok_or_else(|| {
+        let name: String = format!("{module}.{name}").chars().take(100).collect();
+        Error::data(format!("it asks to run `{}`, which is not among what a checkpoint needs", name.escape_debug()))
+            .hint(
+                "slt-run never runs code from a file. If you trust it, load it in Python and save only its \
+                 tensors: torch.save({\"model_state\": model.state_dict()}, path)",
+            )
+    })
+}
+
+fn text(bytes: &[u8]) -> Result<Node> {
+    let text = std::str::from_utf8(bytes).map_err(|_| damaged("a string that is not UTF-8"))?;
+    Ok(Node::Str(text.to_owned()))
+}
+
+/// A two's complement number of any length; beyond 64 bits it is nothing that slt-run needs.
+fn long(bytes: &[u8]) -> Node {
+    let fill = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
+    if bytes.len() > 8 {
+        return Node::Opaque("Python int beyond 64 bits");
+    }
+    let mut all = [fill; 8];
+    for (to, from) in all.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    Node::Int(i64::from_le_bytes(all))
+}
+
+fn pairs(items: &[Id]) -> Result<Vec<(Id, Id)>> {
+    match items.as_chunks::<2>() {
+        (pairs, []) => Ok(pairs.iter().map(|&[key, value]| (key, value)).collect()),
+        _ => Err(damaged("a dict with a key that has no value")),
+    }
+}
+
+/// The number that `bytes` are in NumPy's type `code`.
+fn decode_scalar(code: &str, bytes: &[u8]) -> Option<Node> {
+    Some(match (code, bytes) {
+        ("f8", _) => Node::Float(f64::from_le_bytes(bytes.try_into().ok()?)),
+        ("f4", _) => Node::Float(f64::from(f32::from_le_bytes(bytes.try_into().ok()?))),
+        ("f2", _) => Node::Float(half::f16::from_le_bytes(bytes.try_into().ok()?).to_f64()),
+        ("b1", &[byte]) => Node::Bool(byte != 0),
+        ("i8" | "i4" | "i2" | "i1", _) if code.ends_with(&bytes.len().to_string()) => long(bytes),
+        ("u8" | "u4" | "u2" | "u1", _) if code.ends_with(&bytes.len().to_string()) => {
+            // A zero above makes it positive; nine bytes are too long for `long`, so the top one is looked at here.
+            if bytes.len() == 8 && bytes.last().is_some_and(|b| b & 0x80 != 0) {
+                return None;
+            }
+            let mut wide = bytes.to_vec();
+            wide.resize(8, 0);
+            long(&wide)
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root(input: &[u8]) -> Result<Node> {
+        let mut graph = unpickle(input)?;
+        Ok(graph.nodes.swap_remove(graph.root.0 as usize))
+    }
+
+    fn reason(input: &[u8]) -> String {
+        root(input).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn numbers_of_every_width() {
+        for (input, expected) in [
+            (&b"\x80\x02K\xff."[..], 255),
+            (b"\x80\x02M\x01\x02.", 513),
+            (b"\x80\x02J\xff\xff\xff\xff.", -1),
+            (b"\x80\x02\x8a\x00.", 0),
+            (b"\x80\x02\x8a\x02\x00\xff.", -256),
+            (b"\x80\x02\x8b\x01\0\0\0\x7f.", 127),
+        ] {
+            assert!(matches!(root(input), Ok(Node::Int(n)) if n == expected), "{input:?}");
+        }
+        assert!(matches!(root(b"\x80\x02\x8a\x09\0\0\0\0\0\0\0\0\x01."), Ok(Node::Opaque(_))));
+    }
+
+    #[test]
+    fn protocol_4_frames_memos_and_names() {
+        let input = b"\x80\x04\x95\0\0\0\0\0\0\0\0\x8c\x05torch\x94\x8c\x04Size\x94\x93)\x85R.";
+        assert!(matches!(root(input), Ok(Node::Tuple(items)) if items.is_empty()));
+    }
+
+    #[test]
+    fn numpy_scalars_become_numbers() {
+        let scalar = |code: &str, order: &str, bytes: &[u8]| {
+            let mut input = b"\x80\x03cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n\x8c\x02".to_vec();
+            input.extend_from_slice(code.as_bytes());
+            input.extend_from_slice(b"\x89\x88\x87R(K\x03\x8c\x01");
+            input.extend_from_slice(order.as_bytes());
+            input.extend_from_slice(b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tbC");
+            input.push(bytes.len() as u8);
+            input.extend_from_slice(bytes);
+            input.extend_from_slice(b"\x86R.");
+            root(&input).unwrap()
+        };
+        assert!(matches!(scalar("f8", "<", &0.25_f64.to_le_bytes()), Node::Float(0.25)));
+        assert!(matches!(scalar("f4", ">", &0.25_f32.to_be_bytes()), Node::Float(0.25)));
+        assert!(matches!(scalar("i8", "<", &(-3_i64).to_le_bytes()), Node::Int(-3)));
+        assert!(matches!(scalar("u2", "<", &[0xff, 0xff]), Node::Int(0xffff)));
+        assert!(matches!(scalar("f8", "<", &[0; 4]), Node::Opaque(_)));
+        assert!(matches!(scalar("O8", "|", &[0; 8]), Node::Opaque(_)));
+    }
+
+    #[test]
+    fn other_names_are_refused_by_name() {
+        let refused = reason(b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R.");
+        assert!(refused.contains("`os.system`") && refused.contains("hint:"), "{refused}");
+        let refused = reason(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.");
+        assert!(refused.contains("`builtins.eval`"), "{refused}");
+    }
+
+    #[test]
+    fn damaged_streams_are_refused() {
+        for input in [
+            &b""[..],
+            b"\x80\x02",
+            b"\x80\x09N.",
+            b"\x80\x02.",
+            b"\x80\x02(.",
+            b"\x80\x02t.",
+            b"\x80\x02N(0.",
+            b"\x80\x02\x86.",
+            b"\x80\x02X\xff\xff\xff\xffa.",
+            b"\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.",
+            b"\x80\x02X\x01\0\0\0\xff.",
+            b"\x80\x02h\x07.",
+            b"\x80\x02}(Nu.",
+            b"\x80\x02NNa.",
+            b"\x80\x02NQ.",
+            b"\x80\x02N)R.",
+            b"\x80\x02ctorch\nSize\nN\x85R.",
+            b"\x80\x02ctorch.ut",
+            b"\x80\x02I7\n.",
+        ] {
+            assert!(root(input).is_err(), "{input:?}");
+        }
+    }
+
+    #[test]
+    fn one_long_string_cannot_become_many_byte_strings() {
+        let mut input = b"\x80\x02c_codecs\nencode\nq\0X\xe8\x03\0\0".to_vec();
+        input.extend([b'a'; 1000]);
+        input.extend(b"q\x01\x85q\x02R");
+        for _ in 0..100 {
+            input.extend(b"h\0h\x02R");
+        }
+        input.push(b'.');
+        assert!(reason(&input).contains("byte strings"));
+    }
+}

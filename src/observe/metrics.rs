@@ -1,0 +1,95 @@
+//! `metrics.jsonl`: a line of JSON an epoch, for people with `jq` and pandas.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::append::AppendFile;
+use crate::error::{Error, Kind, Result};
+
+/// What one epoch gave. JSON has no NaN or infinity: such a number is written as `null`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct EpochMetrics {
+    /// From 1.
+    pub epoch: usize,
+    /// Mean over the training clips.
+    pub train_loss: f64,
+    /// Mean over the validation clips.
+    pub val_loss: f64,
+    /// Share of the validation clips whose class has the highest logit, 0 to 1.
+    pub val_accuracy: f64,
+    /// The learning rate during the epoch.
+    pub lr: f64,
+    /// Wall-clock time of the epoch, validation included.
+    pub seconds: f64,
+    /// Images through the backbones a second, in training.
+    pub images_per_second: f64,
+    /// How long training waited for batches.
+    pub data_wait_seconds: f64,
+}
+
+/// The open file.
+#[derive(Debug)]
+pub struct MetricsLog {
+    file: AppendFile,
+    path: PathBuf,
+}
+
+impl MetricsLog {
+    /// Opens `path` for adding lines, making it where it is missing.
+    ///
+    /// # Errors
+    ///
+    /// A run error that names the path.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = AppendFile::open(path, false).map_err(|e| Error::io(Kind::Run, "cannot open", path, &e))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Adds a line in one write, so that a reader never sees half of one.
+    ///
+    /// # Errors
+    ///
+    /// A run error that names the path; the lines before are whole.
+    pub fn add(&mut self, metrics: &EpochMetrics) -> Result<()> {
+        let line = serde_json::to_string(metrics).map_err(std::io::Error::other);
+        line.and_then(|line| self.file.add(format!("{line}\n").as_bytes()))
+            .and_then(|()| self.file.sync())
+            .map_err(|e| Error::io(Kind::Run, "cannot write", &self.path, &e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_is_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let metrics = EpochMetrics {
+            epoch: 1,
+            train_loss: 2.5,
+            val_loss: f64::NAN,
+            val_accuracy: 0.75,
+            lr: 3e-4,
+            seconds: 1.0,
+            images_per_second: 100.0,
+            data_wait_seconds: 0.0,
+        };
+        MetricsLog::open(&path).unwrap().add(&metrics).unwrap();
+        MetricsLog::open(&path).unwrap().add(&EpochMetrics { epoch: 2, ..metrics }).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let first = "{\"epoch\":1,\"train_loss\":2.5,\"val_loss\":null,\"val_accuracy\":0.75,\"lr\":0.0003,\
+                     \"seconds\":1.0,\"images_per_second\":100.0,\"data_wait_seconds\":0.0}\n";
+        assert!(text.starts_with(first), "{text}");
+        assert_eq!(text.lines().count(), 2);
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = MetricsLog::open(&folder.path().join("gone/metrics.jsonl")).unwrap_err();
+        assert!(error.to_string().contains("gone/metrics.jsonl"), "{error}");
+    }
+}

@@ -1,0 +1,173 @@
+//! TensorBoard's event files: a new file at every start, one write a record.
+//!
+//! The messages and the framing (length, masked CRC-32C, data, masked CRC-32C) come from tensorboard-rs. Its own
+//! writer is not used: it ends the process's training on a full disk. Here an error is a value, and training goes on.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use protobuf::Message;
+use tensorboard_proto::event::Event;
+use tensorboard_rs::record_writer::RecordWriter;
+use tensorboard_rs::summary;
+
+use super::append::AppendFile;
+use crate::error::{Error, Kind, Result};
+
+/// A file of scalars that TensorBoard shows.
+#[derive(Debug)]
+pub struct TensorBoard {
+    file: AppendFile,
+    path: PathBuf,
+}
+
+impl TensorBoard {
+    /// Makes `folder` where it is missing and starts a new event file in it,
+    /// `events.out.tfevents.<unix seconds>.<host>.<pid>.<n>`.
+    ///
+    /// # Errors
+    ///
+    /// A run error that names the path. It should cost a warning, not the run.
+    pub fn create(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(Kind::Run, "cannot make the folder", folder, &e))?;
+        let (file, path) = new_file(folder)
+            .map_err(|e| Error::io(Kind::Run, "cannot write TensorBoard events to", folder, &e))?;
+        let mut writer = Self { file, path };
+        let mut event = Event::new();
+        event.set_file_version("brain.Event:2".to_owned());
+        writer.add(event)?;
+        Ok(writer)
+    }
+
+    /// Where the events go.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Adds the point (`step`, `value`) to the curve `tag`.
+    ///
+    /// # Errors
+    ///
+    /// A run error that names the file. The file stays readable, and a later call may succeed.
+    pub fn add_scalar(&mut self, tag: &str, value: f32, step: i64) -> Result<()> {
+        let mut event = Event::new();
+        event.set_step(step);
+        event.set_summary(summary::scalar(tag, value));
+        self.add(event)
+    }
+
+    /// Hands everything to the disk. TensorBoard sees each record without it.
+    ///
+    /// # Errors
+    ///
+    /// A run error that names the file.
+    pub fn flush(&mut self) -> Result<()> {
+        self.file.sync().map_err(|e| self.failed(&e))
+    }
+
+    fn add(&mut self, mut event: Event) -> Result<()> {
+        event.set_wall_time(now());
+        record(&event).and_then(|record| self.file.add(&record)).map_err(|e| self.failed(&e))
+    }
+
+    fn failed(&self, error: &io::Error) -> Error {
+        Error::io(Kind::Run, "cannot write TensorBoard events to", &self.path, error)
+    }
+}
+
+/// The bytes of one record.
+fn record(event: &Event) -> io::Result<Vec<u8>> {
+    let data = event.write_to_bytes().map_err(io::Error::other)?;
+    let mut record = Vec::with_capacity(data.len() + 16);
+    RecordWriter::new(&mut record).write(&data)?;
+    Ok(record)
+}
+
+/// A file that was not there before: `n` counts the starts of one process within a second.
+fn new_file(folder: &Path) -> io::Result<(AppendFile, PathBuf)> {
+    let host = gethostname::gethostname().to_string_lossy().replace(['/', '\\'], "_");
+    let start = format!("events.out.tfevents.{:010}.{host}.{}", now() as u64, std::process::id());
+    let mut n = 0;
+    loop {
+        let path = folder.join(format!("{start}.{n}"));
+        match AppendFile::open(&path, true) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && n < 1000 => n += 1,
+            other => return other.map(|file| (file, path)),
+        }
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CRC-32C bit by bit (RFC 3720, appendix B.4), masked as TensorFlow does.
+    fn masked_crc(data: &[u8]) -> u32 {
+        let mut crc = !0_u32;
+        for &byte in data {
+            crc ^= u32::from(byte);
+            for _ in 0..8 {
+                crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+            }
+        }
+        (!crc).rotate_right(15).wrapping_add(0xa282_ead8)
+    }
+
+    /// The data of each record, checksums verified.
+    fn records(mut bytes: &[u8]) -> Vec<Event> {
+        let mut events = Vec::new();
+        while !bytes.is_empty() {
+            let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let crc = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+            let data = &bytes[12..12 + length];
+            assert_eq!(crc(8), masked_crc(&bytes[..8]));
+            assert_eq!(crc(12 + length), masked_crc(data));
+            events.push(Event::parse_from_bytes(data).unwrap());
+            bytes = &bytes[16 + length..];
+        }
+        events
+    }
+
+    #[test]
+    fn scalars_come_back_at_their_steps() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut board = TensorBoard::create(&folder.path().join("deep/logs")).unwrap();
+        board.add_scalar("loss/train", 1.5, 1).unwrap();
+        board.add_scalar("loss/train", f32::NAN, 2).unwrap();
+        board.flush().unwrap();
+        let events = records(&std::fs::read(board.path()).unwrap());
+        assert_eq!(events.len(), 3);
+        assert_eq!(events[0].get_file_version(), "brain.Event:2");
+        assert!(events[0].get_wall_time() > 1.6e9);
+        let value = &events[1].get_summary().get_value()[0];
+        assert_eq!((events[1].get_step(), value.get_tag(), value.get_simple_value()), (1, "loss/train", 1.5));
+        assert!(events[2].get_summary().get_value()[0].get_simple_value().is_nan());
+    }
+
+    #[test]
+    fn every_start_has_its_own_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = TensorBoard::create(folder.path()).unwrap();
+        let second = TensorBoard::create(folder.path()).unwrap();
+        assert_ne!(first.path(), second.path());
+        let name = first.path().file_name().unwrap().to_str().unwrap().to_owned();
+        assert!(name.starts_with("events.out.tfevents.1") && name.ends_with(".0"), "{name}");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("taken");
+        std::fs::write(&file, "x").unwrap();
+        let error = TensorBoard::create(&file.join("logs")).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().contains("taken/logs"), "{error}");
+    }
+}
