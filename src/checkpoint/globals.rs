@@ -29,7 +29,7 @@ pub(super) enum Global {
 }
 
 /// Classes of plain data that training scripts put into checkpoints and that slt-run has no use for.
-const OPAQUE: [(&str, &[&str], &str); 12] = [
+const OPAQUE: [(&str, &[&str], &str); 14] = [
     ("torch", &["device"], "torch.device"),
     (
         "torch",
@@ -39,6 +39,8 @@ const OPAQUE: [(&str, &[&str], &str); 12] = [
     ("numpy", &["ndarray"], "numpy.ndarray"),
     ("numpy.core.multiarray", &["_reconstruct"], "numpy.ndarray"),
     ("numpy._core.multiarray", &["_reconstruct"], "numpy.ndarray"),
+    ("numpy.core.numeric", &["_frombuffer"], "numpy.ndarray"),
+    ("numpy._core.numeric", &["_frombuffer"], "numpy.ndarray"),
     ("__builtin__", &["set", "frozenset", "complex", "bytearray"], "Python object"),
     ("builtins", &["set", "frozenset", "complex", "bytearray"], "Python object"),
     ("argparse", &["Namespace"], "argparse.Namespace"),
@@ -82,9 +84,13 @@ mod tests {
     fn only_listed_names_are_known() {
         assert_eq!(lookup("torch", "HalfStorage"), Some(Global::Storage(Dtype::F16)));
         assert_eq!(lookup("pathlib", "PosixPath"), Some(Global::Opaque("pathlib.Path")));
-        for (module, name) in
-            [("os", "system"), ("builtins", "eval"), ("collections", "HalfStorage"), ("torch", "load"), ("", "")]
-        {
+        for (module, name) in [
+            ("os", "system"),
+            ("builtins", "eval"),
+            ("collections", "HalfStorage"),
+            ("torch", "load"),
+            ("", ""),
+        ] {
             assert_eq!(lookup(module, name), None, "{module}.{name}");
         }
     }

@@ -111,7 +111,9 @@ impl<'a> AdamState<'a> {
         for key in ["amsgrad", "maximize"] {
             group.refuse(key)?;
         }
-        let beta = |i: usize| betas.get(i).and_then(Value::as_number).ok_or_else(|| group.wrong("has no two `betas`"));
+        let beta = |i: usize| {
+            betas.get(i).and_then(Value::as_number).ok_or_else(|| group.wrong("has no two `betas`"))
+        };
         Ok(Self {
             lr: group.number("lr")?,
             betas: (beta(0)?, beta(1)?),
@@ -238,12 +240,15 @@ struct Reader<'r, 'v> {
 impl<'r, 'v: 'r> Reader<'r, 'v> {
     fn new(path: &'r Path, value: &'v Value<'v>, expected: &'r [(String, Vec<usize>)]) -> Result<Self> {
         let whole = Group { path, value };
-        let (Some(Value::Dict(state)), Some(Value::List(groups))) = (value.get("state"), value.get("param_groups"))
+        let (Some(Value::Dict(state)), Some(Value::List(groups))) =
+            (value.get("state"), value.get("param_groups"))
         else {
             return Err(whole.wrong("has no `state` and `param_groups`"));
         };
         let [group] = groups.as_slice() else {
-            return Err(whole.wrong(&format!("has {} parameter groups; slt-run trains with one", groups.len())));
+            return Err(
+                whole.wrong(&format!("has {} parameter groups; slt-run trains with one", groups.len()))
+            );
         };
         let group = Group { path, value: group };
         let params: Option<Vec<i64>> = match group.value.get("params") {
@@ -302,7 +307,11 @@ mod tests {
     }
 
     fn adam() -> AdamState<'static> {
-        let moments = |tensor: TensorData<'static>| AdamMoments { step: 5, exp_avg: tensor.clone(), exp_avg_sq: tensor };
+        let moments = |tensor: TensorData<'static>| AdamMoments {
+            step: 5,
+            exp_avg: tensor.clone(),
+            exp_avg_sq: tensor,
+        };
         AdamState {
             lr: 1e-3,
             betas: (0.9, 0.999),
@@ -310,7 +319,10 @@ mod tests {
             weight_decay: 0.01,
             decoupled: true,
             initial_lr: Some(3e-3),
-            moments: vec![Some(moments(TensorData::f32([3], &ELEMENTS))), Some(moments(TensorData::scalar(4.0)))],
+            moments: vec![
+                Some(moments(TensorData::f32([3], &ELEMENTS))),
+                Some(moments(TensorData::scalar(4.0))),
+            ],
         }
     }
 
@@ -330,8 +342,13 @@ mod tests {
     #[test]
     fn sgd_survives_the_dict() {
         let buffers = vec![Some(TensorData::f32([3], &ELEMENTS)), None];
-        let sgd =
-            SgdState { lr: 0.1, momentum: 0.9, weight_decay: 0.0, initial_lr: None, momentum_buffers: buffers };
+        let sgd = SgdState {
+            lr: 0.1,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            initial_lr: None,
+            momentum_buffers: buffers,
+        };
         let value = sgd.clone().into_value();
         assert_eq!(SgdState::from_value(path(), &value, &expected()).unwrap(), sgd);
     }

@@ -85,7 +85,8 @@ pub(super) fn unpickle(input: &[u8]) -> Result<Graph> {
         memo: HashMap::new(),
         decoded: 0,
     };
-    let root = machine.run().map_err(|error| error.cause(format!("at byte {} of the object stream", machine.at)))?;
+    let root =
+        machine.run().map_err(|error| error.cause(format!("at byte {} of the object stream", machine.at)))?;
     Ok(Graph { nodes: machine.nodes, root })
 }
 
@@ -246,7 +247,10 @@ impl<'p> Machine<'p> {
     /// BUILD sets attributes. Those of a dict (`state_dict()._metadata`) and of opaque values are not needed.
     fn build(&mut self, target: Id, state: &[Id]) -> Result<()> {
         let big = match state {
-            [state] => self.tuple(*state).and_then(|parts| parts.get(1)).is_some_and(|&order| self.is_str(order, ">")),
+            [state] => self
+                .tuple(*state)
+                .and_then(|parts| parts.get(1))
+                .is_some_and(|&order| self.is_str(order, ">")),
             _ => false,
         };
         match self.nodes.get_mut(target.0 as usize) {
@@ -288,7 +292,9 @@ impl<'p> Machine<'p> {
         let refused = || damaged("a reference to something other than a tensor's storage");
         let Some(&[kind, class, key, _, numel]) = self.tuple(id) else { return Err(refused()) };
         match (at(&self.nodes, class), at(&self.nodes, key), at(&self.nodes, numel)) {
-            (Node::Global(Global::Storage(dtype)), Node::Str(_), &Node::Int(numel)) if self.is_str(kind, "storage") => {
+            (Node::Global(Global::Storage(dtype)), Node::Str(_), &Node::Int(numel))
+                if self.is_str(kind, "storage") =>
+            {
                 let numel = u64::try_from(numel).map_err(|_| damaged("a storage of negative length"))?;
                 Ok(Node::Storage { dtype: *dtype, key, numel })
             }
@@ -321,7 +327,9 @@ impl<'p> Machine<'p> {
                 self.stack.push(sizes);
                 return Ok(());
             }
-            (Global::Tensor, &[storage, offset, shape, strides, ..]) => self.tensor(storage, offset, shape, strides)?,
+            (Global::Tensor, &[storage, offset, shape, strides, ..]) => {
+                self.tensor(storage, offset, shape, strides)?
+            }
             (Global::NumpyDtype, &[code, ..]) => Node::NumpyDtype { code, big_endian: false },
             (Global::NumpyScalar, &[dtype, bytes]) => self.numpy_scalar(dtype, bytes),
             (Global::Encode, &[text, ..]) => {
@@ -450,11 +458,14 @@ impl<'p> Machine<'p> {
 fn known(module: &str, name: &str) -> Result<Global> {
     lookup(module, name).ok_or_else(|| {
         let name: String = format!("{module}.{name}").chars().take(100).collect();
-        Error::data(format!("it asks to run `{}`, which is not among what a checkpoint needs", name.escape_debug()))
-            .hint(
-                "slt-run never runs code from a file. If you trust it, load it in Python and save only its \
+        Error::data(format!(
+            "it asks to run `{}`, which is not among what a checkpoint needs",
+            name.escape_debug()
+        ))
+        .hint(
+            "slt-run never runs code from a file. If you trust it, load it in Python and save only its \
                  tensors: torch.save({\"model_state\": model.state_dict()}, path)",
-            )
+        )
     })
 }
 

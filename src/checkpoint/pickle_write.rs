@@ -106,7 +106,9 @@ impl<'v> Writer<'v> {
     }
 
     fn count(&mut self, n: usize) -> Result<()> {
-        self.int(i64::try_from(n).map_err(|_| Error::run("a tensor has more elements than PyTorch can count"))?);
+        self.int(
+            i64::try_from(n).map_err(|_| Error::run("a tensor has more elements than PyTorch can count"))?,
+        );
         Ok(())
     }
 
@@ -180,7 +182,10 @@ mod tests {
         assert_eq!(bytes(&Value::Float(1.0)), b"\x80\x02G\x3f\xf0\0\0\0\0\0\0.");
         assert_eq!(bytes(&Value::from("ñ")), b"\x80\x02X\x02\0\0\0\xc3\xb1.");
         assert_eq!(bytes(&Value::Tuple(vec![])), b"\x80\x02).");
-        assert_eq!(bytes(&Value::dict([("a", Value::List(vec![Value::Bool(true)]))])), b"\x80\x02}(X\x01\0\0\0a](\x88eu.");
+        assert_eq!(
+            bytes(&Value::dict([("a", Value::List(vec![Value::Bool(true)]))])),
+            b"\x80\x02}(X\x01\0\0\0a](\x88eu."
+        );
     }
 
     #[test]

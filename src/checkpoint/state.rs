@@ -56,7 +56,8 @@ impl<'a> Checkpoint<'a> {
         let mut need = |key: &str, what: &str, found: bool| {
             if !found {
                 let has = value.get(key).map_or_else(|| "nothing".to_owned(), Value::describe);
-                problems.push(Problem::new(format!("{}: `{key}` should be {what}, not {has}", path.display())));
+                problems
+                    .push(Problem::new(format!("{}: `{key}` should be {what}, not {has}", path.display())));
             }
         };
         let epoch = value.get("epoch").and_then(Value::as_int).and_then(|n| usize::try_from(n).ok());
@@ -105,9 +106,16 @@ fn check_version(path: &Path, value: &Value) -> Result<()> {
 type Keyed<'a, T> = Vec<(String, T)>;
 
 /// The model's tensors, and the other string keys.
-fn split_model<'a>(path: &Path, value: Value<'a>) -> Result<(Keyed<'a, TensorData<'a>>, Keyed<'a, Value<'a>>)> {
+fn split_model<'a>(
+    path: &Path,
+    value: Value<'a>,
+) -> Result<(Keyed<'a, TensorData<'a>>, Keyed<'a, Value<'a>>)> {
     let Value::Dict(items) = value else {
-        return Err(Error::data(format!("{} holds {}, not a checkpoint's dict", path.display(), value.describe())));
+        return Err(Error::data(format!(
+            "{} holds {}, not a checkpoint's dict",
+            path.display(),
+            value.describe()
+        )));
     };
     let keyed = items.into_iter().filter_map(|(key, value)| match key {
         Value::Str(key) => Some((key, value)),
@@ -155,9 +163,11 @@ pub fn match_parameters<'t, 'a>(
     expected: &[(String, Vec<usize>)],
     found: &'t [(String, TensorData<'a>)],
 ) -> Result<Vec<&'t TensorData<'a>>> {
-    let by_name: HashMap<&str, &TensorData> = found.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let by_name: HashMap<&str, &TensorData> =
+        found.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let names: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-    let (mut matched, mut missing, mut misshapen, mut mistyped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut matched, mut missing, mut misshapen, mut mistyped) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (name, shape) in expected {
         match by_name.get(name.as_str()) {
             None => missing.push(format!("{name} {shape:?}")),
@@ -182,7 +192,12 @@ pub fn match_parameters<'t, 'a>(
         ("has parameters that are not floating-point numbers", mistyped),
     ] {
         if !keys.is_empty() {
-            problems.push(Problem::new(format!("{} {what} ({}): {}", path.display(), keys.len(), first(&keys))));
+            problems.push(Problem::new(format!(
+                "{} {what} ({}): {}",
+                path.display(),
+                keys.len(),
+                first(&keys)
+            )));
         }
     }
     if let Some(last) = problems.last_mut() {
@@ -197,7 +212,8 @@ fn is_float(dtype: Dtype) -> bool {
 
 /// The first few of `keys`, a line each, and how many more there are.
 fn first(keys: &[String]) -> String {
-    let mut text: String = keys.iter().take(NAMED).map(|key| format!("\n    {}", key.escape_debug())).collect();
+    let mut text: String =
+        keys.iter().take(NAMED).map(|key| format!("\n    {}", key.escape_debug())).collect();
     if keys.len() > NAMED {
         text.push_str(&format!("\n    and {} more", keys.len() - NAMED));
     }
@@ -289,8 +305,7 @@ mod tests {
 
     #[test]
     fn tensors_come_in_the_model_s_order() {
-        let found =
-            [("b".to_owned(), TensorData::scalar(2.0)), ("a".to_owned(), TensorData::f32([2], &ONE))];
+        let found = [("b".to_owned(), TensorData::scalar(2.0)), ("a".to_owned(), TensorData::f32([2], &ONE))];
         let expected = [("a".to_owned(), vec![2]), ("b".to_owned(), vec![])];
         let matched = match_parameters(path(), &expected, &found).unwrap();
         assert_eq!(matched, [&found[1].1, &found[0].1]);

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::archive::Archive;
 use super::atomic;
-use super::pickle_read::{Graph, Id, Node, unpickle, MAX_NODES};
+use super::pickle_read::{Graph, Id, MAX_NODES, Node, unpickle};
 use super::pickle_write::{MAX_DEPTH, Pickled, contiguous_strides, pickle};
 use super::value::{TensorData, Value};
 use super::zip_write::ZipWriter;
@@ -104,7 +104,9 @@ impl Survey<'_, '_> {
         self.left.values = self.left.values.checked_sub(1).ok_or_else(too_much)?;
         let graph = self.graph;
         match graph.node(id) {
-            Node::Str(text) => self.left.text = self.left.text.checked_sub(text.len()).ok_or_else(too_much)?,
+            Node::Str(text) => {
+                self.left.text = self.left.text.checked_sub(text.len()).ok_or_else(too_much)?
+            }
             Node::List(items) | Node::Tuple(items) => {
                 for &item in items {
                     self.value(item, depth + 1)?;

@@ -29,7 +29,8 @@ impl<W: Write> ZipWriter<W> {
 
     /// Adds an entry. Each name may be used once; names are short and ASCII.
     pub fn entry(&mut self, name: &str, data: &[u8]) -> io::Result<()> {
-        let header = Header { name, size: data.len() as u64, crc: crc32fast::hash(data), offset: self.position };
+        let header =
+            Header { name, size: data.len() as u64, crc: crc32fast::hash(data), offset: self.position };
         self.put(&header.local())?;
         self.put(data)?;
         self.directory.extend(header.central());

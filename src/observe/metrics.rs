@@ -42,7 +42,8 @@ impl MetricsLog {
     ///
     /// A run error that names the path.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = AppendFile::open(path, false).map_err(|e| Error::io(Kind::Run, "cannot open", path, &e))?;
+        let file =
+            AppendFile::open(path, false).map_err(|e| Error::io(Kind::Run, "cannot open", path, &e))?;
         Ok(Self { file, path: path.to_owned() })
     }
 

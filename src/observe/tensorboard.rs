@@ -30,7 +30,8 @@ impl TensorBoard {
     ///
     /// A run error that names the path. It should cost a warning, not the run.
     pub fn create(folder: &Path) -> Result<Self> {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(Kind::Run, "cannot make the folder", folder, &e))?;
+        std::fs::create_dir_all(folder)
+            .map_err(|e| Error::io(Kind::Run, "cannot make the folder", folder, &e))?;
         let (file, path) = new_file(folder)
             .map_err(|e| Error::io(Kind::Run, "cannot write TensorBoard events to", folder, &e))?;
         let mut writer = Self { file, path };
