@@ -1,1 +1,68 @@
-//! To come.
+//! From CSVs and folders of JPEG frames to batches: a [`Dataset`] is opened once, a [`Loader`] turns [`Request`]s
+//! into [`Batch`]es on its threads.
+//!
+//! Shapes in this module: `B` clips of a batch, `T` frames (`model.sequence_length`), `H` = `W` =
+//! `model.image_size`, `P` = `3 * model.pose_landmarks`. Pixels stay bytes until they are on the device.
+
+mod batch;
+mod dataset;
+mod frames;
+mod image;
+mod loader;
+mod manifest;
+mod pose;
+mod sampling;
+mod summary;
+mod table;
+mod target;
+
+pub use batch::{Batch, Phase, Request, Sample, Sizes, requests, training_order};
+pub use dataset::{Clip, Dataset, Stream};
+pub use frames::FrameTable;
+pub use image::Decoder;
+pub use loader::Loader;
+pub use manifest::{Index, Metadata, Source, read_index, read_metadata};
+pub use pose::Pose;
+pub use sampling::{frame_at, sample_indices, stride};
+pub use summary::{Collisions, Frames, StreamSummary, Summary};
+pub use target::{normalize, text_hash, text_target};
+
+/// Runs a decoder of somebody else's on a file that may be hostile: its panic becomes the message of an error.
+fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).map_err(|payload| {
+        let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+        format!("the reader gave up: {}", text.unwrap_or_else(|| "no reason given".into()))
+    })
+}
+
+/// The first ten of `items` and how many more there are: `a, b and 3 more`.
+fn some_of<T: std::fmt::Display>(items: &[T]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<String> = items.iter().take(SHOWN).map(ToString::to_string).collect();
+    let rest = items.len().saturating_sub(SHOWN);
+    if rest == 0 { shown.join(", ") } else { format!("{} and {rest} more", shown.join(", ")) }
+}
+
+/// `1 clip`, `2 clips`.
+fn count(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_cut_after_ten() {
+        assert_eq!(some_of(&[1, 2]), "1, 2");
+        assert_eq!(some_of(&(0..12).collect::<Vec<_>>()), "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more");
+        assert_eq!((count(1, "clip"), count(2, "clip")), ("1 clip".into(), "2 clips".into()));
+    }
+
+    #[test]
+    fn a_panic_becomes_a_message() {
+        let got: Result<(), String> = guarded(|| std::panic::panic_any(String::from("index 7")));
+        assert_eq!(got, Err("the reader gave up: index 7".into()));
+    }
+}

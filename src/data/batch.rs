@@ -1,0 +1,198 @@
+//! What the trainer asks for and what it gets: requests, samples, batches.
+
+use crate::random::{Purpose, stream};
+use rand::seq::SliceRandom;
+use std::ops::Range;
+
+/// Which pass over the data a batch belongs to; it decides how a clip is sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// The first frame is drawn anew in each epoch.
+    Train,
+    /// The first frame is the clip's first.
+    Validation,
+}
+
+/// One batch to be loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What it is for.
+    pub phase: Phase,
+    /// The epoch, counted from 0.
+    pub epoch: usize,
+    /// Positions in `Dataset::clips`, in the order that they have in the batch.
+    pub clips: Vec<usize>,
+}
+
+/// The training clips in the order of `epoch` (counted from 0): a shuffle that depends on the seed and the epoch only.
+#[must_use]
+pub fn training_order(seed: u64, epoch: usize, train: &[usize]) -> Vec<usize> {
+    let mut order = train.to_vec();
+    order.shuffle(&mut stream(seed, Purpose::Order, [epoch as u64, 0]));
+    order
+}
+
+/// All batches of `epochs`, in order: each epoch's training batches, then its validation batches. The last batch of
+/// each is short where the clips do not divide.
+pub fn requests(
+    seed: u64,
+    [train, val]: [Vec<usize>; 2],
+    [batch_size, val_batch_size]: [usize; 2],
+    epochs: Range<usize>,
+) -> impl Iterator<Item = Request> + Send + 'static {
+    epochs.flat_map(move |epoch| {
+        let order = training_order(seed, epoch, &train);
+        let batches = |clips: &[usize], size: usize, phase| -> Vec<Request> {
+            let chunks = clips.chunks(size.max(1));
+            chunks.map(|clips| Request { phase, epoch, clips: clips.to_vec() }).collect()
+        };
+        let mut all = batches(&order, batch_size, Phase::Train);
+        all.extend(batches(&val, val_batch_size, Phase::Validation));
+        all
+    })
+}
+
+/// The sizes of one clip in a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// `T`, frames.
+    pub frames: usize,
+    /// `H` = `W`, pixels a side.
+    pub image_size: usize,
+    /// `P`, pose values a frame: three a landmark.
+    pub pose: usize,
+}
+
+impl Sizes {
+    /// The bytes of one image.
+    #[must_use]
+    pub fn image_bytes(&self) -> usize {
+        self.image_size * self.image_size * 3
+    }
+}
+
+/// One clip, decoded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Face, left hand, right hand: `(T, H, W, 3)` RGB bytes; a missing image is zeros.
+    pub images: [Vec<u8>; 3],
+    /// `(T, P)`.
+    pub pose: Vec<f32>,
+    /// Left hand, right hand: `(T)`, false = missing.
+    pub miss_mask: [Vec<bool>; 2],
+    /// The class of the clip's text.
+    pub target: u32,
+}
+
+impl Sample {
+    /// A sample in which everything is missing.
+    #[must_use]
+    pub fn new(sizes: Sizes) -> Self {
+        Self {
+            images: [(); 3].map(|()| vec![0; sizes.frames * sizes.image_bytes()]),
+            pose: vec![0.0; sizes.frames * sizes.pose],
+            miss_mask: [(); 2].map(|()| vec![false; sizes.frames]),
+            target: 0,
+        }
+    }
+}
+
+/// Several clips, decoded, one after another in each field.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Positions in `Dataset::clips`: `(B)`.
+    pub clips: Vec<usize>,
+    /// Face, left hand, right hand: `(B, T, H, W, 3)` RGB bytes; a missing image is zeros.
+    pub images: [Vec<u8>; 3],
+    /// `(B, T, P)`.
+    pub pose: Vec<f32>,
+    /// `(B, T)`, all true: a clip is stretched to `T` by repetition.
+    pub pad_mask: Vec<bool>,
+    /// Left hand, right hand: `(B, T)`, false = missing.
+    pub miss_mask: [Vec<bool>; 2],
+    /// The classes of the clips' texts: `(B)`.
+    pub targets: Vec<u32>,
+    /// `T`, `H` and `P`.
+    pub sizes: Sizes,
+}
+
+impl Batch {
+    /// A batch of `clips` with room for their samples.
+    #[must_use]
+    pub fn new(clips: Vec<usize>, sizes: Sizes) -> Self {
+        let number = clips.len();
+        let frames = number * sizes.frames;
+        Self {
+            clips,
+            images: [(); 3].map(|()| vec![0; frames * sizes.image_bytes()]),
+            pose: vec![0.0; frames * sizes.pose],
+            pad_mask: vec![true; frames],
+            miss_mask: [(); 2].map(|()| vec![false; frames]),
+            targets: vec![0; number],
+            sizes,
+        }
+    }
+
+    /// Puts `sample`, which has the batch's sizes, at `position`.
+    pub(super) fn put(&mut self, position: usize, sample: &Sample) {
+        for (all, one) in self.images.iter_mut().zip(&sample.images) {
+            copy_to(all, position, one);
+        }
+        copy_to(&mut self.pose, position, &sample.pose);
+        for (all, one) in self.miss_mask.iter_mut().zip(&sample.miss_mask) {
+            copy_to(all, position, one);
+        }
+        copy_to(&mut self.targets, position, &[sample.target]);
+    }
+}
+
+/// Copies `one` to the `position`-th place of its length in `all`.
+fn copy_to<T: Copy>(all: &mut [T], position: usize, one: &[T]) {
+    if let Some(place) = all.get_mut(position * one.len()..(position + 1) * one.len()) {
+        place.copy_from_slice(one);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_depends_on_seed_and_epoch_and_keeps_every_clip() {
+        let train: Vec<usize> = (10..60).collect();
+        let order = training_order(1, 0, &train);
+        assert_eq!(order, training_order(1, 0, &train));
+        assert_ne!(order, training_order(1, 1, &train));
+        assert_ne!(order, training_order(2, 0, &train));
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert!(sorted == train && order != train);
+    }
+
+    #[test]
+    fn requests_run_across_phases_and_epochs() {
+        let all: Vec<Request> = requests(1, [vec![0, 1, 2], vec![3, 4]], [2, 5], 4..6).collect();
+        let shape: Vec<_> = all.iter().map(|r| (r.phase, r.epoch, r.clips.len())).collect();
+        let epoch =
+            |e| [(Phase::Train, e, 2), (Phase::Train, e, 1), (Phase::Validation, e, 2)];
+        assert_eq!(shape, [epoch(4), epoch(5)].concat());
+        assert_eq!([&all[0].clips[..], &all[1].clips].concat(), training_order(1, 4, &[0, 1, 2]));
+        assert_eq!(all[2].clips, [3, 4]);
+    }
+
+    #[test]
+    fn samples_stand_one_after_another() {
+        let sizes = Sizes { frames: 2, image_size: 1, pose: 3 };
+        let mut batch = Batch::new(vec![7, 8], sizes);
+        let mut sample = Sample::new(sizes);
+        sample.images[1].fill(9);
+        sample.pose.fill(0.5);
+        sample.miss_mask[0].fill(true);
+        sample.target = 4;
+        batch.put(1, &sample);
+        assert_eq!(batch.images[1], [0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9]);
+        assert_eq!((batch.pose[5], batch.pose[6]), (0.0, 0.5));
+        assert_eq!(batch.miss_mask[0], [false, false, true, true]);
+        assert_eq!((batch.targets.as_slice(), batch.pad_mask.as_slice()), (&[0, 4][..], &[true; 4][..]));
+    }
+}

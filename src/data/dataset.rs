@@ -1,0 +1,438 @@
+//! The dataset: opened once, shared by the loader's threads, one clip decoded at a time.
+
+use super::batch::{Phase, Sample, Sizes};
+use super::frames::{FrameTable, Listing, list_frames, list_poses};
+use super::image::Decoder;
+use super::manifest::{Index, Metadata, Source, read_index, read_metadata};
+use super::pose::{self, Pose};
+use super::sampling::{frame_at, sample_indices, stride, union};
+use super::target::text_target;
+use super::{count, some_of};
+use crate::config;
+use crate::error::{Error, Kind, Problem, Result};
+use crate::random::{Purpose, stream};
+use rand::RngExt;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// One of the three image streams.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// `face`, `hand_left` or `hand_right`.
+    pub name: &'static str,
+    /// The configuration key of its folder.
+    pub key: &'static str,
+    /// Its folder.
+    pub dir: PathBuf,
+}
+
+/// A clip: its text, and which files it has.
+#[derive(Clone, Debug)]
+pub struct Clip {
+    /// The `video_id`.
+    pub id: String,
+    /// The text, as written in the metadata.
+    pub text: String,
+    /// The text's class.
+    pub target: u32,
+    /// Face, left hand, right hand.
+    pub frames: [FrameTable; 3],
+    /// Whether there is a pose file.
+    pub has_pose: bool,
+}
+
+impl Clip {
+    /// The numbers that any of its streams has, sorted; their number is the clip's length `T0`.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<u32> {
+        union(self.frames.each_ref().map(FrameTable::numbers))
+    }
+}
+
+/// All clips of both splits and where their files are. Nothing of it changes after [`Dataset::open`].
+#[derive(Debug)]
+pub struct Dataset {
+    /// The clips: those of the training index in its order, then those that only the validation index has.
+    pub clips: Vec<Clip>,
+    /// Positions in `clips` of the training split, in the order of its index.
+    pub train: Vec<usize>,
+    /// Positions in `clips` of the validation split, in the order of its index.
+    pub val: Vec<usize>,
+    /// Face, left hand, right hand.
+    pub streams: [Stream; 3],
+    /// The folder of the poses.
+    pub pose_dir: PathBuf,
+    /// The sizes of a sample.
+    pub sizes: Sizes,
+    /// How many classes there are.
+    pub vocab_size: usize,
+    pub(super) landmarks: usize,
+    seed: u64,
+    warnings: Vec<String>,
+}
+
+impl Dataset {
+    /// Reads the CSVs and lists the folders, each once.
+    ///
+    /// # Errors
+    /// All that is wrong with the CSVs and folders, as one error of kind `Data`.
+    pub fn open(data: &config::Data, model: &config::Model, seed: u64) -> Result<Self> {
+        let sources = Sources::new(data);
+        let mut problems = Vec::new();
+        let mut keep = |found: &mut Vec<Problem>| problems.append(found);
+        let metadata = read_metadata(&sources.metadata).map_err(|mut found| keep(&mut found)).ok();
+        let indices =
+            sources.indices.map(|source| read_index(&source).map_err(|mut found| keep(&mut found)).ok());
+        let mut warnings = Vec::new();
+        let splits = match (&metadata, &indices) {
+            (Some(metadata), [Some(train), Some(val)]) => {
+                Splits::new(&sources, metadata, [train, val], &mut warnings).map_err(|mut found| keep(&mut found)).ok()
+            }
+            _ => None,
+        };
+        let clips = splits.as_ref().map(|splits| splits.ids.clone()).unwrap_or_default();
+        let ids: HashMap<&str, usize> = clips.iter().enumerate().map(|(at, id)| (id.as_str(), at)).collect();
+        // A folder that cannot be listed is reported even where the CSVs left no ids to look for.
+        let folders = list_folders(&sources, &ids).map_err(|mut found| keep(&mut found)).ok();
+        Error::all(Kind::Data, problems)?;
+        let (Some(metadata), Some(splits), Some(folders)) = (metadata, splits, folders) else {
+            return Err(Error::data("the dataset cannot be opened"));
+        };
+        let mut dataset = Self {
+            clips: join(&splits.ids, &metadata, folders.0, &folders.1, model.vocab_size),
+            train: splits.train,
+            val: splits.val,
+            streams: sources.streams.map(|s| Stream { name: stream_name(s.key), key: s.key, dir: s.path.into() }),
+            pose_dir: data.pose_dir.clone(),
+            sizes: Sizes {
+                frames: model.sequence_length,
+                image_size: model.image_size,
+                pose: 3 * model.pose_landmarks,
+            },
+            vocab_size: model.vocab_size,
+            landmarks: model.pose_landmarks,
+            seed,
+            warnings,
+        };
+        dataset.warnings.extend(folders.2);
+        dataset.check_contents()?;
+        Ok(dataset)
+    }
+
+    /// What is odd and does not stop a run: ids without metadata, repeated rows, files with odd names, clips without
+    /// frames, clips in both splits, texts that share a class.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Refuses a dataset without any frame; warns of clips and streams without any, and of shared classes.
+    fn check_contents(&mut self) -> Result<()> {
+        let frameless = |clip: &Clip| clip.frames.iter().all(|table| table.numbers().is_empty());
+        if self.clips.iter().all(frameless) {
+            let example = self.clips.first().map_or("", |clip| clip.id.as_str());
+            return Err(Error::data(format!("none of the {} has a frame", count(self.clips.len(), "clip")))
+                .cause(format!(
+                    "no file named {example}_f<number>.jpg, for example, in {}",
+                    some_of(&self.streams.each_ref().map(|s| format!("{} ({})", s.dir.display(), s.key)))
+                ))
+                .hint("is data.face_dir right, and are the frames named <video_id>_f<number>.jpg?"));
+        }
+        for (at, stream) in self.streams.iter().enumerate() {
+            if self.clips.iter().all(|clip| clip.frames.get(at).is_none_or(|table| table.numbers().is_empty())) {
+                let folder = stream.dir.display();
+                self.warnings.push(format!("no clip has a frame in {folder} ({}): is it right?", stream.key));
+            }
+        }
+        if !self.clips.iter().any(|clip| clip.has_pose) {
+            let folder = self.pose_dir.display();
+            self.warnings.push(format!("no clip has a pose in {folder} (data.pose_dir): is it right?"));
+        }
+        let empty = self.clips.iter().filter(|clip| frameless(clip) && !clip.has_pose);
+        let empty: Vec<&str> = empty.map(|clip| clip.id.as_str()).collect();
+        if !empty.is_empty() {
+            let clips = count(empty.len(), "clip");
+            self.warnings.push(format!("{clips} without any frame or pose: {}", some_of(&empty)));
+        }
+        let collisions = self.collisions();
+        if collisions.colliding > 0 {
+            self.warnings.push(format!(
+                "{} of {} texts share a class with another text and cannot be told apart: a larger \
+                 model.vocab_size separates them",
+                collisions.colliding, collisions.texts
+            ));
+        }
+        Ok(())
+    }
+
+    /// Decodes one clip as `phase` of `epoch` (counted from 0) samples it. It depends on the seed, the epoch and the
+    /// clip alone.
+    ///
+    /// # Errors
+    /// A file, named, cannot be read or decoded.
+    pub fn load(&self, clip: usize, phase: Phase, epoch: usize) -> Result<Sample> {
+        let mut sample = Sample::new(self.sizes);
+        self.load_into(clip, phase, epoch, &mut Decoder::default(), &mut sample)?;
+        Ok(sample)
+    }
+
+    /// [`Dataset::load`] into a sample that exists already, whatever it held.
+    ///
+    /// # Errors
+    /// A file, named, cannot be read or decoded; `sample` is then left in part as it was.
+    pub fn load_into(
+        &self,
+        position: usize,
+        phase: Phase,
+        epoch: usize,
+        decoder: &mut Decoder,
+        sample: &mut Sample,
+    ) -> Result<()> {
+        let clip = self.clips.get(position).ok_or_else(|| Error::run(format!("there is no clip {position}")))?;
+        let numbers = clip.numbers();
+        let offset = self.offset(position, phase, epoch, stride(numbers.len(), self.sizes.frames));
+        let steps = sample_indices(numbers.len(), self.sizes.frames, offset);
+        // The number of each step; none in a clip without frames.
+        let steps: Vec<Option<u32>> = steps.into_iter().map(|at| numbers.get(at).copied()).collect();
+        for (at, (stream, images)) in self.streams.iter().zip(&mut sample.images).enumerate() {
+            let Some(table) = clip.frames.get(at) else { continue };
+            let shown: Vec<Option<u32>> =
+                steps.iter().map(|step| frame_at(table.numbers(), (*step)?)).collect();
+            self.load_stream(stream, clip, table, &shown, decoder, images)?;
+            // The masks are of the left and the right hand, streams 1 and 2.
+            if let Some(mask) = at.checked_sub(1).and_then(|hand| sample.miss_mask.get_mut(hand)) {
+                mask.iter_mut().zip(&shown).for_each(|(mask, shown)| *mask = shown.is_some());
+            }
+        }
+        self.load_pose(clip, offset, &mut sample.pose)?;
+        sample.target = clip.target;
+        Ok(())
+    }
+
+    /// The first frame's position: drawn from `0..stride` in training, 0 in validation.
+    fn offset(&self, clip: usize, phase: Phase, epoch: usize, stride: usize) -> usize {
+        match phase {
+            Phase::Validation => 0,
+            Phase::Train => {
+                let mut random = stream(self.seed, Purpose::Offset, [epoch as u64, clip as u64]);
+                random.random_range(0..stride.max(1) as u64) as usize
+            }
+        }
+    }
+
+    /// Fills `images`, `(T, H, W, 3)`, with the frames `shown`; a frame that is shown again is copied.
+    fn load_stream(
+        &self,
+        stream: &Stream,
+        clip: &Clip,
+        table: &FrameTable,
+        shown: &[Option<u32>],
+        decoder: &mut Decoder,
+        images: &mut [u8],
+    ) -> Result<()> {
+        let mut before: Option<(u32, &mut [u8])> = None;
+        for (image, shown) in images.chunks_exact_mut(self.sizes.image_bytes()).zip(shown) {
+            match (*shown, &before) {
+                (None, _) => image.fill(0),
+                (Some(number), Some((last, pixels))) if *last == number => image.copy_from_slice(pixels),
+                (Some(number), _) => {
+                    let path = stream.dir.join(table.file_name(&clip.id, number));
+                    decoder.read(&path, self.sizes.image_size, image)?;
+                    before = Some((number, image));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `pose`, `(T, P)`: rows in their own stride, from the clip's offset.
+    fn load_pose(&self, clip: &Clip, offset: usize, pose: &mut [f32]) -> Result<()> {
+        let found = if clip.has_pose { self.read_pose(clip)? } else { Pose::default() };
+        let rows = sample_indices(found.rows, self.sizes.frames, offset);
+        let width = self.sizes.pose;
+        for (out, row) in pose.chunks_exact_mut(width.max(1)).zip(rows) {
+            match found.values.get(row * width..(row + 1) * width) {
+                Some(values) => out.copy_from_slice(values),
+                None => out.fill(0.0),
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole pose of a clip that has one.
+    pub(super) fn read_pose(&self, clip: &Clip) -> Result<Pose> {
+        pose::read(&self.pose_dir.join(format!("{}.npz", clip.id)), self.landmarks)
+    }
+}
+
+/// The dataset's paths with the keys that they came from.
+struct Sources<'a> {
+    metadata: Source<'a>,
+    /// Training, validation.
+    indices: [Source<'a>; 2],
+    streams: [Source<'a>; 3],
+    pose: Source<'a>,
+}
+
+impl<'a> Sources<'a> {
+    fn new(data: &'a config::Data) -> Self {
+        let source = |key, path: &'a PathBuf| Source { key, path: path.as_path() };
+        Self {
+            metadata: source("data.metadata_csv", &data.metadata_csv),
+            indices: [source("data.train_index", &data.train_index), source("data.val_index", &data.val_index)],
+            streams: [
+                source("data.face_dir", &data.face_dir),
+                source("data.hand_left_dir", &data.hand_left_dir),
+                source("data.hand_right_dir", &data.hand_right_dir),
+            ],
+            pose: source("data.pose_dir", &data.pose_dir),
+        }
+    }
+}
+
+/// `face` for `data.face_dir`.
+fn stream_name(key: &'static str) -> &'static str {
+    key.trim_start_matches("data.").trim_end_matches("_dir")
+}
+
+/// The ids of both splits that the metadata knows.
+struct Splits {
+    ids: Vec<String>,
+    train: Vec<usize>,
+    val: Vec<usize>,
+}
+
+impl Splits {
+    fn new(
+        sources: &Sources,
+        metadata: &Metadata,
+        indices: [&Index; 2],
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, Vec<Problem>> {
+        warnings.extend(metadata.warnings.iter().cloned());
+        let mut ids: Vec<String> = Vec::new();
+        let mut positions = HashMap::<&str, usize>::new();
+        let mut problems = Vec::new();
+        let [train, val] = [0, 1].map(|split| {
+            let (Some(index), Some(source)) = (indices.get(split), sources.indices.get(split)) else {
+                return Vec::new();
+            };
+            warnings.extend(index.warnings.iter().cloned());
+            let (known, unknown): (Vec<&str>, Vec<&str>) =
+                index.ids.iter().map(String::as_str).partition(|id| metadata.texts.contains_key(*id));
+            match note_unknown(source, &sources.metadata, &known, &unknown) {
+                Ok(warning) => warnings.extend(warning),
+                Err(problem) => problems.push(problem),
+            }
+            known.into_iter().map(|id| *positions.entry(id).or_insert_with(|| push(&mut ids, id))).collect()
+        });
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let shared: Vec<&str> = val.iter().filter(|&&at| at < train.len()).filter_map(|&at| ids.get(at)).map(String::as_str).collect();
+        if !shared.is_empty() {
+            warnings.push(format!(
+                "{} in both {} and {}, so that the validation loss is too good: {}",
+                count(shared.len(), "clip"),
+                sources.indices[0],
+                sources.indices[1],
+                some_of(&shared)
+            ));
+        }
+        Ok(Self { ids, train, val })
+    }
+}
+
+fn push(ids: &mut Vec<String>, id: &str) -> usize {
+    ids.push(id.to_owned());
+    ids.len() - 1
+}
+
+/// The warning for ids that the metadata lacks; an error where no others are left.
+fn note_unknown(
+    index: &Source,
+    metadata: &Source,
+    known: &[&str],
+    unknown: &[&str],
+) -> Result<Option<String>, Problem> {
+    let all = known.len() + unknown.len();
+    if known.is_empty() {
+        return Err(Problem::new(format!("{metadata} knows none of the {} of {index}", count(all, "id")))
+            .cause(format!("unknown: {}", some_of(unknown)))
+            .hint("do the two files belong to one dataset?"));
+    }
+    if unknown.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(format!("{} of {all} ids of {index} are not in {metadata}, left out: {}", unknown.len(), some_of(unknown))))
+}
+
+/// The streams' frames, the poses, and warnings of odd names.
+type Folders = ([Listing; 3], Vec<bool>, Vec<String>);
+
+/// Lists the four folders, side by side: most of the time is the system's.
+fn list_folders(sources: &Sources, ids: &HashMap<&str, usize>) -> Result<Folders, Vec<Problem>> {
+    let clips = ids.len();
+    let (streams, poses) = std::thread::scope(|scope| {
+        let threads = sources.streams.map(|source| scope.spawn(move || list_frames(source.path, ids, clips)));
+        let poses = list_poses(sources.pose.path, ids, clips);
+        let lost = || Err(std::io::Error::other("the listing was interrupted"));
+        (threads.map(|thread| thread.join().unwrap_or_else(|_| lost())), poses)
+    });
+    let mut problems = Vec::new();
+    let mut failed = |source: &Source, error: &std::io::Error| {
+        let problem = Problem::new(format!("cannot list the folder {source}")).cause(error);
+        problems.push(problem.hint(format!("correct {}", source.key)));
+    };
+    let mut warnings = Vec::new();
+    let mut streams = streams.into_iter().zip(&sources.streams).map(|(listing, source)| match listing {
+        Ok(listing) => {
+            warnings.extend(odd_names(source, &listing));
+            listing
+        }
+        Err(error) => {
+            failed(source, &error);
+            Listing::default()
+        }
+    });
+    let streams = [(); 3].map(|()| streams.next().unwrap_or_default());
+    let poses = poses.unwrap_or_else(|error| {
+        failed(&sources.pose, &error);
+        Vec::new()
+    });
+    if problems.is_empty() { Ok((streams, poses, warnings)) } else { Err(problems) }
+}
+
+/// One warning for each kind of odd name in a stream's folder.
+fn odd_names(source: &Source, listing: &Listing) -> Vec<String> {
+    let kinds = [
+        (listing.other_files, "not named <video_id>_f<number>.jpg, ignored"),
+        (listing.not_utf8, "with a name that is not UTF-8, ignored"),
+        (listing.huge_numbers, "with a frame number beyond 4294967295, ignored"),
+        (listing.repeated, "with a frame number that another file of the clip has (in more or fewer zeros), ignored"),
+    ];
+    let found = kinds.into_iter().filter(|(number, _)| *number > 0);
+    found.map(|(number, what)| format!("{source}: {} {what}", count(number, "file"))).collect()
+}
+
+/// Puts the parts of each clip together.
+fn join(
+    ids: &[String],
+    metadata: &Metadata,
+    listings: [Listing; 3],
+    poses: &[bool],
+    vocab_size: usize,
+) -> Vec<Clip> {
+    let mut tables = listings.map(|listing| listing.tables.into_iter());
+    let clip = |(at, id): (usize, &String)| {
+        let text = metadata.texts.get(id).cloned().unwrap_or_default();
+        Clip {
+            id: id.clone(),
+            target: text_target(&text, vocab_size),
+            text,
+            frames: tables.each_mut().map(|tables| tables.next().unwrap_or_default()),
+            has_pose: poses.get(at).copied().unwrap_or(false),
+        }
+    };
+    ids.iter().enumerate().map(clip).collect()
+}

@@ -1,0 +1,234 @@
+//! What a stream's folder holds: one listing, kept as a compact table of frame numbers for each clip.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+
+/// The frames that one stream has of one clip: sorted distinct numbers, 4 bytes a frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FrameTable {
+    numbers: Box<[u32]>,
+    digits: Digits,
+}
+
+/// How the numbers are written in the files' names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Digits {
+    /// Padded with zeros to this many digits; a larger number has more.
+    Padded(u8),
+    /// How many digits each one has, where no one rule gives them all.
+    Each(Box<[u8]>),
+}
+
+impl Default for Digits {
+    fn default() -> Self {
+        Self::Padded(1)
+    }
+}
+
+/// A number as a file's name has it: its value, and how many digits it is written with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Written {
+    number: u32,
+    digits: u8,
+}
+
+impl Written {
+    /// How many digits the number has by itself.
+    fn own_digits(self) -> u8 {
+        self.number.checked_ilog10().map_or(1, |log| log as u8 + 1)
+    }
+}
+
+impl FrameTable {
+    /// Sorts the files of one clip. Of two files with one number the shorter name stays; returns how many went.
+    fn new(mut files: Vec<Written>) -> (Self, usize) {
+        files.sort_unstable();
+        let all = files.len();
+        files.dedup_by_key(|file| file.number);
+        let padded = files.iter().filter(|file| file.digits > file.own_digits());
+        let width = padded.map(|file| file.digits).max().unwrap_or(1);
+        let regular = files.iter().all(|file| file.digits == width.max(file.own_digits()));
+        let digits = if regular {
+            Digits::Padded(width)
+        } else {
+            Digits::Each(files.iter().map(|file| file.digits).collect())
+        };
+        let numbers: Box<[u32]> = files.iter().map(|file| file.number).collect();
+        let dropped = all - numbers.len();
+        (Self { numbers, digits }, dropped)
+    }
+
+    /// The frame numbers, sorted and distinct.
+    #[must_use]
+    pub fn numbers(&self) -> &[u32] {
+        &self.numbers
+    }
+
+    /// The name of the file with frame `number` of the clip `id`.
+    #[must_use]
+    pub fn file_name(&self, id: &str, number: u32) -> String {
+        let width = match &self.digits {
+            Digits::Padded(width) => *width,
+            Digits::Each(widths) => {
+                let at = self.numbers.binary_search(&number).ok();
+                at.and_then(|at| widths.get(at)).copied().unwrap_or(1)
+            }
+        };
+        format!("{id}_f{number:0width$}.jpg", width = usize::from(width))
+    }
+}
+
+/// What one listing of a stream's folder found.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The frames of each clip, in the order of the clips.
+    pub tables: Vec<FrameTable>,
+    /// Files that are not named `<id>_f<digits>.jpg`.
+    pub other_files: usize,
+    /// Names that are not UTF-8.
+    pub not_utf8: usize,
+    /// Names whose number is beyond 4294967295.
+    pub huge_numbers: usize,
+    /// Names that repeat a clip's number with other leading zeros; one file of each is used.
+    pub repeated: usize,
+}
+
+/// The id and the digits of `<id>_f<digits>.jpg`; the digits are those between the last `_f` and `.jpg`.
+fn split_name(name: &str) -> Option<(&str, &str)> {
+    let (id, digits) = name.strip_suffix(".jpg")?.rsplit_once("_f")?;
+    (!digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())).then_some((id, digits))
+}
+
+/// Lists `dir` once and keeps the frames of `ids` (id to position among `clips` clips). Nothing is opened or
+/// asked for its size: a name is all there is to know.
+///
+/// # Errors
+/// The folder is missing, is a file, or cannot be read.
+pub fn list_frames(dir: &Path, ids: &HashMap<&str, usize>, clips: usize) -> io::Result<Listing> {
+    let mut files: Vec<Vec<Written>> = vec![Vec::new(); clips];
+    let mut listing = Listing::default();
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str() else {
+            listing.not_utf8 += 1;
+            continue;
+        };
+        let Some((id, digits)) = split_name(name) else {
+            listing.other_files += 1;
+            continue;
+        };
+        let Some(clip) = ids.get(id).and_then(|&clip| files.get_mut(clip)) else { continue };
+        match digits.parse() {
+            // A file's name has at most 255 bytes.
+            Ok(number) => clip.push(Written { number, digits: digits.len() as u8 }),
+            Err(_) => listing.huge_numbers += 1,
+        }
+    }
+    for clip in files {
+        let (table, dropped) = FrameTable::new(clip);
+        listing.tables.push(table);
+        listing.repeated += dropped;
+    }
+    Ok(listing)
+}
+
+/// Lists the pose folder once: for each clip, whether `<id>.npz` is there.
+///
+/// # Errors
+/// The folder is missing, is a file, or cannot be read.
+pub fn list_poses(dir: &Path, ids: &HashMap<&str, usize>, clips: usize) -> io::Result<Vec<bool>> {
+    let mut found = vec![false; clips];
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let id = name.to_str().and_then(|name| name.strip_suffix(".npz"));
+        if let Some(seen) = id.and_then(|id| ids.get(id)).and_then(|&clip| found.get_mut(clip)) {
+            *seen = true;
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(names: &[&str], ids: &[&str]) -> Listing {
+        let dir = tempfile::tempdir().unwrap();
+        for name in names {
+            std::fs::write(dir.path().join(name), b"").unwrap();
+        }
+        let ids: HashMap<&str, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+        list_frames(dir.path(), &ids, ids.len()).unwrap()
+    }
+
+    #[test]
+    fn an_id_that_prefixes_another_keeps_its_own_frames() {
+        let names = ["a_f1.jpg", "a_f1_f2.jpg", "a_f1_f10.jpg", "a_f2.jpg", "a__f3.jpg", "aa_f4.jpg", "_f5.jpg"];
+        let got = list(&names, &["a", "a_f1", "a_"]);
+        let numbers: Vec<&[u32]> = got.tables.iter().map(FrameTable::numbers).collect();
+        assert_eq!(numbers, [&[1, 2][..], &[2, 10], &[3]]);
+    }
+
+    #[test]
+    fn numbers_sort_as_numbers_and_names_come_back() {
+        let regular = ["a_f9.jpg", "a_f10.jpg", "b_f0009.jpg", "b_f0010.jpg", "b_f12345.jpg", "c_f0.jpg"];
+        let mixed = ["d_f007.jpg", "d_f1.jpg", "d_f12.jpg"];
+        let names: Vec<&str> = regular.into_iter().chain(mixed).collect();
+        let got = list(&names, &["a", "b", "c", "d"]);
+        assert_eq!(got.tables[0].numbers(), [9, 10]);
+        assert!(matches!(got.tables[1].digits, Digits::Padded(4)));
+        assert!(matches!(got.tables[3].digits, Digits::Each(_)));
+        let mut rebuilt: Vec<String> = Vec::new();
+        for (id, table) in ["a", "b", "c", "d"].into_iter().zip(&got.tables) {
+            rebuilt.extend(table.numbers().iter().map(|&n| table.file_name(id, n)));
+        }
+        let mut names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        names.sort();
+        rebuilt.sort();
+        assert_eq!(rebuilt, names);
+    }
+
+    #[test]
+    fn odd_names_are_counted_and_one_of_two_equals_is_kept() {
+        let names = [
+            "a_f1.jpg",
+            "a_f01.jpg",
+            "a_f001.jpg",
+            "a_f4294967295.jpg",
+            "a_f4294967296.jpg",
+            "a_f.jpg",
+            "a_f1.JPG",
+            "a_f-1.jpg",
+            "a_f+2.jpg",
+            "Thumbs.db",
+            "a_f٣.jpg",
+            "b_f1.jpg",
+        ];
+        let got = list(&names, &["a"]);
+        assert_eq!(got.tables[0].numbers(), [1, u32::MAX]);
+        assert_eq!(got.tables[0].file_name("a", 1), "a_f1.jpg");
+        assert_eq!((got.repeated, got.huge_numbers, got.other_files), (2, 1, 6));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_not_utf8_are_counted() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(std::ffi::OsStr::from_bytes(b"a_\xff_f1.jpg")), b"").unwrap();
+        let got = list_frames(dir.path(), &HashMap::from([("a", 0)]), 1).unwrap();
+        assert_eq!(got.not_utf8, 1);
+        assert!(got.tables[0].numbers().is_empty());
+    }
+
+    #[test]
+    fn a_folder_that_is_none_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(list_frames(&dir.path().join("none"), &HashMap::new(), 0).is_err());
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        assert!(list_frames(&file, &HashMap::new(), 0).is_err());
+        assert!(list_poses(&file, &HashMap::new(), 0).is_err());
+    }
+}

@@ -1,0 +1,301 @@
+//! One JPEG file as RGB bytes of the network's size.
+
+use super::guarded;
+use crate::error::{Error, Problem, Result};
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use std::io::Read;
+use std::path::Path;
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+
+/// The largest side that is decoded. A header is 20 bytes; what it makes one allocate must be bounded.
+const MAX_SIDE: usize = 16_384;
+/// The most pixels that are decoded: twice those of an 8K video's frame.
+const MAX_PIXELS: usize = 64 << 20;
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// Decodes and resizes images one after another, keeping its buffers. One for each thread.
+#[derive(Default)]
+pub struct Decoder {
+    file: Vec<u8>,
+    rgb: Vec<u8>,
+    resizer: Resizer,
+}
+
+impl Decoder {
+    /// Reads the JPEG at `path` into `out`, `size * size` RGB pixels: `(H, W, 3)`, bytes 0 to 255.
+    ///
+    /// Grey, CMYK and progressive files become RGB; an EXIF orientation is ignored; the resizing is the bicubic one
+    /// with antialiasing that Pillow's `resize` does by default, and none where the image has the size already.
+    ///
+    /// # Errors
+    /// The file, named, is unreadable, empty, truncated, not a JPEG, or larger than 64 megapixels.
+    pub fn read(&mut self, path: &Path, size: usize, out: &mut [u8]) -> Result<()> {
+        let mut file = std::mem::take(&mut self.file);
+        let result = read_file(path, &mut file).and_then(|()| match guarded(|| self.decode(&file, size, out)) {
+            Ok(result) => result,
+            Err(panic) => {
+                *self = Self::default();
+                Err(panic)
+            }
+        });
+        self.file = file;
+        result.map_err(|cause| {
+            let problem = Problem::new(format!("cannot read the image {}", path.display())).cause(cause);
+            Error::new(crate::Kind::Data, problem.hint("replace the file, or delete it: its place is then empty"))
+        })
+    }
+
+    /// [`Decoder::read`] on the bytes of a file.
+    ///
+    /// # Errors
+    /// A message that says what is wrong with the bytes.
+    pub fn decode(&mut self, bytes: &[u8], size: usize, out: &mut [u8]) -> Result<(), String> {
+        check_header(bytes)?;
+        // Strict: what a damaged file lacks would otherwise be filled with grey.
+        let options = DecoderOptions::default()
+            .set_strict_mode(true)
+            .set_max_width(MAX_SIDE)
+            .set_max_height(MAX_SIDE)
+            .jpeg_set_out_colorspace(ColorSpace::RGB);
+        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+        decoder.decode_headers().map_err(|error| error.to_string())?;
+        let (width, height) = decoder.dimensions().ok_or("it has no size")?;
+        check_size(width, height)?;
+        self.rgb.clear();
+        self.rgb.resize(width * height * 3, 0);
+        if decoder.output_buffer_size() != Some(self.rgb.len()) {
+            return Err("its colours cannot be turned into RGB".into());
+        }
+        decoder.decode_into(&mut self.rgb).map_err(|error| error.to_string())?;
+        self.resize(width, height, size, out)
+    }
+
+    fn resize(&mut self, width: usize, height: usize, size: usize, out: &mut [u8]) -> Result<(), String> {
+        if (width, height) == (size, size) && out.len() == self.rgb.len() {
+            out.copy_from_slice(&self.rgb);
+            return Ok(());
+        }
+        let from = ImageRef::new(width as u32, height as u32, &self.rgb, PixelType::U8x3);
+        let from = from.map_err(|error| error.to_string())?;
+        let to = Image::from_slice_u8(size as u32, size as u32, out, PixelType::U8x3);
+        let mut to = to.map_err(|error| error.to_string())?;
+        let options = ResizeOptions::new()
+            .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
+            .use_alpha(false);
+        self.resizer.resize(&from, &mut to, &options).map_err(|error| error.to_string())
+    }
+}
+
+fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<(), String> {
+    bytes.clear();
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        bytes.clear();
+        return Err(format!("it is larger than {} MiB", MAX_FILE_BYTES >> 20));
+    }
+    Ok(())
+}
+
+fn check_size(width: usize, height: usize) -> Result<(), String> {
+    if width > MAX_SIDE || height > MAX_SIDE || width.saturating_mul(height) > MAX_PIXELS {
+        let limit = MAX_PIXELS >> 20;
+        return Err(format!("it is {width} x {height} px: more than {limit} megapixels or {MAX_SIDE} px a side"));
+    }
+    if width == 0 || height == 0 {
+        return Err(format!("it is {width} x {height} px"));
+    }
+    Ok(())
+}
+
+/// Looks at the start and the end of a file before anything is decoded: is it a JPEG, how large, is it whole?
+fn check_header(bytes: &[u8]) -> Result<(), String> {
+    if bytes.is_empty() {
+        return Err("it is empty".into());
+    }
+    if !bytes.starts_with(&[0xff, 0xd8]) {
+        return Err(format!("it is {}, not a JPEG", kind_of(bytes)));
+    }
+    let scan = walk_segments(bytes)?.ok_or("it is truncated: it ends before its pixels")?;
+    // Inside the pixels 0xff is always followed by 0: this pair is the end mark, which a truncated file lacks. The
+    // decoder alone would not miss the last rows.
+    let pixels = bytes.get(scan..).unwrap_or_default();
+    if pixels.windows(2).rev().any(|pair| pair == [0xff, 0xd9]) {
+        Ok(())
+    } else {
+        Err("it is truncated: it has no end mark".into())
+    }
+}
+
+/// Follows the segments from the start (ITU T.81, B.1.1) and checks the size in the frame header. Returns where the
+/// first scan's data starts, `None` where the file ends before it.
+fn walk_segments(bytes: &[u8]) -> Result<Option<usize>, String> {
+    let mut at = 2;
+    loop {
+        let Some(rest) = bytes.get(at..) else { return Ok(None) };
+        let Some(marker) = rest.iter().position(|&byte| byte == 0xff) else { return Ok(None) };
+        let Some(code) = rest.get(marker..).and_then(|r| r.iter().position(|&byte| byte != 0xff)) else {
+            return Ok(None);
+        };
+        at += marker + code + 1;
+        let Some(&code) = bytes.get(at - 1) else { return Ok(None) };
+        if matches!(code, 0x00 | 0x01 | 0xd0..=0xd8) {
+            continue;
+        }
+        if code == 0xd9 {
+            return Err("it has no pixels".into());
+        }
+        let Some(&[high, low]) = bytes.get(at..at + 2) else { return Ok(None) };
+        // Every SOFn; C4, C8 and CC are other segments.
+        if matches!(code, 0xc0..=0xcf) && !matches!(code, 0xc4 | 0xc8 | 0xcc) {
+            let Some(&[h1, h0, w1, w0]) = bytes.get(at + 3..at + 7) else { return Ok(None) };
+            let side = |high, low| usize::from(u16::from_be_bytes([high, low]));
+            check_size(side(w1, w0), side(h1, h0))?;
+        }
+        at += usize::from(u16::from_be_bytes([high, low]));
+        if code == 0xda {
+            return Ok(Some(at));
+        }
+    }
+}
+
+/// What a file that is no JPEG looks like.
+fn kind_of(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [0x89, b'P', b'N', b'G', ..] => "a PNG",
+        [b'G', b'I', b'F', b'8', ..] => "a GIF",
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "a WebP",
+        [b'B', b'M', ..] => "a BMP",
+        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "a TIFF",
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => "an HEIF, AVIF or video file",
+        [b'<', ..] => "a text",
+        _ if bytes.iter().take(64).all(|&byte| byte == 0) => "a run of zero bytes",
+        _ => "something else",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+    use std::io::Cursor;
+    use std::path::PathBuf;
+
+    fn cases() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
+    }
+
+    /// A smooth `width` x `height` JPEG.
+    fn jpeg(width: u16, height: u16, progressive: bool) -> Vec<u8> {
+        let pixels: Vec<u8> = (0..usize::from(width) * usize::from(height))
+            .flat_map(|i| [(i * 7 % 251) as u8, (i / 3 % 256) as u8, 90])
+            .collect();
+        let mut bytes = Vec::new();
+        let mut encoder = Encoder::new(&mut bytes, 90);
+        encoder.set_progressive(progressive);
+        encoder.set_sampling_factor(SamplingFactor::F_2_2);
+        encoder.encode(&pixels, width, height, ColorType::Rgb).unwrap();
+        bytes
+    }
+
+    fn error_of(bytes: &[u8]) -> String {
+        Decoder::default().decode(bytes, 8, &mut [0; 192]).unwrap_err()
+    }
+
+    #[test]
+    fn pixels_are_pillows() {
+        let archive = std::fs::read(cases().join("images_expected.npz")).unwrap();
+        let mut archive = zip::ZipArchive::new(Cursor::new(archive)).unwrap();
+        let mut decoder = Decoder::default();
+        assert!(archive.len() >= 20);
+        for at in 0..archive.len() {
+            let entry = archive.by_index(at).unwrap();
+            let name = entry.name().unwrap().to_string();
+            let expected: Vec<u8> = npyz::NpyFile::new(entry).unwrap().into_vec().unwrap();
+            let (file, size) = name.trim_end_matches(".npy").split_once('@').unwrap();
+            let size = size.parse().unwrap();
+            let mut got = vec![0; size * size * 3];
+            decoder.read(&cases().join("images").join(file), size, &mut got).unwrap();
+            assert_eq!(got.len(), expected.len());
+            let differences: Vec<u32> =
+                got.iter().zip(&expected).map(|(a, b)| u32::from(a.abs_diff(*b))).collect();
+            let mean = f64::from(differences.iter().sum::<u32>()) / differences.len() as f64;
+            assert!(*differences.iter().max().unwrap() <= 5 && mean <= 0.5, "{name}: mean {mean}");
+        }
+    }
+
+    #[test]
+    fn an_image_of_the_size_is_not_resampled() {
+        let bytes = jpeg(32, 32, false);
+        let (mut got, mut decoder) = (vec![0; 32 * 32 * 3], Decoder::default());
+        decoder.decode(&bytes, 32, &mut got).unwrap();
+        assert_eq!(got, decoder.rgb);
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        for progressive in [false, true] {
+            let bytes = jpeg(40, 40, progressive);
+            for end in 0..bytes.len() {
+                assert!(!error_of(&bytes[..end]).is_empty(), "cut at {end}");
+            }
+        }
+        assert!(error_of(&jpeg(40, 40, false)[..400]).contains("truncated"));
+    }
+
+    #[test]
+    fn an_end_mark_in_a_thumbnail_does_not_hide_a_truncation() {
+        let mut bytes = jpeg(40, 40, false);
+        let thumbnail = [0xff, 0xe1, 0, 8, 0xff, 0xd8, 0xff, 0xda, 0xff, 0xd9];
+        bytes.splice(2..2, thumbnail);
+        assert!(Decoder::default().decode(&bytes, 8, &mut [0; 192]).is_ok());
+        bytes.truncate(bytes.len() - 2);
+        assert!(error_of(&bytes).contains("no end mark"));
+    }
+
+    #[test]
+    fn other_formats_are_named() {
+        assert!(error_of(b"").contains("empty"));
+        assert!(error_of(b"\x89PNG\r\n\x1a\n").contains("a PNG, not a JPEG"));
+        assert!(error_of(b"GIF89a").contains("a GIF"));
+        assert!(error_of(&[0; 100]).contains("zero bytes"));
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused_by_the_header() {
+        let mut bytes = jpeg(16, 16, false);
+        let frame = bytes.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        bytes[frame + 5..frame + 9].copy_from_slice(&[0xea, 0x60, 0xea, 0x60]);
+        assert!(error_of(&bytes).contains("60000 x 60000 px"), "{}", error_of(&bytes));
+        bytes[frame + 5..frame + 9].copy_from_slice(&[0x2e, 0xe0, 0x2e, 0xe0]);
+        assert!(error_of(&bytes).contains("12000 x 12000 px: more than 64 megapixels"));
+        bytes[frame + 5..frame + 9].copy_from_slice(&[0, 0, 0, 16]);
+        assert!(error_of(&bytes).contains("16 x 0 px"));
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Decoder::default().read(&dir.path().join("x_f1.jpg"), 8, &mut [0; 192]).unwrap_err();
+        assert!(error.to_string().contains("x_f1.jpg") && error.exit_code() == 3);
+        assert!(Decoder::default().read(dir.path(), 8, &mut [0; 192]).is_err());
+    }
+
+    /// Flipping bytes must never panic through [`Decoder::read`]; here the guard is what is under test.
+    #[test]
+    fn damaged_bytes_never_escape_the_guard() {
+        let whole = jpeg(24, 24, true);
+        let mut decoder = Decoder::default();
+        for at in 0..whole.len() {
+            for flip in [0xff, 0x01, 0x80] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= flip;
+                let _ = guarded(|| decoder.decode(&bytes, 8, &mut [0; 192]));
+            }
+        }
+    }
+}

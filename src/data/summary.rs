@@ -1,0 +1,212 @@
+//! What a person wants to know of a dataset before a run of days: counts, and a look into the files.
+
+use super::dataset::{Clip, Dataset};
+use super::frames::FrameTable;
+use super::image::Decoder;
+use super::sampling::frame_at;
+use super::target::normalize;
+use crate::error::Problem;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The lengths of a split's clips in frames (`T0`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frames {
+    /// How many clips.
+    pub clips: usize,
+    /// Of the shortest clip.
+    pub min: usize,
+    /// Of the clip in the middle; the longer one of two.
+    pub median: usize,
+    /// Of the longest clip.
+    pub max: usize,
+    /// Of all clips together.
+    pub total: usize,
+    /// Clips that are longer than `model.sequence_length`, so that frames are skipped.
+    pub longer_than_sequence: usize,
+}
+
+/// What one image stream lacks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamSummary {
+    /// `face`, `hand_left` or `hand_right`.
+    pub name: &'static str,
+    /// Frames that are there.
+    pub frames: usize,
+    /// Clips that have no frame in it.
+    pub empty: usize,
+    /// Clips in which it ends before the clip does: its last frame is shown from there on.
+    pub short: usize,
+    /// Clips that it has frames of, with gaps in them.
+    pub with_gaps: usize,
+    /// Frames in those gaps: shown as zeros.
+    pub missing_frames: usize,
+}
+
+/// How the texts fall on the classes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collisions {
+    /// Distinct texts, stripped and lower-cased.
+    pub texts: usize,
+    /// Classes that have a text.
+    pub classes: usize,
+    /// Texts that share their class with another text.
+    pub colliding: usize,
+    /// Up to three pairs of texts on one class.
+    pub examples: Vec<[String; 2]>,
+}
+
+/// The counts of a dataset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The training split.
+    pub train: Frames,
+    /// The validation split.
+    pub val: Frames,
+    /// Face, left hand, right hand; over the clips of both splits.
+    pub streams: [StreamSummary; 3],
+    /// Clips without a pose file.
+    pub missing_poses: usize,
+    /// The texts of both splits.
+    pub texts: Collisions,
+    /// Validation clips with a text that no training clip has.
+    pub unseen_val_texts: usize,
+}
+
+impl Collisions {
+    /// Counts over `texts` (as written, repetitions allowed) with their classes.
+    pub fn new<'a>(texts: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
+        let mut seen = HashSet::new();
+        let mut classes = HashMap::<u32, Vec<String>>::new();
+        let mut examples = Vec::new();
+        for (text, class) in texts {
+            let text = normalize(text);
+            if !seen.insert(text.clone()) {
+                continue;
+            }
+            let members = classes.entry(class).or_default();
+            if let (Some(first), true) = (members.first(), examples.len() < 3) {
+                examples.push([first.clone(), text.clone()]);
+            }
+            members.push(text);
+        }
+        let colliding = classes.values().map(Vec::len).filter(|&members| members > 1).sum();
+        Self { texts: seen.len(), classes: classes.len(), colliding, examples }
+    }
+}
+
+impl Dataset {
+    /// How the texts of both splits fall on the classes.
+    #[must_use]
+    pub fn collisions(&self) -> Collisions {
+        Collisions::new(self.clips.iter().map(|clip| (clip.text.as_str(), clip.target)))
+    }
+
+    /// Counts what the tables say; no file is opened.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let numbers: Vec<Vec<u32>> = self.clips.iter().map(Clip::numbers).collect();
+        let lengths: Vec<usize> = numbers.iter().map(Vec::len).collect();
+        let mut streams = [StreamSummary::default(); 3];
+        for (at, (stream, summary)) in self.streams.iter().zip(&mut streams).enumerate() {
+            summary.name = stream.name;
+            let tables = self.clips.iter().filter_map(|clip| clip.frames.get(at));
+            tables.zip(&numbers).for_each(|(table, numbers)| summary.add(table, numbers));
+        }
+        let train_texts: HashSet<String> = self.texts(&self.train).collect();
+        Summary {
+            train: self.frames(&self.train, &lengths),
+            val: self.frames(&self.val, &lengths),
+            streams,
+            missing_poses: self.clips.iter().filter(|clip| !clip.has_pose).count(),
+            texts: self.collisions(),
+            unseen_val_texts: self.texts(&self.val).filter(|text| !train_texts.contains(text)).count(),
+        }
+    }
+
+    fn texts<'a>(&'a self, split: &'a [usize]) -> impl Iterator<Item = String> + 'a {
+        split.iter().filter_map(|&at| self.clips.get(at)).map(|clip| normalize(&clip.text))
+    }
+
+    fn frames(&self, split: &[usize], lengths: &[usize]) -> Frames {
+        let mut lengths: Vec<usize> = split.iter().filter_map(|&at| lengths.get(at).copied()).collect();
+        lengths.sort_unstable();
+        let at = |position: usize| lengths.get(position).copied().unwrap_or(0);
+        Frames {
+            clips: lengths.len(),
+            min: at(0),
+            median: at(lengths.len() / 2),
+            max: lengths.last().copied().unwrap_or(0),
+            total: lengths.iter().sum(),
+            longer_than_sequence: lengths.iter().filter(|&&length| length > self.sizes.frames).count(),
+        }
+    }
+
+    /// Opens every pose file, and the first image of each clip in each stream, on `threads` threads. All that is
+    /// wrong with them, in the order of the clips; empty where all is well.
+    #[must_use]
+    pub fn verify(&self, threads: usize) -> Vec<Problem> {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let (mut decoder, mut found) = (Decoder::default(), Vec::new());
+            let mut image = vec![0; self.sizes.image_bytes()];
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(clip) = self.clips.get(at) else { return found };
+                found.extend(self.verify_clip(clip, &mut decoder, &mut image).into_iter().map(|p| (at, p)));
+            }
+        };
+        let mut found = std::thread::scope(|scope| {
+            let threads: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut found = work();
+            found.extend(threads.into_iter().filter_map(|thread| thread.join().ok()).flatten());
+            found
+        });
+        found.sort_by_key(|(clip, _)| *clip);
+        found.into_iter().map(|(_, problem)| problem).collect()
+    }
+
+    fn verify_clip(&self, clip: &Clip, decoder: &mut Decoder, image: &mut [u8]) -> Vec<Problem> {
+        let mut found = Vec::new();
+        for (stream, table) in self.streams.iter().zip(&clip.frames) {
+            let Some(&first) = table.numbers().first() else { continue };
+            let path = stream.dir.join(table.file_name(&clip.id, first));
+            if let Err(error) = decoder.read(&path, self.sizes.image_size, image) {
+                found.extend(error.problems);
+            }
+        }
+        if clip.has_pose && let Err(error) = self.read_pose(clip) {
+            found.extend(error.problems);
+        }
+        found
+    }
+}
+
+impl StreamSummary {
+    /// Counts one clip: the stream's frames against the clip's numbers.
+    fn add(&mut self, table: &FrameTable, clip: &[u32]) {
+        let own = table.numbers();
+        self.frames += own.len();
+        if own.is_empty() {
+            self.empty += usize::from(!clip.is_empty());
+            return;
+        }
+        self.short += usize::from(own.last() < clip.last());
+        let missing = clip.iter().filter(|&&number| frame_at(own, number).is_none()).count();
+        self.with_gaps += usize::from(missing > 0);
+        self.missing_frames += missing;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_that_share_a_class_are_counted() {
+        let texts = [("Uno", 1), ("uno ", 1), ("dos", 1), ("tres", 2), ("cuatro", 1)];
+        let got = Collisions::new(texts);
+        assert_eq!((got.texts, got.classes, got.colliding), (4, 2, 3));
+        assert_eq!(got.examples[0], ["uno", "dos"]);
+    }
+}
