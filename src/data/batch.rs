@@ -173,8 +173,7 @@ mod tests {
     fn requests_run_across_phases_and_epochs() {
         let all: Vec<Request> = requests(1, [vec![0, 1, 2], vec![3, 4]], [2, 5], 4..6).collect();
         let shape: Vec<_> = all.iter().map(|r| (r.phase, r.epoch, r.clips.len())).collect();
-        let epoch =
-            |e| [(Phase::Train, e, 2), (Phase::Train, e, 1), (Phase::Validation, e, 2)];
+        let epoch = |e| [(Phase::Train, e, 2), (Phase::Train, e, 1), (Phase::Validation, e, 2)];
         assert_eq!(shape, [epoch(4), epoch(5)].concat());
         assert_eq!([&all[0].clips[..], &all[1].clips].concat(), training_order(1, 4, &[0, 1, 2]));
         assert_eq!(all[2].clips, [3, 4]);

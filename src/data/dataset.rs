@@ -86,7 +86,9 @@ impl Dataset {
         let mut warnings = Vec::new();
         let splits = match (&metadata, &indices) {
             (Some(metadata), [Some(train), Some(val)]) => {
-                Splits::new(&sources, metadata, [train, val], &mut warnings).map_err(|mut found| keep(&mut found)).ok()
+                Splits::new(&sources, metadata, [train, val], &mut warnings)
+                    .map_err(|mut found| keep(&mut found))
+                    .ok()
             }
             _ => None,
         };
@@ -102,7 +104,11 @@ impl Dataset {
             clips: join(&splits.ids, &metadata, folders.0, &folders.1, model.vocab_size),
             train: splits.train,
             val: splits.val,
-            streams: sources.streams.map(|s| Stream { name: stream_name(s.key), key: s.key, dir: s.path.into() }),
+            streams: sources.streams.map(|s| Stream {
+                name: stream_name(s.key),
+                key: s.key,
+                dir: s.path.into(),
+            }),
             pose_dir: data.pose_dir.clone(),
             sizes: Sizes {
                 frames: model.sequence_length,
@@ -139,7 +145,11 @@ impl Dataset {
                 .hint("is data.face_dir right, and are the frames named <video_id>_f<number>.jpg?"));
         }
         for (at, stream) in self.streams.iter().enumerate() {
-            if self.clips.iter().all(|clip| clip.frames.get(at).is_none_or(|table| table.numbers().is_empty())) {
+            if self
+                .clips
+                .iter()
+                .all(|clip| clip.frames.get(at).is_none_or(|table| table.numbers().is_empty()))
+            {
                 let folder = stream.dir.display();
                 self.warnings.push(format!("no clip has a frame in {folder} ({}): is it right?", stream.key));
             }
@@ -188,7 +198,8 @@ impl Dataset {
         decoder: &mut Decoder,
         sample: &mut Sample,
     ) -> Result<()> {
-        let clip = self.clips.get(position).ok_or_else(|| Error::run(format!("there is no clip {position}")))?;
+        let clip =
+            self.clips.get(position).ok_or_else(|| Error::run(format!("there is no clip {position}")))?;
         let numbers = clip.numbers();
         let offset = self.offset(position, phase, epoch, stride(numbers.len(), self.sizes.frames));
         let steps = sample_indices(numbers.len(), self.sizes.frames, offset);
@@ -279,7 +290,10 @@ impl<'a> Sources<'a> {
         let source = |key, path: &'a PathBuf| Source { key, path: path.as_path() };
         Self {
             metadata: source("data.metadata_csv", &data.metadata_csv),
-            indices: [source("data.train_index", &data.train_index), source("data.val_index", &data.val_index)],
+            indices: [
+                source("data.train_index", &data.train_index),
+                source("data.val_index", &data.val_index),
+            ],
             streams: [
                 source("data.face_dir", &data.face_dir),
                 source("data.hand_left_dir", &data.hand_left_dir),
@@ -329,7 +343,12 @@ impl Splits {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let shared: Vec<&str> = val.iter().filter(|&&at| at < train.len()).filter_map(|&at| ids.get(at)).map(String::as_str).collect();
+        let shared: Vec<&str> = val
+            .iter()
+            .filter(|&&at| at < train.len())
+            .filter_map(|&at| ids.get(at))
+            .map(String::as_str)
+            .collect();
         if !shared.is_empty() {
             warnings.push(format!(
                 "{} in both {} and {}, so that the validation loss is too good: {}",
@@ -364,7 +383,11 @@ fn note_unknown(
     if unknown.is_empty() {
         return Ok(None);
     }
-    Ok(Some(format!("{} of {all} ids of {index} are not in {metadata}, left out: {}", unknown.len(), some_of(unknown))))
+    Ok(Some(format!(
+        "{} of {all} ids of {index} are not in {metadata}, left out: {}",
+        unknown.len(),
+        some_of(unknown)
+    )))
 }
 
 /// The streams' frames, the poses, and warnings of odd names.
@@ -409,7 +432,10 @@ fn odd_names(source: &Source, listing: &Listing) -> Vec<String> {
         (listing.other_files, "not named <video_id>_f<number>.jpg, ignored"),
         (listing.not_utf8, "with a name that is not UTF-8, ignored"),
         (listing.huge_numbers, "with a frame number beyond 4294967295, ignored"),
-        (listing.repeated, "with a frame number that another file of the clip has (in more or fewer zeros), ignored"),
+        (
+            listing.repeated,
+            "with a frame number that another file of the clip has (in more or fewer zeros), ignored",
+        ),
     ];
     let found = kinds.into_iter().filter(|(number, _)| *number > 0);
     found.map(|(number, what)| format!("{source}: {} {what}", count(number, "file"))).collect()

@@ -164,7 +164,8 @@ mod tests {
 
     #[test]
     fn an_id_that_prefixes_another_keeps_its_own_frames() {
-        let names = ["a_f1.jpg", "a_f1_f2.jpg", "a_f1_f10.jpg", "a_f2.jpg", "a__f3.jpg", "aa_f4.jpg", "_f5.jpg"];
+        let names =
+            ["a_f1.jpg", "a_f1_f2.jpg", "a_f1_f10.jpg", "a_f2.jpg", "a__f3.jpg", "aa_f4.jpg", "_f5.jpg"];
         let got = list(&names, &["a", "a_f1", "a_"]);
         let numbers: Vec<&[u32]> = got.tables.iter().map(FrameTable::numbers).collect();
         assert_eq!(numbers, [&[1, 2][..], &[2, 10], &[3]]);

@@ -35,17 +35,21 @@ impl Decoder {
     /// The file, named, is unreadable, empty, truncated, not a JPEG, or larger than 64 megapixels.
     pub fn read(&mut self, path: &Path, size: usize, out: &mut [u8]) -> Result<()> {
         let mut file = std::mem::take(&mut self.file);
-        let result = read_file(path, &mut file).and_then(|()| match guarded(|| self.decode(&file, size, out)) {
-            Ok(result) => result,
-            Err(panic) => {
-                *self = Self::default();
-                Err(panic)
-            }
-        });
+        let result =
+            read_file(path, &mut file).and_then(|()| match guarded(|| self.decode(&file, size, out)) {
+                Ok(result) => result,
+                Err(panic) => {
+                    *self = Self::default();
+                    Err(panic)
+                }
+            });
         self.file = file;
         result.map_err(|cause| {
             let problem = Problem::new(format!("cannot read the image {}", path.display())).cause(cause);
-            Error::new(crate::Kind::Data, problem.hint("replace the file, or delete it: its place is then empty"))
+            Error::new(
+                crate::Kind::Data,
+                problem.hint("replace the file, or delete it: its place is then empty"),
+            )
         })
     }
 
@@ -83,9 +87,8 @@ impl Decoder {
         let from = from.map_err(|error| error.to_string())?;
         let to = Image::from_slice_u8(size as u32, size as u32, out, PixelType::U8x3);
         let mut to = to.map_err(|error| error.to_string())?;
-        let options = ResizeOptions::new()
-            .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-            .use_alpha(false);
+        let options =
+            ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).use_alpha(false);
         self.resizer.resize(&from, &mut to, &options).map_err(|error| error.to_string())
     }
 }
@@ -104,7 +107,9 @@ fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<(), String> {
 fn check_size(width: usize, height: usize) -> Result<(), String> {
     if width > MAX_SIDE || height > MAX_SIDE || width.saturating_mul(height) > MAX_PIXELS {
         let limit = MAX_PIXELS >> 20;
-        return Err(format!("it is {width} x {height} px: more than {limit} megapixels or {MAX_SIDE} px a side"));
+        return Err(format!(
+            "it is {width} x {height} px: more than {limit} megapixels or {MAX_SIDE} px a side"
+        ));
     }
     if width == 0 || height == 0 {
         return Err(format!("it is {width} x {height} px"));

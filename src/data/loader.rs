@@ -217,12 +217,19 @@ fn work(dataset: &Dataset, shared: &Shared) {
 }
 
 /// Loads one clip of a batch into its slot; true if it was the last one to come.
-fn load_clip(dataset: &Dataset, request: &Request, position: usize, slot: &Slot, scratch: &mut Scratch) -> bool {
+fn load_clip(
+    dataset: &Dataset,
+    request: &Request,
+    position: usize,
+    slot: &Slot,
+    scratch: &mut Scratch,
+) -> bool {
     let clip = request.clips.get(position).copied().unwrap_or(usize::MAX);
     let mut sample = scratch.sample.take().unwrap_or_else(|| Sample::new(dataset.sizes));
     let decoder = &mut scratch.decoder;
     let load = || dataset.load_into(clip, request.phase, request.epoch, decoder, &mut sample);
-    let result = guarded(load).unwrap_or_else(|panic| Err(Error::run("a clip cannot be loaded").cause(panic)));
+    let result =
+        guarded(load).unwrap_or_else(|panic| Err(Error::run("a clip cannot be loaded").cause(panic)));
     let mut filling = lock(&slot.0);
     match result {
         Ok(()) => {

@@ -58,7 +58,8 @@ fn column(header: &Row, names: &[&str]) -> Option<usize> {
 pub fn read_metadata(source: &Source) -> Result<Metadata, Vec<Problem>> {
     let rows = table::read(source).map_err(|problem| vec![problem])?;
     let Some((header, rows)) = rows.split_first() else { return Err(Vec::new()) };
-    let (Some(id_column), Some(text_column)) = (column(header, ID_COLUMNS), column(header, TEXT_COLUMNS)) else {
+    let (Some(id_column), Some(text_column)) = (column(header, ID_COLUMNS), column(header, TEXT_COLUMNS))
+    else {
         return Err(missing_columns(source, header));
     };
     let mut texts = HashMap::<String, (u64, String)>::with_capacity(rows.len());
@@ -81,7 +82,8 @@ pub fn read_metadata(source: &Source) -> Result<Metadata, Vec<Problem>> {
         }
     }
     if !empty.is_empty() {
-        let what = format!("{source} has {} without a text: lines {}", count(empty.len(), "row"), some_of(&empty));
+        let what =
+            format!("{source} has {} without a text: lines {}", count(empty.len(), "row"), some_of(&empty));
         problems.push(Problem::new(what).hint("fill the texts in, or delete these rows"));
     }
     if rows.is_empty() {
@@ -123,7 +125,11 @@ fn two_texts(source: &Source, id: &str, first: (u64, &str), second: (u64, &str))
 /// The first 40 characters of a text.
 fn shortened(text: &str) -> String {
     const SHOWN: usize = 40;
-    if text.chars().count() <= SHOWN { text.into() } else { text.chars().take(SHOWN).chain(['…']).collect() }
+    if text.chars().count() <= SHOWN {
+        text.into()
+    } else {
+        text.chars().take(SHOWN).chain(['…']).collect()
+    }
 }
 
 /// Reads the ids of a split: the column `video_id` (or `id`), or the first column of a file without a header.
@@ -180,12 +186,15 @@ fn unfit(id: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn with_file<T>(bytes: &[u8], read: impl FnOnce(&Source) -> Result<T, Vec<Problem>>) -> Result<T, String> {
+    fn with_file<T>(
+        bytes: &[u8],
+        read: impl FnOnce(&Source) -> Result<T, Vec<Problem>>,
+    ) -> Result<T, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("t.csv");
         std::fs::write(&path, bytes).unwrap();
         read(&Source { key: "data.metadata_csv", path: &path })
-            .map_err(|problems| problems.iter().map(|p| format!("{p}\n")).collect())
+            .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
     }
 
     fn metadata(text: &str) -> Result<Metadata, String> {

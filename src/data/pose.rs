@@ -28,7 +28,8 @@ pub struct Pose {
 /// or has a value that is not finite (row, landmark and axis are named).
 pub fn read(path: &Path, landmarks: usize) -> Result<Pose> {
     let read = || -> Result<Pose, Problem> {
-        let file = std::fs::File::open(path).map_err(|error| Problem::new("it cannot be opened").cause(error))?;
+        let file =
+            std::fs::File::open(path).map_err(|error| Problem::new("it cannot be opened").cause(error))?;
         read_npz(BufReader::new(file), landmarks)
     };
     let result = guarded(read).unwrap_or_else(|panic| Err(Problem::new(panic)));
@@ -127,7 +128,8 @@ impl Layout {
             return Err(Problem::new(format!("its array `pose` has the type `{dtype}`, not a float"))
                 .hint("write it as numpy.float32"));
         }
-        let shape: Vec<usize> = header.shape().iter().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
+        let shape: Vec<usize> =
+            header.shape().iter().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
         let width = 3 * landmarks;
         let inner = match shape[..] {
             // No frames: there is no width to compare.
@@ -159,7 +161,9 @@ impl Layout {
             let axis = ["x", "y", "z"].get(column % 3).copied().unwrap_or("");
             let value = values.get(at).copied().unwrap_or(f32::NAN);
             return Err(Problem::new(format!("row {row}, landmark {} ({axis}) is {value}", column / 3))
-                .hint("write 0 for a landmark that was not found, or delete the file: the pose is then zeros"));
+                .hint(
+                    "write 0 for a landmark that was not found, or delete the file: the pose is then zeros",
+                ));
         }
         Ok(Pose { rows: self.rows, values })
     }
@@ -195,7 +199,8 @@ fn wrong_width(shape: &[usize], landmarks: usize) -> Problem {
         [_, points, axes] => format!("{points} x {axes} values a frame"),
         _ => format!("the shape {shape:?}"),
     };
-    let problem = Problem::new(format!("it has {found}, and model.pose_landmarks = {landmarks} needs {width}"));
+    let problem =
+        Problem::new(format!("it has {found}, and model.pose_landmarks = {landmarks} needs {width}"));
     match *shape {
         [_, columns] if columns > 0 && columns % 3 == 0 => {
             problem.hint(format!("set model.pose_landmarks = {}", columns / 3))
@@ -260,9 +265,11 @@ mod tests {
     fn orders_and_dimensions() {
         let c = read(&npy("'<f4'", false, "(1, 2, 3)", &floats(&SIX)), 2).unwrap();
         assert_eq!(c.values, SIX);
-        let fortran = read(&npy("'<f4'", true, "(2, 3)", &floats(&[0.0, 3.5, 1.0, -4.0, 2.0, 5.0])), 1).unwrap();
+        let fortran =
+            read(&npy("'<f4'", true, "(2, 3)", &floats(&[0.0, 3.5, 1.0, -4.0, 2.0, 5.0])), 1).unwrap();
         assert_eq!(fortran.values, SIX);
-        let fortran = read(&npy("'<f4'", true, "(1, 2, 3)", &floats(&[0.0, 3.5, 1.0, -4.0, 2.0, 5.0])), 2).unwrap();
+        let fortran =
+            read(&npy("'<f4'", true, "(1, 2, 3)", &floats(&[0.0, 3.5, 1.0, -4.0, 2.0, 5.0])), 2).unwrap();
         assert_eq!(fortran.values, SIX);
         for shape in ["(0, 6)", "(0,)", "(0, 2, 3)"] {
             assert_eq!(read(&npy("'<f4'", false, shape, &[]), 2).unwrap(), Pose::default());

@@ -175,7 +175,9 @@ impl Dataset {
                 found.extend(error.problems);
             }
         }
-        if clip.has_pose && let Err(error) = self.read_pose(clip) {
+        if clip.has_pose
+            && let Err(error) = self.read_pose(clip)
+        {
             found.extend(error.problems);
         }
         found

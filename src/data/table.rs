@@ -69,16 +69,14 @@ fn read_bytes(source: &Source) -> Result<Vec<u8>, Problem> {
 /// The bytes as UTF-8 without a byte order mark.
 fn as_text<'a>(source: &Source, bytes: &'a [u8]) -> Result<&'a str, Problem> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return Err(Problem::new(format!("{source} is UTF-16, not UTF-8")).hint(format!(
-            "convert it: iconv -f UTF-16 -t UTF-8 {} > utf8.csv",
-            source.path.display()
-        )));
+        return Err(Problem::new(format!("{source} is UTF-16, not UTF-8"))
+            .hint(format!("convert it: iconv -f UTF-16 -t UTF-8 {} > utf8.csv", source.path.display())));
     }
     match std::str::from_utf8(bytes) {
         Ok(text) => Ok(text.strip_prefix('\u{feff}').unwrap_or(text)),
         Err(error) => {
             let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
-            let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+            let line = before.split(|&byte| byte == b'\n').count();
             Err(Problem::new(format!("{source} is not UTF-8: line {line}")).hint(format!(
                 "convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 {} > utf8.csv",
                 source.path.display()

@@ -1,0 +1,438 @@
+//! The data module as the trainer uses it, on small datasets in temporary folders.
+
+#![allow(clippy::unwrap_used)]
+
+use jpeg_encoder::{ColorType, Encoder};
+use slt_run::config;
+use slt_run::data::{Dataset, Loader, Phase, Request, Sample, requests, stride, training_order};
+use slt_run::random::{Purpose, stream};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+
+const SIZE: usize = 8;
+const STREAMS: [&str; 3] = ["face", "hand_l", "hand_r"];
+
+/// A dataset in a temporary folder, with the configuration that points to it.
+struct Little {
+    dir: TempDir,
+    data: config::Data,
+    model: config::Model,
+}
+
+impl Little {
+    /// Empty folders; `rows` of the metadata, the ids of both splits.
+    fn new(rows: &[(&str, &str)], train: &[&str], val: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for folder in STREAMS.into_iter().chain(["pose"]) {
+            std::fs::create_dir(at(folder)).unwrap();
+        }
+        let rows = rows.iter().fold("video_id;texto\n".to_string(), |mut all, (id, text)| {
+            writeln!(all, "{id};{text}").unwrap();
+            all
+        });
+        std::fs::write(at("subs.csv"), rows).unwrap();
+        std::fs::write(at("train.csv"), format!("video_id\n{}\n", train.join("\n"))).unwrap();
+        std::fs::write(at("val.csv"), format!("{}\n", val.join("\n"))).unwrap();
+        let data = config::Data {
+            face_dir: at("face"),
+            hand_left_dir: at("hand_l"),
+            hand_right_dir: at("hand_r"),
+            pose_dir: at("pose"),
+            metadata_csv: at("subs.csv"),
+            train_index: at("train.csv"),
+            val_index: at("val.csv"),
+            batch_size: 2,
+            val_batch_size: None,
+            num_workers: None,
+            tensorboard: None,
+        };
+        Self { dir, data, model: model() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A grey frame of `level` in one stream.
+    fn frame(&self, stream: &str, name: &str, level: u8) {
+        std::fs::write(self.path(stream).join(name), grey(level)).unwrap();
+    }
+
+    /// Frames `numbers` of a clip in all streams: level = 20 x number + 5 x stream.
+    fn frames(&self, id: &str, numbers: impl IntoIterator<Item = u8>) {
+        for number in numbers {
+            for (at, stream) in STREAMS.into_iter().enumerate() {
+                self.frame(stream, &format!("{id}_f{number:03}.jpg"), 20 * number + 5 * at as u8);
+            }
+        }
+    }
+
+    /// A pose of one landmark: row r is (r, r, r).
+    fn pose(&self, id: &str, rows: usize) {
+        let values: Vec<f32> = (0..rows).flat_map(|row| [row as f32; 3]).collect();
+        write_pose(&self.path("pose").join(format!("{id}.npz")), "pose", rows, &values);
+    }
+
+    fn open(&self) -> Dataset {
+        Dataset::open(&self.data, &self.model, 7).unwrap()
+    }
+
+    fn error(&self) -> String {
+        let error = Dataset::open(&self.data, &self.model, 7).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        error.to_string()
+    }
+}
+
+pub fn model() -> config::Model {
+    config::Model {
+        image_size: SIZE,
+        sequence_length: 4,
+        projector_dim: 8,
+        d_model: 8,
+        pose_landmarks: 1,
+        projector_dropout: 0.0,
+        fusion_dropout: 0.0,
+        temporal_nhead: 1,
+        temporal_layers: 1,
+        temporal_dim_feedforward: 8,
+        temporal_dropout: 0.0,
+        vocab_size: 1000,
+        backbone: config::Backbone {
+            patch_size: 4,
+            embed_dim: 8,
+            depth: 1,
+            num_heads: 1,
+            mlp_ratio: 2.0,
+            dropout: 0.0,
+            attention_dropout: 0.0,
+            stochastic_depth: 0.0,
+        },
+    }
+}
+
+fn grey(level: u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Encoder::new(&mut bytes, 95).encode(&[level; 12 * 10], 12, 10, ColorType::Luma).unwrap();
+    bytes
+}
+
+fn write_pose(path: &Path, name: &str, rows: usize, values: &[f32]) {
+    let width = values.len().checked_div(rows).unwrap_or(3);
+    let dict = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}\n");
+    let mut writer = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
+    writer.start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default()).unwrap();
+    writer.write_all(b"\x93NUMPY\x01\x00").unwrap();
+    writer.write_all(&(dict.len() as u16).to_le_bytes()).unwrap();
+    writer.write_all(dict.as_bytes()).unwrap();
+    writer.write_all(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>()).unwrap();
+    writer.finish().unwrap();
+}
+
+/// The frame number that each of the T images of a stream shows; none for a black one.
+fn shown(sample: &Sample, at: usize) -> Vec<Option<u8>> {
+    let level = |image: &[u8]| image[SIZE * SIZE];
+    let number = |level: u8| (level - 5 * at as u8 + 5) / 20;
+    let images = sample.images[at].chunks_exact(SIZE * SIZE * 3).map(level);
+    images.map(|level| (level > 0).then(|| number(level))).collect()
+}
+
+#[test]
+fn a_long_clip_is_sampled_in_step_with_its_pose() {
+    let little = Little::new(&[("a", "uno"), ("b", "dos")], &["a"], &["b"]);
+    little.frames("a", 1..11);
+    little.frames("b", 1..3);
+    little.pose("a", 6);
+    let dataset = little.open();
+    let val = dataset.load(0, Phase::Validation, 5).unwrap();
+    // 10 frames to 4: stride 3.
+    assert_eq!(shown(&val, 0), [Some(1), Some(4), Some(7), Some(10)]);
+    // 6 rows to 4: stride 2, then the last again.
+    assert_eq!(val.pose, [0., 0., 0., 2., 2., 2., 4., 4., 4., 4., 4., 4.]);
+    let mut offsets = Vec::new();
+    for epoch in 0..20 {
+        let sample = dataset.load(0, Phase::Train, epoch).unwrap();
+        let first = shown(&sample, 0)[0].unwrap();
+        assert_eq!(shown(&sample, 0), shown(&sample, 1));
+        assert_eq!(shown(&sample, 0), shown(&sample, 2));
+        // The pose's stride is 2: its offset is at most 1.
+        assert_eq!(sample.pose[0], f32::from((first - 1).min(1)));
+        let drawn = rand::RngExt::random_range(&mut stream(7, Purpose::Offset, [epoch as u64, 0]), 0..3u64);
+        assert_eq!(u64::from(first - 1), drawn);
+        offsets.push(first);
+    }
+    assert!((1..=3).all(|first| offsets.contains(&first)), "{offsets:?}");
+    // 2 frames to 4.
+    let short = dataset.load(1, Phase::Train, 0).unwrap();
+    assert_eq!(shown(&short, 2), [Some(1), Some(2), Some(2), Some(2)]);
+    assert!(short.pose.iter().all(|&value| value == 0.0));
+}
+
+#[test]
+fn streams_are_matched_by_number() {
+    let little = Little::new(&[("a", "uno"), ("b", "dos")], &["a"], &["b"]);
+    for number in [1, 2, 3, 4] {
+        little.frame("face", &format!("a_f{number}.jpg"), 20 * number);
+    }
+    little.frame("hand_l", "a_f1.jpg", 25);
+    little.frame("hand_l", "a_f3.jpg", 65);
+    little.frame("hand_r", "b_f9.jpg", 190);
+    let dataset = little.open();
+    let sample = dataset.load(0, Phase::Train, 0).unwrap();
+    assert_eq!(shown(&sample, 0), [Some(1), Some(2), Some(3), Some(4)]);
+    // A gap, then past the end: the last one again.
+    assert_eq!(shown(&sample, 1), [Some(1), None, Some(3), Some(3)]);
+    assert_eq!(sample.miss_mask[0], [true, false, true, true]);
+    assert_eq!(shown(&sample, 2), [None; 4]);
+    assert_eq!(sample.miss_mask[1], [false; 4]);
+    // The clip's numbers are those of any stream.
+    let other = dataset.load(1, Phase::Train, 0).unwrap();
+    assert_eq!(shown(&other, 2), [Some(9); 4]);
+    assert_eq!(other.miss_mask, [vec![false; 4], vec![true; 4]]);
+    let summary = dataset.summary();
+    let hand = summary.streams[1];
+    assert_eq!((hand.name, hand.frames, hand.empty), ("hand_left", 2, 1));
+    assert_eq!((hand.short, hand.with_gaps, hand.missing_frames), (1, 1, 1));
+    assert_eq!((summary.train.max, summary.val.max, summary.missing_poses), (4, 1, 2));
+    assert_eq!((summary.texts.texts, summary.unseen_val_texts), (2, 1));
+}
+
+#[test]
+fn a_clip_without_any_frame_is_zeros_and_a_warning() {
+    let little = Little::new(&[("a", "uno"), ("b", "dos")], &["a", "b"], &["a"]);
+    little.frames("a", 1..2);
+    let dataset = little.open();
+    let sample = dataset.load(1, Phase::Train, 0).unwrap();
+    let empty = Sample { target: sample.target, ..Sample::new(dataset.sizes) };
+    assert!(sample == empty);
+    let warnings = dataset.warnings().join("\n");
+    assert!(warnings.contains("1 clip without any frame or pose: b"), "{warnings}");
+    assert!(warnings.contains("1 clip in both"), "{warnings}");
+    assert!(warnings.contains("no clip has a pose"), "{warnings}");
+}
+
+#[test]
+fn a_dataset_without_frames_asks_for_the_right_folder() {
+    let little = Little::new(&[("a", "uno")], &["a"], &["a"]);
+    little.pose("a", 3);
+    let error = little.error();
+    assert!(
+        error.contains("none of the 1 clip has a frame") && error.contains("is data.face_dir right"),
+        "{error}"
+    );
+}
+
+#[test]
+fn unknown_and_repeated_ids_are_warnings() {
+    let little = Little::new(&[("a", "uno"), ("b", "dos")], &["a", "x", "b", "a"], &["y", "b"]);
+    little.frames("a", 1..2);
+    little.frames("b", 1..2);
+    std::fs::write(little.path("face").join("notes.txt"), b"").unwrap();
+    let dataset = little.open();
+    assert_eq!((dataset.train.as_slice(), dataset.val.as_slice()), (&[0, 1][..], &[1][..]));
+    let warnings = dataset.warnings().join("\n");
+    for expected in [
+        "1 of 3 ids of",
+        "left out: x",
+        "left out: y",
+        "repeats 1 id, kept once: a",
+        "1 file not named <video_id>_f",
+    ] {
+        assert!(warnings.contains(expected), "{expected}: {warnings}");
+    }
+}
+
+#[test]
+fn all_problems_come_at_once() {
+    let mut little = Little::new(&[("a", "uno"), ("b", "")], &["../a"], &["z"]);
+    little.data.face_dir = little.path("subs.csv");
+    little.data.pose_dir = little.path("nowhere");
+    let error = little.error();
+    for expected in
+        ["lines 3 (b)", "\"../a\": a path separator", "subs.csv (data.face_dir)", "nowhere (data.pose_dir)"]
+    {
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    assert_eq!(error.matches("error: ").count(), 4, "{error}");
+}
+
+#[test]
+fn an_index_of_unknown_ids_is_an_error() {
+    let little = Little::new(&[("a", "uno")], &["a"], &["x", "y"]);
+    little.frames("a", 1..2);
+    let error = little.error();
+    assert!(
+        error.contains("knows none of the 2 ids of") && error.contains("val.csv (data.val_index)"),
+        "{error}"
+    );
+}
+
+#[test]
+fn verify_lists_every_bad_file() {
+    let little = Little::new(&[("a", "uno"), ("b", "dos"), ("c", "tres")], &["a", "b", "c"], &["c"]);
+    for id in ["a", "b", "c"] {
+        little.frames(id, 1..3);
+        little.pose(id, 2);
+    }
+    assert_eq!(little.open().verify(3), []);
+    std::fs::write(little.path("face").join("a_f001.jpg"), b"\x89PNG\r\n\x1a\n").unwrap();
+    std::fs::write(little.path("hand_r").join("b_f001.jpg"), b"").unwrap();
+    write_pose(&little.path("pose").join("b.npz"), "pose", 1, &[0.0; 39]);
+    write_pose(&little.path("pose").join("c.npz"), "points", 1, &[0.0; 3]);
+    let dataset = little.open();
+    let found: Vec<String> = dataset.verify(2).iter().map(ToString::to_string).collect();
+    let expected = ["a_f001.jpg", "b_f001.jpg", "b.npz", "c.npz"];
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.contains(expected), "{found}");
+    }
+    assert!(found[0].contains("a PNG") && found[1].contains("empty"));
+    assert!(found[2].contains("39 values") && found[2].contains("model.pose_landmarks = 1"));
+    assert_eq!(found, dataset.verify(1).iter().map(ToString::to_string).collect::<Vec<_>>());
+}
+
+/// Five clips of different lengths, with a missing hand and a missing pose among them.
+fn five() -> Little {
+    let ids = ["a", "b", "c", "d", "e"];
+    let little = Little::new(&ids.map(|id| (id, id)), &ids[..4], &ids[3..]);
+    for (at, id) in ids.into_iter().enumerate() {
+        little.frames(id, 1..4 + 2 * at as u8);
+        if at != 2 {
+            little.pose(id, 3 * at);
+        }
+    }
+    std::fs::remove_file(little.path("hand_l").join("b_f002.jpg")).unwrap();
+    little
+}
+
+fn all_requests(dataset: &Dataset) -> Vec<Request> {
+    requests(7, [dataset.train.clone(), dataset.val.clone()], [3, 2], 0..3).collect()
+}
+
+#[test]
+fn batches_do_not_depend_on_the_number_of_workers() {
+    let little = five();
+    let dataset = Arc::new(little.open());
+    let asked = all_requests(&dataset);
+    assert_eq!(asked.len(), 9);
+    let run = |workers| {
+        let mut loader = Loader::new(Arc::clone(&dataset), workers, asked.clone().into_iter());
+        let mut got = Vec::new();
+        while let Some(next) = loader.next() {
+            got.push(next.unwrap());
+        }
+        assert!(loader.next().is_none());
+        assert!(loader.take_wait() > Duration::ZERO);
+        assert_eq!(loader.take_wait(), Duration::ZERO);
+        got
+    };
+    let alone = run(0);
+    assert!(alone.iter().map(|(request, _)| request).eq(&asked));
+    let (request, batch) = &alone[0];
+    assert_eq!(request.clips, training_order(7, 0, &dataset.train)[..3]);
+    for (at, &clip) in request.clips.iter().enumerate() {
+        let sample = dataset.load(clip, Phase::Train, 0).unwrap();
+        let length = sample.images[1].len();
+        assert!(batch.images[1][at * length..(at + 1) * length] == sample.images[1]);
+        assert_eq!(batch.pose[at * 12..(at + 1) * 12], sample.pose);
+        assert_eq!(batch.targets[at], dataset.clips[clip].target);
+    }
+    for workers in [1, 4] {
+        assert!(run(workers) == alone, "{workers} workers");
+    }
+}
+
+#[test]
+fn errors_come_in_their_place_and_the_rest_follows() {
+    let little = five();
+    std::fs::write(little.path("face").join("c_f001.jpg"), b"").unwrap();
+    std::fs::remove_file(little.path("hand_r").join("d_f001.jpg")).unwrap();
+    let dataset = Arc::new(little.open());
+    // Gone after the listing.
+    std::fs::remove_file(little.path("pose").join("b.npz")).unwrap();
+    let batch = |clips: &[usize]| Request { phase: Phase::Validation, epoch: 0, clips: clips.to_vec() };
+    let asked = vec![batch(&[0]), batch(&[0, 2, 1]), batch(&[4]), batch(&[99]), batch(&[]), batch(&[3])];
+    for workers in [0, 1, 4] {
+        let mut loader = Loader::new(Arc::clone(&dataset), workers, asked.clone().into_iter());
+        let mut got = Vec::new();
+        while let Some(next) = loader.next() {
+            got.push(next.map(|(request, _)| request.clips).map_err(|error| error.to_string()));
+        }
+        assert_eq!(got.len(), 6);
+        assert_eq!(got[0], Ok(vec![0]));
+        // Of two clips that fail, the first in the batch.
+        let error = got[1].clone().unwrap_err();
+        assert!(
+            error.contains("the clip c") && error.contains("c_f001.jpg") && error.contains("empty"),
+            "{error}"
+        );
+        assert_eq!(got[2], Ok(vec![4]));
+        assert!(got[3].is_err());
+        assert_eq!(got[4], Ok(vec![]));
+        assert_eq!(got[5], Ok(vec![3]));
+    }
+}
+
+#[test]
+fn a_loader_is_dropped_at_any_moment() {
+    let little = five();
+    let dataset = Arc::new(little.open());
+    for taken in 0..6 {
+        let endless = requests(1, [dataset.train.clone(), dataset.val.clone()], [2, 2], 0..usize::MAX);
+        let mut loader = Loader::new(Arc::clone(&dataset), 3, endless);
+        for _ in 0..taken {
+            loader.next().unwrap().unwrap();
+        }
+        drop(loader);
+    }
+    assert_eq!(Arc::strong_count(&dataset), 1);
+}
+
+fn shared(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
+    path.exists().then_some(path)
+}
+
+#[test]
+fn the_real_metadata_reads() {
+    let Some(path) = shared("lsa_t_meta.csv") else { return };
+    let source = slt_run::data::Source { key: "data.metadata_csv", path: &path };
+    let metadata = slt_run::data::read_metadata(&source).unwrap();
+    assert_eq!(metadata.texts.len(), 8459);
+    let texts = metadata.texts.values().map(|text| (text.as_str(), slt_run::data::text_target(text, 32000)));
+    let collisions = slt_run::data::Collisions::new(texts);
+    assert_eq!((collisions.texts, collisions.colliding), (8009, 1854));
+}
+
+#[test]
+fn the_real_clips_load() {
+    let Some(root) = shared("lsa_t_mini") else { return };
+    let mut little = Little::new(&[("a", "x")], &["a"], &["a"]);
+    let at = |name: &str| root.join(name);
+    little.data = config::Data {
+        face_dir: at("face"),
+        hand_left_dir: at("hand_l"),
+        hand_right_dir: at("hand_r"),
+        pose_dir: at("pose"),
+        metadata_csv: at("subs.csv"),
+        train_index: at("index/train.csv"),
+        val_index: at("index/val.csv"),
+        ..little.data
+    };
+    little.model.pose_landmarks = 13;
+    little.model.sequence_length = 8;
+    let dataset = little.open();
+    let summary = dataset.summary();
+    assert_eq!((summary.train.clips, summary.val.clips), (17, 7));
+    assert_eq!((summary.train.min, summary.train.max, summary.missing_poses), (8, 8, 0));
+    assert_eq!((summary.texts.texts, summary.texts.colliding, stride(8, 8)), (4, 0, 1));
+    assert_eq!(dataset.verify(2), []);
+    assert_eq!(dataset.warnings(), [] as [String; 0]);
+    let mut loader = Loader::new(Arc::new(dataset), 2, vec![].into_iter());
+    assert!(loader.next().is_none());
+}
