@@ -9,6 +9,7 @@ pub mod config;
 pub mod data;
 pub mod demo;
 pub mod error;
+pub mod files;
 pub mod model;
 pub mod nn;
 pub mod observe;

@@ -1,1 +1,190 @@
-//! To come.
+//! Drawn datasets: signs as cartoons, in the documented layout, for a first run, for tests and for benchmarks.
+//!
+//! Everything is decided by the options: the same ones give the same files, to the byte, in any number of threads.
+
+mod canvas;
+mod clip;
+mod figure;
+mod folder;
+mod sign;
+mod write;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Problem, Result};
+use clip::Clip;
+use sign::{MOST_SIGNS, Sign, signs};
+
+/// The most files that a dataset may have.
+pub const MOST_FILES: usize = 100_000;
+
+/// What to draw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// How many clips; at least two for each sign.
+    pub clips: usize,
+    /// Frames of the longest clips; a clip has from half of that to all of it.
+    pub frames: usize,
+    /// Width and height of the face and hand crops, in pixels.
+    pub size: usize,
+    /// How many different signs.
+    pub signs: usize,
+    /// What all that is random follows from.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { clips: 96, frames: 14, size: 64, signs: 6, seed: 1234 }
+    }
+}
+
+/// A dataset on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drawn {
+    /// The experiment file that trains on it.
+    pub experiment: PathBuf,
+    /// Clips in the training split.
+    pub train: usize,
+    /// Clips in the validation split.
+    pub val: usize,
+    /// Crops and poses that were drawn just now; 0 where the dataset was there already.
+    pub files: usize,
+    /// Whether the same dataset was there already and was left as it is.
+    pub reused: bool,
+}
+
+/// Draws a dataset into `dir`, or finds there the one that these options gave before.
+///
+/// The layout is the documented one: `face/`, `hand_l/` and `hand_r/` with `<id>_f<number>.jpg`, `pose/<id>.npz`,
+/// `subs.csv`, `index/train.csv` and `index/val.csv`, and beside them the experiment file `demo.toml`, whose paths
+/// begin with `dir` as it was given. `progress` is called on this thread with the clips done and all clips.
+///
+/// # Errors
+/// Kind `Config` for options that cannot work (all of them at once) and for a folder that holds anything else,
+/// a dataset of other options included; kind `Run` where files cannot be written.
+pub fn draw(dir: &Path, options: &Options, progress: &dyn Fn(usize, usize)) -> Result<Drawn> {
+    options.check()?;
+    let folder = folder::open(dir, options)?;
+    let clips: Vec<Clip> = (0..options.clips).map(|index| Clip::plan(options, index)).collect();
+    let val = clips.iter().filter(|clip| clip.validation).count();
+    let mut drawn =
+        Drawn { experiment: folder.experiment(), train: clips.len() - val, val, files: 0, reused: true };
+    if folder.is_complete() {
+        folder.keep_experiment_current(options)?;
+        return Ok(drawn);
+    }
+    let signs = signs(options.signs, options.seed);
+    folder.begin(options)?;
+    drawn.files = draw_clips(dir, options, &signs, &clips, progress)?;
+    drawn.reused = false;
+    write::tables(dir, &signs, &clips)?;
+    folder.finish(options)?;
+    Ok(drawn)
+}
+
+impl Options {
+    /// Everything that cannot work, at once.
+    fn check(&self) -> Result<()> {
+        let Self { clips, frames, size, signs, .. } = *self;
+        let mut problems = Vec::new();
+        for (name, value) in [("clips", clips), ("frames", frames), ("signs", signs)] {
+            if value == 0 {
+                problems.push(
+                    Problem::new(format!("a dataset of 0 {name}")).hint(format!("give --{name} 1 or more")),
+                );
+            }
+        }
+        if signs > MOST_SIGNS {
+            let what = format!("{signs} signs are more than the {MOST_SIGNS} that can be told apart");
+            problems.push(Problem::new(what).hint(format!("give --signs {MOST_SIGNS} or less")));
+        } else if clips > 0 && clips < 2 * signs {
+            let what = format!(
+                "{clips} clips are too few for {signs} signs: each sign needs one to train on and one to validate on"
+            );
+            problems.push(
+                Problem::new(what).hint(format!("give --clips {} or more, or fewer --signs", 2 * signs)),
+            );
+        }
+        if !(16..=2048).contains(&size) {
+            let what = format!("crops of {size} pixels");
+            problems.push(Problem::new(what).hint("give --size from 16 to 2048"));
+        }
+        let files = frames.saturating_mul(3).saturating_add(1).saturating_mul(clips);
+        if files > MOST_FILES {
+            let what = format!(
+                "{clips} clips of up to {frames} frames are up to {files} files, more than {MOST_FILES}"
+            );
+            problems.push(Problem::new(what).hint("give fewer --clips or --frames"));
+        }
+        Error::all(Kind::Config, problems)
+    }
+}
+
+/// Draws all clips on all cores and says how many files that made. The first failure ends it.
+fn draw_clips(
+    dir: &Path,
+    options: &Options,
+    signs: &[Sign],
+    clips: &[Clip],
+    progress: &dyn Fn(usize, usize),
+) -> Result<usize> {
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let work = |done: mpsc::Sender<Result<usize>>| {
+        while !failed.load(Ordering::Relaxed) {
+            let Some(clip) = clips.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+            let Some(sign) = signs.get(clip.sign) else { return };
+            let result = write::clip(dir, options, sign, clip);
+            if result.is_err() {
+                failed.store(true, Ordering::Relaxed);
+            }
+            if done.send(result).is_err() {
+                return;
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(clips.len());
+    std::thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        for _ in 0..threads {
+            let sender = sender.clone();
+            scope.spawn(|| work(sender));
+        }
+        // The loop ends when the last worker has dropped its sender.
+        drop(sender);
+        let mut files = 0;
+        for (done, result) in receiver.iter().enumerate() {
+            files += result?;
+            progress(done + 1, clips.len());
+        }
+        Ok(files)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_cannot_work_are_all_reported() {
+        let options = Options { clips: 0, frames: 0, size: 8, signs: 0, seed: 1 };
+        let error = options.check().unwrap_err();
+        assert_eq!((error.kind, error.problems.len()), (Kind::Config, 4));
+        assert!(error.problems.iter().all(|p| p.hint.is_some()));
+        let whats = |options: Options| options.check().map_or_else(|e| e.to_string(), |()| String::new());
+        let good = Options::default();
+        assert_eq!(whats(good), "");
+        assert!(whats(Options { signs: 49, ..good }).contains("--clips 98 or more"));
+        assert!(whats(Options { size: 2049, ..good }).contains("2049 pixels"));
+        assert!(whats(Options { frames: usize::MAX, ..good }).contains("more than 100000"));
+        assert!(whats(Options { signs: usize::MAX, ..good }).contains("told apart"));
+        assert_eq!(whats(Options { clips: 1000, frames: 33, ..good }), "");
+        assert!(whats(Options { clips: 1000, frames: 34, ..good }).contains("103000 files"));
+    }
+}

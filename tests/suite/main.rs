@@ -4,3 +4,6 @@ mod config;
 //! Tests of slt-run from the outside.
 
 mod checkpoint;
+//! The tests that need more than one module, or the program itself.
+
+mod demo;

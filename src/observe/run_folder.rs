@@ -1,0 +1,538 @@
+//! The folder of a run: who may write into it, the configuration that it keeps, and where the run came from.
+
+mod git;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Kind, Result};
+use crate::files::{folder_of, write_atomically};
+
+const LAST: &str = "last.pt";
+const BEST: &str = "best.pt";
+const METRICS: &str = "metrics.jsonl";
+const DIFF: &str = "git.diff";
+
+/// The files that a run leaves; any of them makes a folder a run's.
+const RUN_FILES: [&str; 7] = [LAST, BEST, METRICS, "config.toml", "config.json", "run.json", DIFF];
+
+/// A folder that this run may write into: it held no run when it was claimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+/// Where a run came from, for `run.json`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunInfo {
+    /// The program and its arguments.
+    pub command_line: Vec<String>,
+    /// When the run started.
+    pub started: SystemTime,
+    /// The device it runs on, as a person reads it.
+    pub device: String,
+    /// How many threads compute.
+    pub threads: usize,
+    /// The experiment file, whose folder is asked for its git commit; `None` where there is no file.
+    pub experiment: Option<PathBuf>,
+}
+
+impl RunFolder {
+    /// Makes `work_dir` this run's: creates it, and its parents, where it is not there yet.
+    ///
+    /// A folder that holds a run is refused, unless `overwrite`: then that run's files, and TensorBoard folders
+    /// beside them, move to `<work_dir>.<YYYYMMDD-HHMMSS>` (`now`, UTC; `-2`, … where that is taken), which is
+    /// returned. Files that are no run's stay where they are and never stand in the way.
+    ///
+    /// # Errors
+    /// Kind `Config` where the folder holds a run or cannot be one, kind `Run` where the disk fails. Either
+    /// leaves everything as it was.
+    pub fn claim(work_dir: &Path, overwrite: bool, now: SystemTime) -> Result<(Self, Option<PathBuf>)> {
+        let there = run_entries(work_dir).map_err(|error| unusable(work_dir, &error))?;
+        if !overwrite && let Some(first) = there.run.first() {
+            return Err(holds_a_run(work_dir, &there.run, first));
+        }
+        let made = make_folder(work_dir).map_err(|error| unusable(work_dir, &error))?;
+        if let Err(error) = try_writing(work_dir) {
+            remove_folders(&made);
+            return Err(unusable(work_dir, &error));
+        }
+        let folder = Self { path: work_dir.to_owned() };
+        if there.run.is_empty() {
+            return Ok((folder, None));
+        }
+        let names: Vec<&String> = there.run.iter().chain(&there.tensorboard).collect();
+        let aside = move_aside(work_dir, &names, now).map_err(|error| {
+            Error::io(Kind::Run, "cannot move aside the run in", work_dir, &error)
+                .hint("move it by hand, or choose another run.work_dir")
+        })?;
+        Ok((folder, Some(aside)))
+    }
+
+    /// Writes `config.toml` and `config.json`: the resolved configuration, twice.
+    ///
+    /// # Errors
+    /// Kind `Run` where a file cannot be written.
+    pub fn write_config(&self, toml: &str, json: &Value) -> Result<()> {
+        self.write("config.toml", toml.as_bytes())?;
+        self.write_json("config.json", json)
+    }
+
+    /// Writes `run.json`: where the run came from; beside it `git.diff` where the experiment file's repository
+    /// has changes since its commit. Git that is absent, slow or not in use there gives `null`.
+    ///
+    /// # Errors
+    /// Kind `Run` where a file cannot be written.
+    pub fn write_run_json(&self, info: &RunInfo) -> Result<()> {
+        let state = info.experiment.as_deref().and_then(|file| git::state(folder_of(file)));
+        if let Some(diff) =
+            state.as_ref().and_then(|state| state.diff.as_ref()).filter(|diff| !diff.is_empty())
+        {
+            self.write(DIFF, diff)?;
+        }
+        let started =
+            jiff::Timestamp::try_from(info.started).map_or(Value::Null, |time| json!(format!("{time:.0}")));
+        self.write_json(
+            "run.json",
+            &json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "command_line": info.command_line,
+                "started": started,
+                "device": info.device,
+                "threads": info.threads,
+                "host": host_name(),
+                "git": state.as_ref().map(git_json),
+            }),
+        )
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The checkpoint of the last epoch.
+    #[must_use]
+    pub fn last(&self) -> PathBuf {
+        self.path.join(LAST)
+    }
+
+    /// The checkpoint of the epoch with the lowest validation loss.
+    #[must_use]
+    pub fn best(&self) -> PathBuf {
+        self.path.join(BEST)
+    }
+
+    /// The metrics, a line an epoch.
+    #[must_use]
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join(METRICS)
+    }
+
+    fn write_json(&self, name: &str, json: &Value) -> Result<()> {
+        self.write(name, format!("{json:#}\n").as_bytes())
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        write_atomically(&path, bytes)
+            .map_err(|error| Error::io(Kind::Run, "cannot write", &path, &error).hint(cure(&error)))
+    }
+}
+
+/// The name of this machine, if it has one.
+#[must_use]
+pub fn host_name() -> Option<String> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let asked = || {
+        let soon = Instant::now() + Duration::from_secs(1);
+        git::output(Command::new("hostname"), 1024, soon)
+            .map(|(name, _)| String::from_utf8_lossy(&name).into_owned())
+    };
+    kernel.or_else(asked).map(|name| name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+fn git_json(state: &git::GitState) -> Value {
+    let dirty = state.diff.as_ref().map(|diff| !diff.is_empty());
+    let mut json = json!({ "commit": state.commit, "branch": state.branch, "dirty": dirty });
+    let note = match (dirty, state.truncated) {
+        (None, _) => Some("git took too long to list the changes".to_owned()),
+        (_, true) => Some(format!("{DIFF} is cut off at {} MiB", git::DIFF_CAP >> 20)),
+        _ => None,
+    };
+    if let Some(note) = note {
+        json["note"] = note.into();
+    }
+    json
+}
+
+/// What a folder holds of a run.
+#[derive(Debug, Default)]
+struct Entries {
+    /// Names out of [`RUN_FILES`], in their order.
+    run: Vec<String>,
+    /// Folders with nothing but TensorBoard's event files, and such files.
+    tensorboard: Vec<String>,
+}
+
+fn run_entries(work_dir: &Path) -> io::Result<Entries> {
+    let listing = match fs::read_dir(work_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Entries::default()),
+        listing => listing?,
+    };
+    let mut names = BTreeSet::new();
+    for entry in listing {
+        // No name of ours is anything but UTF-8.
+        names.extend(entry?.file_name().into_string());
+    }
+    let run = RUN_FILES.into_iter().filter(|name| names.contains(*name)).map(str::to_owned).collect();
+    let tensorboard =
+        names.into_iter().filter(|name| is_event_file(name) || is_event_folder(&work_dir.join(name)));
+    Ok(Entries { run, tensorboard: tensorboard.collect() })
+}
+
+fn is_event_file(name: &str) -> bool {
+    name.starts_with("events.out.tfevents.")
+}
+
+fn is_event_folder(path: &Path) -> bool {
+    let Ok(mut entries) = fs::read_dir(path).map(Iterator::peekable) else { return false };
+    entries.peek().is_some()
+        && entries.all(|entry| entry.is_ok_and(|entry| entry.file_name().to_str().is_some_and(is_event_file)))
+}
+
+fn holds_a_run(work_dir: &Path, names: &[String], first: &str) -> Error {
+    let when = fs::metadata(work_dir.join(first)).and_then(|file| file.modified()).ok();
+    let when = when.and_then(|time| jiff::Timestamp::try_from(time).ok());
+    let when = when.map(|time| format!(" of {}", time.strftime("%Y-%m-%d %H:%M UTC"))).unwrap_or_default();
+    Error::config(format!(
+        "run.work_dir {} holds a run already: {}{when}",
+        work_dir.display(),
+        names.join(", ")
+    ))
+    .hint(
+        "choose another run.work_dir, or give --overwrite, which moves the old run aside under a dated name",
+    )
+}
+
+/// Creates `path` and its parents; returns the folders that were not there, the outermost first.
+fn make_folder(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let missing: Vec<&Path> =
+        path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
+    let mut made = Vec::new();
+    for folder in missing.into_iter().rev() {
+        match fs::create_dir(folder) {
+            Ok(()) => made.push(folder.to_owned()),
+            // Another process was faster, or the path goes through `..`.
+            Err(_) if folder.is_dir() => {}
+            Err(error) => {
+                remove_folders(&made);
+                return Err(error);
+            }
+        }
+    }
+    if path.is_dir() { Ok(made) } else { Err(io::ErrorKind::NotADirectory.into()) }
+}
+
+/// Removes folders of [`make_folder`] that nobody has put anything into.
+fn remove_folders(made: &[PathBuf]) {
+    for folder in made.iter().rev() {
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+/// Finds out now, rather than after the first epoch, whether files can be written.
+fn try_writing(folder: &Path) -> io::Result<()> {
+    let probe = folder.join(".slt-run.probe");
+    // A file system without room for one block accepts the name and fails here.
+    write_atomically(&probe, &[0; 4096])?;
+    fs::remove_file(&probe)
+}
+
+/// Moves the entries `names` of `work_dir` into a new folder beside it, all or none of them.
+fn move_aside(work_dir: &Path, names: &[&String], now: SystemTime) -> io::Result<PathBuf> {
+    // Beside what a link points to, so that the old run stays on its disk; inside a folder that has no
+    // side of its own, such as a mount point: a move to another file system would be a copy.
+    let target = fs::canonicalize(work_dir)?;
+    let outside = fresh_folder(&target, now).and_then(|aside| move_entries(&target, &aside, names));
+    outside.or_else(|_| move_entries(&target, &fresh_folder(&target.join("run"), now)?, names))
+}
+
+/// Creates `<path>.<date and time>`, numbered where that is taken.
+fn fresh_folder(path: &Path, now: SystemTime) -> io::Result<PathBuf> {
+    let now = jiff::Timestamp::try_from(now).map_err(io::Error::other)?;
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    for attempt in 1.. {
+        let mut dated = name.to_owned();
+        dated.push(format!(".{}", now.strftime("%Y%m%d-%H%M%S")));
+        if attempt > 1 {
+            dated.push(format!("-{attempt}"));
+        }
+        let folder = path.with_file_name(dated);
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made.map(|()| folder),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Moves entries from one folder to another one that is new, and back again if one cannot be moved.
+fn move_entries(from: &Path, to: &Path, names: &[&String]) -> io::Result<PathBuf> {
+    for (done, name) in names.iter().enumerate() {
+        if let Err(error) = fs::rename(from.join(name), to.join(name)) {
+            for name in names.iter().take(done) {
+                fs::rename(to.join(name), from.join(name))?;
+            }
+            let _ = fs::remove_dir(to);
+            return Err(error);
+        }
+    }
+    Ok(to.to_owned())
+}
+
+/// A `work_dir` that no run can use. What the user can put right with another path is a matter of configuration.
+fn unusable(work_dir: &Path, error: &io::Error) -> Error {
+    use io::ErrorKind as E;
+    let kind = match error.kind() {
+        E::StorageFull | E::QuotaExceeded | E::Other | E::Interrupted => Kind::Run,
+        _ => Kind::Config,
+    };
+    let what = match error.kind() {
+        E::NotADirectory | E::AlreadyExists if work_dir.exists() => "is a file, not a folder",
+        E::NotADirectory => "lies below a file",
+        _ => "cannot be written",
+    };
+    let what = format!("run.work_dir {} {what}", work_dir.display());
+    let error_below = Error { kind, ..Error::config(what).cause(error) };
+    error_below.hint(cure(error))
+}
+
+/// What to do when writing into a run's folder fails.
+fn cure(error: &io::Error) -> &'static str {
+    use io::ErrorKind as E;
+    match error.kind() {
+        E::StorageFull | E::QuotaExceeded => {
+            "make room on that disk, or choose a run.work_dir on another one"
+        }
+        E::PermissionDenied => "change the folder's permissions, or choose another run.work_dir",
+        _ => "choose another run.work_dir",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2023-11-14 22:13:20 UTC.
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn claimed(work_dir: &Path) -> RunFolder {
+        RunFolder::claim(work_dir, false, now()).unwrap().0
+    }
+
+    /// A folder with a run, TensorBoard's files and a person's notes in it.
+    fn old_run(work_dir: &Path) {
+        fs::create_dir_all(work_dir.join("tb")).unwrap();
+        fs::create_dir_all(work_dir.join("plots")).unwrap();
+        for name in
+            ["last.pt", "best.pt", "run.json", "notes.md", "tb/events.out.tfevents.1.h", "plots/a.png"]
+        {
+            fs::write(work_dir.join(name), name).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_new_folder_and_one_with_other_files_are_claimed() {
+        let root = tempfile::tempdir().unwrap();
+        let work_dir = root.path().join("a/b/c");
+        let folder = claimed(&work_dir);
+        assert!(names(&work_dir).is_empty());
+        assert_eq!(folder.last(), work_dir.join("last.pt"));
+        assert_eq!(folder.best(), work_dir.join("best.pt"));
+        assert_eq!(folder.metrics(), work_dir.join("metrics.jsonl"));
+        fs::write(work_dir.join("notes.md"), "x").unwrap();
+        assert_eq!(RunFolder::claim(&work_dir, true, now()).unwrap().1, None);
+        assert_eq!(names(&work_dir), ["notes.md"]);
+    }
+
+    #[test]
+    fn a_folder_with_a_run_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        old_run(root.path());
+        let before = names(root.path());
+        let error = RunFolder::claim(root.path(), false, now()).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.kind, Kind::Config);
+        assert!(text.contains("holds a run already: last.pt, best.pt, run.json of 20"), "{text}");
+        assert!(text.contains("--overwrite") && text.contains("another run.work_dir"), "{text}");
+        assert_eq!(names(root.path()), before);
+        for name in RUN_FILES {
+            let other = tempfile::tempdir().unwrap();
+            fs::write(other.path().join(name), "").unwrap();
+            assert!(RunFolder::claim(other.path(), false, now()).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn overwriting_moves_the_old_run_aside() {
+        let root = tempfile::tempdir().unwrap();
+        let work_dir = root.path().join("exp");
+        for expected in ["exp.20231114-221320", "exp.20231114-221320-2"] {
+            old_run(&work_dir);
+            let aside = RunFolder::claim(&work_dir, true, now()).unwrap().1.unwrap();
+            assert_eq!(aside, fs::canonicalize(root.path()).unwrap().join(expected));
+            assert_eq!(names(&aside), ["best.pt", "last.pt", "run.json", "tb"]);
+            assert_eq!(
+                fs::read(aside.join("tb/events.out.tfevents.1.h")).unwrap(),
+                b"tb/events.out.tfevents.1.h"
+            );
+            assert_eq!(names(&work_dir), ["notes.md", "plots"]);
+        }
+        assert_eq!(names(root.path()).len(), 3);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_stays_a_link_and_its_run_stays_on_its_disk() {
+        let root = tempfile::tempdir().unwrap();
+        let (disk, link) = (root.path().join("disk/exp"), root.path().join("link"));
+        old_run(&disk);
+        std::os::unix::fs::symlink(&disk, &link).unwrap();
+        let aside = RunFolder::claim(&link, true, now()).unwrap().1.unwrap();
+        assert_eq!(aside.parent(), fs::canonicalize(root.path().join("disk")).ok().as_deref());
+        assert!(link.is_symlink());
+        let dangling = root.path().join("dangling");
+        std::os::unix::fs::symlink(root.path().join("nowhere"), &dangling).unwrap();
+        assert_eq!(RunFolder::claim(&dangling, false, now()).unwrap_err().kind, Kind::Config);
+    }
+
+    #[test]
+    fn moving_is_all_or_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let (from, to) = (root.path().join("from"), root.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::create_dir(&to).unwrap();
+        fs::write(from.join("a"), "a").unwrap();
+        assert!(move_entries(&from, &to, &[&"a".to_owned(), &"missing".to_owned()]).is_err());
+        assert_eq!(names(root.path()), ["from"]);
+        assert_eq!(names(&from), ["a"]);
+    }
+
+    #[test]
+    fn a_work_dir_that_cannot_be_is_refused_without_a_trace() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        fs::write(&file, "x").unwrap();
+        let message = |path: &Path| {
+            let error = RunFolder::claim(path, true, now()).unwrap_err();
+            assert_eq!((error.kind, error.problems.len()), (Kind::Config, 1));
+            assert!(error.problems[0].hint.is_some());
+            error.to_string()
+        };
+        assert!(message(&file).contains("file is a file, not a folder"));
+        assert!(message(&file.join("run")).contains("lies below a file"));
+        assert!(message(Path::new("/proc/slt-run/x")).contains("/proc/slt-run/x cannot be written"));
+        assert_eq!(names(root.path()), ["file"]);
+        let full = unusable(&file, &io::ErrorKind::StorageFull.into());
+        assert_eq!(full.kind, Kind::Run);
+        assert!(full.to_string().contains("make room"), "{full}");
+        let read_only = unusable(Path::new("/x"), &io::ErrorKind::ReadOnlyFilesystem.into());
+        assert_eq!(read_only.kind, Kind::Config);
+    }
+
+    #[test]
+    fn folders_made_for_nothing_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let made = make_folder(&root.path().join("a/b")).unwrap();
+        assert_eq!(made, [root.path().join("a"), root.path().join("a/b")]);
+        remove_folders(&made);
+        assert!(names(root.path()).is_empty());
+        assert!(make_folder(&root.path().join("c").join("x\0y")).is_err());
+        assert!(names(root.path()).is_empty());
+    }
+
+    #[test]
+    fn configuration_and_origin_are_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = claimed(root.path());
+        folder.write_config("a = 1\n", &json!({"b": {"x": 1}, "a": 2})).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("config.toml")).unwrap(), "a = 1\n");
+        let text = fs::read_to_string(root.path().join("config.json")).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), json!({"b": {"x": 1}, "a": 2}));
+
+        let info = RunInfo {
+            command_line: vec!["slt-run".into(), "ñ.toml".into()],
+            started: now(),
+            device: "cpu".into(),
+            threads: 2,
+            experiment: None,
+        };
+        folder.write_run_json(&info).unwrap();
+        let run: Value = serde_json::from_slice(&fs::read(root.path().join("run.json")).unwrap()).unwrap();
+        assert_eq!(run["started"], "2023-11-14T22:13:20Z");
+        assert_eq!(run["command_line"], json!(["slt-run", "ñ.toml"]));
+        assert_eq!((&run["device"], &run["threads"]), (&json!("cpu"), &json!(2)));
+        assert_eq!(run["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(run["git"], Value::Null);
+        assert!(run["host"].is_string());
+        assert_eq!(names(root.path()), ["config.json", "config.toml", "run.json"]);
+        fs::remove_dir_all(root.path()).unwrap();
+        assert_eq!(folder.write_config("", &Value::Null).unwrap_err().kind, Kind::Run);
+    }
+
+    #[test]
+    fn the_repository_of_the_experiment_file_is_recorded() {
+        let root = tempfile::tempdir().unwrap();
+        let repository = root.path().join("repository");
+        fs::create_dir(&repository).unwrap();
+        fs::write(repository.join("a.toml"), "x = 1\n").unwrap();
+        let git = |arguments: &[&str]| {
+            let mut command = Command::new("git");
+            command
+                .arg("-C")
+                .arg(&repository)
+                .args(["-c", "user.name=a", "-c", "user.email=a@b"])
+                .args(arguments);
+            assert!(command.output().unwrap().status.success(), "{arguments:?}");
+        };
+        git(&["init"]);
+        git(&["add", "."]);
+        git(&["commit", "-m", "x"]);
+        let folder = claimed(&root.path().join("run"));
+        let experiment = Some(repository.join("a.toml"));
+        let info =
+            RunInfo { command_line: vec![], started: now(), device: "cpu".into(), threads: 1, experiment };
+        let git_of_run = || {
+            folder.write_run_json(&info).unwrap();
+            let run: Value =
+                serde_json::from_slice(&fs::read(folder.path().join("run.json")).unwrap()).unwrap();
+            run["git"].clone()
+        };
+        let clean = git_of_run();
+        assert_eq!((clean["commit"].as_str().map(str::len), &clean["dirty"]), (Some(40), &json!(false)));
+        assert!(!folder.path().join("git.diff").exists());
+        fs::write(repository.join("a.toml"), "x = 2\n").unwrap();
+        assert_eq!(git_of_run()["dirty"], json!(true));
+        let diff = fs::read_to_string(folder.path().join("git.diff")).unwrap();
+        assert!(diff.contains("-x = 1\n+x = 2\n"), "{diff}");
+    }
+}
