@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use crate::config::{FIELDS, Field, Layers, SECTIONS, Setting};
+use crate::observe::reporter::Verbosity;
 
 /// What the command line asks for.
 #[derive(Clone, Debug)]
@@ -67,18 +68,6 @@ pub struct DemoArgs {
     pub layers: Layers,
     /// How much to say.
     pub verbosity: Verbosity,
-}
-
-/// How much a command says on its way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Verbosity {
-    /// Warnings and errors alone.
-    Quiet,
-    /// Progress and results.
-    #[default]
-    Normal,
-    /// What helps to find out why, too.
-    Verbose,
 }
 
 /// Reads a command line, the program's name first.

@@ -1,1 +1,59 @@
-//! To come.
+//! What each command does, from the arguments to the last line that it prints.
+
+mod check;
+mod demo;
+mod show;
+mod train;
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use crate::cli::Command;
+use crate::config::{self, Layers, Resolved};
+use crate::observe::reporter::{Reporter, Verbosity};
+use crate::{Error, Result};
+
+/// Runs `command`; `arguments` is the command line as it was given, for `run.json`.
+///
+/// # Errors
+/// Everything that can go wrong, for `main` to print and to turn into the exit code.
+pub fn run(command: Command, arguments: &[OsString]) -> Result<(), (Error, Reporter)> {
+    let verbosity = match &command {
+        Command::Train(args) => args.verbosity,
+        Command::Check(args) | Command::Config(args) => args.verbosity,
+        Command::Demo(args) => args.verbosity,
+    };
+    let reporter = Reporter::new(verbosity);
+    let result = match command {
+        Command::Train(args) => train::train(args, arguments, &reporter),
+        Command::Check(args) => check::check(args.layers, &reporter),
+        Command::Config(args) => show::show(args.layers, &reporter),
+        Command::Demo(args) => demo::demo(args, arguments, &reporter),
+    };
+    result.map_err(|error| (error, reporter))
+}
+
+/// Resolves an experiment under this process's environment, and passes its warnings on.
+fn resolve(mut layers: Layers, reporter: &Reporter) -> Result<Resolved> {
+    layers.env = std::env::vars_os().collect();
+    let resolved = config::resolve(&layers)?;
+    resolved.warnings.iter().for_each(|warning| reporter.warn(warning));
+    Ok(resolved)
+}
+
+/// Prints a command's result on standard output; that nobody reads on is no failure.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::run("cannot write to standard output").cause(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The reporter for what goes wrong before a command line is understood.
+#[must_use]
+pub fn default_reporter() -> Reporter {
+    Reporter::new(Verbosity::Normal)
+}

@@ -1,10 +1,11 @@
 //! The image backbone on the CPU: the same network as [`VisionTransformer::forward`], by the fused blocks of
 //! [`crate::nn::cpu::vit`], with a backward pass of its own instead of a graph.
 
-use candle_core::{CpuStorage, Device, Error, Layout, Result, Storage, Tensor};
+use candle_core::{CpuStorage, Device, Error, Result, Storage, Tensor};
 
 use super::vit::VisionTransformer;
 use crate::nn::cpu::vit::{self, BlockDrops, Drops, Pixels, Tape, Weights};
+use crate::nn::parameters::{floats, with_slices};
 use crate::nn::{Images, Pass};
 
 impl VisionTransformer {
@@ -53,19 +54,11 @@ impl VisionTransformer {
     }
 
     fn with_weights<R>(&self, work: impl FnOnce(&Weights) -> Result<R>) -> Result<R> {
-        let tensors = self.tensors();
-        let guards: Vec<_> = tensors.iter().map(|tensor| tensor.storage_and_layout()).collect();
-        let slices: Result<_> = guards.iter().map(|(storage, layout)| floats(storage, layout)).collect();
-        let weights = Weights::new(&self.shape(), slices?)
-            .ok_or_else(|| Error::Msg("the backbone's parameters are not those of its shape".into()))?;
-        work(&weights)
-    }
-}
-
-fn floats<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(data)), Some((start, end))) => Ok(&data[start..end]),
-        _ => Err(Error::Msg("fused blocks take contiguous f32 tensors on the CPU".into())),
+        let shape = self.shape();
+        with_slices(&self.tensors(), |slices| match Weights::new(&shape, slices.to_vec()) {
+            Some(weights) => work(&weights),
+            None => Err(Error::Msg("the backbone's parameters are not those of its shape".into())),
+        })?
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod cpu;
+pub mod device;
 pub mod dropout;
 pub mod images;
 pub mod init;

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, Var};
 
 use super::{Dropout, Init};
 use crate::random::{Purpose, stream};
@@ -42,6 +42,25 @@ impl Parameters {
     #[must_use]
     pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
         self.iter().map(|(name, var)| (name.to_owned(), var.dims().to_vec())).collect()
+    }
+}
+
+/// Lends the numbers of contiguous f32 tensors to `work`, as slices in the tensors' order: without a copy on the CPU,
+/// through one from another device.
+pub fn with_slices<R>(tensors: &[&Tensor], work: impl FnOnce(&[&[f32]]) -> R) -> Result<R> {
+    let on_host: Result<Vec<Tensor>> = tensors.iter().map(|tensor| tensor.to_device(&Device::Cpu)).collect();
+    let on_host = on_host?;
+    let guards: Vec<_> = on_host.iter().map(Tensor::storage_and_layout).collect();
+    let slices: Result<Vec<&[f32]>> =
+        guards.iter().map(|(storage, layout)| floats(storage, layout)).collect();
+    Ok(work(&slices?))
+}
+
+/// The numbers of a contiguous f32 tensor on the CPU.
+pub(crate) fn floats<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(data)), Some((start, end))) => Ok(&data[start..end]),
+        _ => Err(candle_core::Error::Msg("contiguous f32 numbers on the CPU are needed here".into())),
     }
 }
 
@@ -106,7 +125,7 @@ impl Builder {
     }
 
     /// Creates the parameter `name` of `shape`.
-    pub fn parameter(&self, name: &str, shape: &[usize], init: Init) -> candle_core::Result<Tensor> {
+    pub fn parameter(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
         let mut state = self.state.borrow_mut();
         let path = self.pp(name).path;
         if let Some(existing) = &state.existing {

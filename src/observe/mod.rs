@@ -1,9 +1,118 @@
-//! To come.
+//! What a run leaves behind and shows while it goes: progress and lines, the run's folder, metrics, TensorBoard.
 
 mod append;
 pub mod metrics;
-pub mod tensorboard;
-//! What a run leaves behind and shows while it goes: progress and lines, the run's folder, metrics.
-
 pub mod reporter;
 pub mod run_folder;
+pub mod tensorboard;
+
+use std::path::Path;
+
+use metrics::{EpochMetrics, MetricsLog};
+use reporter::Reporter;
+use tensorboard::TensorBoard;
+
+use crate::Result;
+
+const NO_METRICS: &str = "the run goes on without metrics.jsonl";
+const NO_TENSORBOARD: &str = "the run goes on without TensorBoard";
+
+/// Everyone who is told how training goes. None of them can stop it: a log that cannot be written costs a warning.
+pub struct Observer<'a> {
+    reporter: &'a Reporter,
+    metrics: Option<MetricsLog>,
+    tensorboard: Option<TensorBoard>,
+}
+
+impl<'a> Observer<'a> {
+    /// Opens the metrics file and, where `tensorboard` names a folder, an event file in it.
+    pub fn open(reporter: &'a Reporter, metrics: &Path, tensorboard: Option<&Path>) -> Self {
+        let metrics = kept(reporter, NO_METRICS, MetricsLog::open(metrics));
+        let tensorboard =
+            tensorboard.and_then(|folder| kept(reporter, NO_TENSORBOARD, TensorBoard::create(folder)));
+        Self { reporter, metrics, tensorboard }
+    }
+
+    /// Training begins: `epochs` in all, from `first_epoch`, of `steps` steps.
+    pub fn start(&self, epochs: usize, first_epoch: usize, steps: usize) {
+        self.reporter.start(epochs, first_epoch, steps);
+    }
+
+    /// An epoch (from 1) of `steps` steps begins.
+    pub fn begin_epoch(&self, epoch: usize, steps: usize) {
+        self.reporter.begin_epoch(epoch, steps);
+    }
+
+    /// Step `step` of the epoch, `step_of_run` of all (both from 1), is done.
+    pub fn step(&mut self, step: usize, step_of_run: u64, loss: f64, lr: f64, images: usize) {
+        self.reporter.step(step, loss, lr, images);
+        self.scalars(&[("loss/step", loss)], step_of_run);
+    }
+
+    /// Validation of `steps` batches begins.
+    pub fn begin_validation(&self, steps: usize) {
+        self.reporter.begin_validation(steps);
+    }
+
+    /// A validation batch is done.
+    pub fn validation_step(&self) {
+        self.reporter.validation_step();
+    }
+
+    /// An epoch of `epochs` is done; `best` where its validation loss is the lowest so far.
+    pub fn end_epoch(&mut self, m: &EpochMetrics, epochs: usize, best: bool) {
+        self.reporter.end_epoch(&format!(
+            "Epoch {}/{epochs} - train_loss={:.4} - val_loss={:.4} - val_accuracy={:.4} - lr={:.3e} - {:.1} s{}",
+            m.epoch,
+            m.train_loss,
+            m.val_loss,
+            m.val_accuracy,
+            m.lr,
+            m.seconds,
+            if best { " - best" } else { "" },
+        ));
+        if let Some(Err(error)) = self.metrics.as_mut().map(|log| log.add(m)) {
+            warn(self.reporter, NO_METRICS, &error);
+            self.metrics = None;
+        }
+        let scalars = [
+            ("loss/train", m.train_loss),
+            ("loss/val", m.val_loss),
+            ("accuracy/val", m.val_accuracy),
+            ("lr", m.lr),
+        ];
+        self.scalars(&scalars, m.epoch as u64);
+        self.tensorboard_does(TensorBoard::flush);
+    }
+
+    /// Training ended.
+    pub fn finish(&mut self) {
+        self.tensorboard_does(TensorBoard::flush);
+        self.reporter.finish();
+    }
+
+    fn scalars(&mut self, scalars: &[(&str, f64)], step: u64) {
+        let step = i64::try_from(step).unwrap_or(i64::MAX);
+        self.tensorboard_does(|events| {
+            scalars.iter().try_for_each(|(tag, value)| events.add_scalar(tag, *value as f32, step))
+        });
+    }
+
+    fn tensorboard_does(&mut self, work: impl FnOnce(&mut TensorBoard) -> Result<()>) {
+        if let Some(Err(error)) = self.tensorboard.as_mut().map(work) {
+            warn(self.reporter, NO_TENSORBOARD, &error);
+            self.tensorboard = None;
+        }
+    }
+}
+
+fn kept<T>(reporter: &Reporter, consequence: &str, result: Result<T>) -> Option<T> {
+    result.map_err(|error| warn(reporter, consequence, &error)).ok()
+}
+
+fn warn(reporter: &Reporter, consequence: &str, error: &crate::Error) {
+    for problem in &error.problems {
+        let causes: String = problem.causes.iter().map(|cause| format!(": {cause}")).collect();
+        reporter.warn(&format!("{}{causes}; {consequence}", problem.what));
+    }
+}

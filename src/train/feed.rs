@@ -1,13 +1,13 @@
 //! What the training loop eats: the batches of every epoch in order, loaded ahead, on the device.
 
-use std::ops::RangeInclusive;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 
 use crate::config;
-use crate::data::{Batch, Dataset, Loader, Phase, Request, training_order};
+use crate::data::{Batch, Dataset, Loader, Phase, requests};
 use crate::model::Inputs;
 use crate::nn::Images;
 use crate::{Error, Result};
@@ -19,7 +19,6 @@ pub struct Feed {
     device: Device,
     steps: usize,
     validation_steps: usize,
-    frames: usize,
 }
 
 /// One batch on the device.
@@ -33,26 +32,21 @@ pub struct Meal {
 }
 
 impl Feed {
-    /// Over `epochs` (counted from 1) of `dataset`.
+    /// Over `epochs` (counted from 0) of `dataset`.
+    #[must_use]
     pub fn new(
         dataset: &Arc<Dataset>,
         c: &config::Data,
         seed: u64,
-        epochs: RangeInclusive<usize>,
+        epochs: Range<usize>,
         device: &Device,
-        frames: usize,
     ) -> Self {
-        let (batch, val_batch) = (c.batch_size, c.val_batch_size.unwrap_or(c.batch_size));
-        let (train, val) = (dataset.train.clone(), dataset.val.clone());
-        let (steps, validation_steps) = (train.len().div_ceil(batch), val.len().div_ceil(val_batch));
-        let requests = epochs.flat_map(move |epoch| {
-            let training = requests(Phase::Train, epoch, &training_order(seed, epoch, &train), batch);
-            let validation = requests(Phase::Validation, epoch, &val, val_batch);
-            training.into_iter().chain(validation)
-        });
+        let sizes = [c.batch_size, c.val_batch_size.unwrap_or(c.batch_size)];
+        let clips = [dataset.train.clone(), dataset.val.clone()];
+        let [steps, validation_steps] = [0, 1].map(|split| clips[split].len().div_ceil(sizes[split]));
         let workers = c.num_workers.unwrap_or_else(default_workers);
-        let loader = Loader::new(Arc::clone(dataset), workers, requests);
-        Self { loader, device: device.clone(), steps, validation_steps, frames }
+        let loader = Loader::new(Arc::clone(dataset), workers, requests(seed, clips, sizes, epochs));
+        Self { loader, device: device.clone(), steps, validation_steps }
     }
 
     /// Training batches an epoch.
@@ -67,7 +61,7 @@ impl Feed {
         self.validation_steps
     }
 
-    /// The next batch, which is of `phase` and `epoch`: the loop asks for them in the order of the plan.
+    /// The next batch, which is of `phase` and `epoch` (from 0): the loop asks for them in the order of the plan.
     pub fn next(&mut self, phase: Phase, epoch: usize) -> Result<Meal> {
         let (request, batch) = self
             .loader
@@ -76,7 +70,7 @@ impl Feed {
         if request.phase != phase || request.epoch != epoch {
             return Err(Error::run("the loader's batches are out of step with the loop"));
         }
-        on_device(batch, self.frames, &self.device)
+        on_device(batch, &self.device)
     }
 
     /// How long [`Self::next`] has waited for data since the last call.
@@ -91,23 +85,17 @@ pub fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8)
 }
 
-fn requests(phase: Phase, epoch: usize, order: &[usize], batch: usize) -> Vec<Request> {
-    order.chunks(batch).map(|clips| Request { phase, epoch, clips: clips.to_vec() }).collect()
-}
-
-/// Moves a batch of `frames` frames a clip to the device; images stay bytes.
-pub fn on_device(batch: Batch, frames: usize, device: &Device) -> Result<Meal> {
-    let clips = batch.targets.len();
-    let images = clips * frames;
-    let size = (batch.images[0].len() / (3 * images.max(1))).isqrt();
-    let tensor = |bytes: Vec<u8>| Tensor::from_vec(bytes, (images, size, size, 3), device).map(Images::Bytes);
+/// Moves a batch to the device; images stay bytes.
+pub fn on_device(batch: Batch, device: &Device) -> Result<Meal> {
+    let (clips, frames, size) = (batch.targets.len(), batch.sizes.frames, batch.sizes.image_size);
+    let shape = (clips * frames, size, size, 3);
+    let images = |bytes: Vec<u8>| Tensor::from_vec(bytes, shape, device).map(Images::Bytes);
     let [face, left, right] = batch.images;
-    let width = batch.pose.len() / images.max(1);
     let mask: Vec<u8> = batch.pad_mask.iter().map(|&valid| u8::from(valid)).collect();
     Ok(Meal {
         inputs: Inputs {
-            images: [tensor(face)?, tensor(left)?, tensor(right)?],
-            pose: Tensor::from_vec(batch.pose, (clips, frames, width), device)?,
+            images: [images(face)?, images(left)?, images(right)?],
+            pose: Tensor::from_vec(batch.pose, (clips, frames, batch.sizes.pose), device)?,
             pad_mask: Tensor::from_vec(mask, (clips, frames), device)?,
         },
         targets: Tensor::from_vec(batch.targets, clips, device)?,

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor, Var};
 
 use crate::config;
 use crate::model::{Classifier, Inputs};
-use crate::nn::cpu::vit::Tape;
+use crate::nn::cpu::vit::{Shape, Tape};
 use crate::nn::{Parameters, Pass, loss};
 use crate::{Error, Result};
 
@@ -46,6 +46,12 @@ impl Network {
     #[must_use]
     pub fn parameters(&self) -> &Parameters {
         self.classifier.parameters()
+    }
+
+    /// The sizes of each of its three backbones.
+    #[must_use]
+    pub fn backbone_shape(&self) -> Shape {
+        self.classifier.backbones()[0].shape()
     }
 
     /// Where it computes.

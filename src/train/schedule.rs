@@ -38,6 +38,18 @@ impl Schedule {
         self.lr
     }
 
+    /// The rate that it started from.
+    #[must_use]
+    pub fn base_lr(&self) -> f64 {
+        self.base_lr
+    }
+
+    /// Which one it is.
+    #[must_use]
+    pub fn kind(&self) -> SchedulerKind {
+        self.kind
+    }
+
     /// How often it was stepped.
     #[must_use]
     pub fn steps(&self) -> u64 {

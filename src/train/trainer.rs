@@ -7,7 +7,7 @@ use crate::config::Experiment;
 use crate::data::Phase;
 use crate::nn::Pass;
 use crate::observe::metrics::EpochMetrics;
-use crate::observe::{Observer, RunFolder};
+use crate::observe::{Observer, run_folder::RunFolder};
 use crate::train::{Feed, Network, Optimizer, Schedule, state};
 
 /// Everything that training changes, and what it depends on.
@@ -23,6 +23,7 @@ pub struct Trainer {
     epochs: usize,
     seed: u64,
     images_a_clip: usize,
+    config: String,
 }
 
 /// Where a run stands; all of it is in a checkpoint.
@@ -67,7 +68,20 @@ impl Trainer {
             epochs: c.optimization.epochs,
             seed: c.run.seed,
             images_a_clip: 3 * c.model.sequence_length,
+            config: c.to_toml(),
         })
+    }
+
+    /// The run's seed.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The resolved experiment file.
+    #[must_use]
+    pub fn config(&self) -> &str {
+        &self.config
     }
 
     /// Trains to the last epoch: each trains, validates, reports and saves.
@@ -94,7 +108,7 @@ impl Trainer {
             if best {
                 self.progress.best_val_loss = val_loss;
             }
-            state::save(self, val_loss, best, folder)?;
+            state::save_epoch(self, val_loss, best, folder)?;
             observer.end_epoch(&metrics, self.epochs, best);
         }
         observer.finish();
@@ -102,11 +116,16 @@ impl Trainer {
     }
 
     /// One pass over the training clips; its mean loss and the number of clips.
-    fn train_epoch(&mut self, epoch: usize, feed: &mut Feed, observer: &mut Observer) -> Result<(f64, usize)> {
+    fn train_epoch(
+        &mut self,
+        epoch: usize,
+        feed: &mut Feed,
+        observer: &mut Observer,
+    ) -> Result<(f64, usize)> {
         let mut loss = Mean::default();
         observer.begin_epoch(epoch, feed.steps());
         for step in 1..=feed.steps() {
-            let batch = feed.next(Phase::Train, epoch)?;
+            let batch = feed.next(Phase::Train, epoch - 1)?;
             let pass = Pass::training(self.seed, self.progress.step);
             let result = self.network.train(&batch.inputs, &batch.targets, &pass)?;
             let lr = self.schedule.lr();
@@ -123,7 +142,7 @@ impl Trainer {
         let (mut loss, mut correct) = (Mean::default(), 0);
         observer.begin_validation(feed.validation_steps());
         for _ in 0..feed.validation_steps() {
-            let batch = feed.next(Phase::Validation, epoch)?;
+            let batch = feed.next(Phase::Validation, epoch - 1)?;
             let score = self.network.evaluate(&batch.inputs, &batch.targets)?;
             loss.add(score.loss, batch.clips);
             correct += score.correct;

@@ -1,9 +1,6 @@
-//! Tests of the library and the binary as a user meets them.
-
-mod config;
-//! Tests of slt-run from the outside.
+//! Tests of the library and the program as a user meets them.
 
 mod checkpoint;
-//! The tests that need more than one module, or the program itself.
-
+mod config;
+mod data;
 mod demo;

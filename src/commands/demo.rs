@@ -1,0 +1,34 @@
+//! `slt-run demo`: draws a small dataset and trains on it through the same code as any run.
+
+use std::ffi::OsString;
+
+use super::{resolve, train};
+use crate::Result;
+use crate::cli::DemoArgs;
+use crate::demo::{Options, draw};
+use crate::observe::reporter::Reporter;
+
+pub fn demo(mut args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> Result<()> {
+    let default = Options::default();
+    let options = Options {
+        clips: args.clips.unwrap_or(default.clips),
+        frames: args.frames.unwrap_or(default.frames),
+        size: args.size.unwrap_or(default.size),
+        signs: args.signs.unwrap_or(default.signs),
+        seed: args.seed.unwrap_or(default.seed),
+    };
+    let drawn = draw(&args.dir, &options, &|done, all| reporter.stage("drawing", done, all))?;
+    reporter.info(&format!(
+        "{} {} training and {} validation clips; the experiment is {}",
+        if drawn.reused { "found" } else { "drew" },
+        drawn.train,
+        drawn.val,
+        drawn.experiment.display(),
+    ));
+    if args.data_only {
+        return Ok(());
+    }
+    args.layers.files = vec![drawn.experiment.clone()];
+    let resolved = resolve(args.layers, reporter)?;
+    train::run(&resolved, Some(drawn.experiment), None, args.overwrite, arguments, reporter)
+}
