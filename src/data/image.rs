@@ -100,7 +100,8 @@ impl Decoder {
     }
 
     /// Resizes `rgb` into `out`: first along the rows, then along the columns. Each pass clips to bytes, so that the
-    /// order, Pillow's, shows at sharp edges (by 25 levels and more).
+    /// order shows at sharp edges, by 25 levels and more. It is Pillow's, save that Pillow 13 takes the columns first
+    /// where an image is much taller than wide.
     fn resize(&mut self, width: usize, height: usize, size: usize, out: &mut [u8]) -> Result<(), String> {
         self.rows.resize(height * size * 3, 0);
         resize_once(&mut self.resizer, (&self.rgb, width, height), (&mut self.rows, size, height))?;
@@ -138,11 +139,9 @@ impl Chroma {
     fn new(components: &[u8]) -> Result<Self, String> {
         let factors: Vec<u8> = components.chunks_exact(3).map(|component| component[1]).collect();
         match factors[..] {
-            [_]
-            | [0x11, 0x11, 0x11]
-            | [0x22, 0x11, 0x11]
-            | [0x11, 0x11, 0x11, 0x11]
-            | [0x22, 0x11, 0x11, 0x22] => Ok(Self::Common),
+            [_] | [0x11 | 0x22, 0x11, 0x11] | [0x11, 0x11, 0x11, 0x11] | [0x22, 0x11, 0x11, 0x22] => {
+                Ok(Self::Common)
+            }
             [_, _, _] => Ok(Self::Rare),
             _ => Err(format!("its {} colour planes are stored in an unusual way", factors.len())),
         }

@@ -1,6 +1,6 @@
 //! The data module as the trainer uses it, on small datasets in temporary folders.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::float_cmp)]
 
 use jpeg_encoder::{ColorType, Encoder};
 use slt_run::config;
@@ -89,7 +89,7 @@ impl Little {
     }
 }
 
-pub fn model() -> config::Model {
+fn model() -> config::Model {
     config::Model {
         image_size: SIZE,
         sequence_length: 4,

@@ -4,3 +4,6 @@ mod checkpoint;
 mod config;
 mod data;
 mod demo;
+//! Integration tests: the library as its parts use each other, and the binary as a person uses it.
+
+mod data;
