@@ -9,7 +9,7 @@ use zip::{CompressionMethod, ZipArchive};
 
 use crate::error::{Error, Result};
 
-/// The object stream of a model with 100,000 parameters tensors takes a tenth of this.
+/// Some 100,000 tensors take this much to describe; a network of today has hundreds.
 const MAX_PICKLE: u64 = 64 << 20;
 
 /// How the files of PyTorch before 1.6 start: a pickled magic number (`torch.serialization.MAGIC_NUMBER`).
@@ -45,12 +45,13 @@ impl Archive {
     /// A data error that says what the file looks like where it is not a zip-format PyTorch file. None of the
     /// messages names the path: the caller puts it in front.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut file = File::open(path).map_err(|e| Error::data("it cannot be opened").cause(e))?;
-        let metadata = file.metadata().map_err(|e| Error::data("it cannot be opened").cause(e))?;
-        if !metadata.is_file() {
+        let opened = |e: io::Error| Error::data("it cannot be opened").cause(e);
+        // Asked before opening, because opening a named pipe waits for its writer.
+        if !path.metadata().map_err(opened)?.is_file() {
             return Err(Error::data("it is not a regular file"));
         }
-        let file_size = metadata.len();
+        let mut file = File::open(path).map_err(opened)?;
+        let file_size = file.metadata().map_err(opened)?.len();
         sniff(&mut file)?;
         let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|e| {
             Error::data("it starts as a zip file, but its directory cannot be read").cause(e).hint(CUT_SHORT)

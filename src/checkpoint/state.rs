@@ -212,12 +212,11 @@ fn is_float(dtype: Dtype) -> bool {
 
 /// The first few of `keys`, a line each, and how many more there are.
 fn first(keys: &[String]) -> String {
-    let mut text: String =
-        keys.iter().take(NAMED).map(|key| format!("\n    {}", key.escape_debug())).collect();
+    let mut lines: Vec<_> = keys.iter().take(NAMED).map(|key| key.escape_debug().to_string()).collect();
     if keys.len() > NAMED {
-        text.push_str(&format!("\n    and {} more", keys.len() - NAMED));
+        lines.push(format!("and {} more", keys.len() - NAMED));
     }
-    text
+    format!("\n    {}", lines.join("\n    "))
 }
 
 #[cfg(test)]

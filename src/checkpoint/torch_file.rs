@@ -105,7 +105,7 @@ impl Survey<'_, '_> {
         let graph = self.graph;
         match graph.node(id) {
             Node::Str(text) => {
-                self.left.text = self.left.text.checked_sub(text.len()).ok_or_else(too_much)?
+                self.left.text = self.left.text.checked_sub(text.len()).ok_or_else(too_much)?;
             }
             Node::List(items) | Node::Tuple(items) => {
                 for &item in items {

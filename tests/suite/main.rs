@@ -7,3 +7,4 @@ mod demo;
 //! Integration tests: the library as its parts use each other, and the binary as a person uses it.
 
 mod data;
+mod checkpoint_hostile;
