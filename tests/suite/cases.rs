@@ -1,0 +1,235 @@
+//! The network and its training against PyTorch's numbers: every case in `NUMERIC_CASES`, or those in `tests/data/cases`.
+//!
+//! A case is what `torch_peer.py cases` writes: five training steps with all that is needed to repeat them. The
+//! tolerances are ten times how far PyTorch in f32 is from itself in f64, or more.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use serde_json::Value;
+use slt_run::checkpoint;
+use slt_run::config::{self, Optimization, OptimizerKind, SchedulerKind};
+use slt_run::model::Inputs;
+use slt_run::nn::{Images, Pass};
+use slt_run::train::{Network, Optimizer, Schedule, state};
+
+const FIRST_LOGITS: f64 = 1e-5;
+const GRADIENTS: f64 = 1e-4;
+const LOSSES: f64 = 5e-5;
+const FINAL_LOGITS: f64 = 1e-4;
+const FINAL_PARAMETERS: f64 = 1e-3;
+
+#[test]
+fn cases_repeat_pytorchs_training() {
+    let folder = std::env::var_os("NUMERIC_CASES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases"), PathBuf::from);
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut cases: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    cases.retain(|path| path.join("case.json").is_file());
+    cases.sort();
+    assert!(!cases.is_empty(), "{} holds no case", folder.display());
+    for case in &cases {
+        Case::open(case).run();
+    }
+}
+
+struct Case {
+    path: PathBuf,
+    json: Value,
+    arrays: HashMap<String, (Vec<usize>, Vec<f32>)>,
+    model: config::Model,
+    optimization: Optimization,
+}
+
+impl Case {
+    fn open(path: &Path) -> Self {
+        let json: Value = serde_json::from_str(&fs::read_to_string(path.join("case.json")).unwrap()).unwrap();
+        let (model, optimization) = (model(&json["model"]), optimization(&json));
+        let arrays = read_npz(&path.join("arrays.npz"));
+        Self { path: path.to_owned(), json, arrays, model, optimization }
+    }
+
+    fn tensor(&self, name: &str) -> Tensor {
+        let (shape, values) = &self.arrays[name];
+        Tensor::from_slice(values, shape.as_slice(), &Device::Cpu).unwrap()
+    }
+
+    fn batch(&self, step: usize) -> (Inputs, Tensor) {
+        let part = |name: &str| self.tensor(&format!("batch_{step}/{name}"));
+        let images = |name: &str| {
+            let images = part(name);
+            let (b, t, c, h, w) = images.dims5().unwrap();
+            Images::Normalised(images.reshape((b * t, c, h, w)).unwrap())
+        };
+        let inputs = Inputs {
+            images: [images("face"), images("hand_l"), images("hand_r")],
+            pose: part("pose"),
+            pad_mask: part("pad_mask").to_dtype(candle_core::DType::U8).unwrap(),
+        };
+        (inputs, part("target").to_dtype(candle_core::DType::U32).unwrap())
+    }
+
+    fn run(&self) {
+        let name = self.path.display();
+        let smoothing = self.optimization.label_smoothing;
+        let network = Network::new(&self.model, smoothing, &Device::Cpu, 0).unwrap();
+        let parameters = network.parameters();
+        state::init_from(&self.path.join("init.pt"), parameters).unwrap();
+        let mut optimizer = Optimizer::new(&self.optimization, parameters);
+        let mut schedule = Schedule::new(&self.optimization);
+
+        let (inputs, _) = self.batch(0);
+        let found = network.logits(&inputs).unwrap();
+        check(&format!("{name}: first logits"), &values(&found), &self.arrays["logits_0"].1, FIRST_LOGITS);
+
+        let losses = numbers(&self.json["loss"]);
+        let rates = numbers(&self.json["lr_used"]);
+        for (step, (expected, rate)) in losses.iter().zip(&rates).enumerate() {
+            let (inputs, targets) = self.batch(step);
+            let result = network.train(&inputs, &targets, &Pass::training(0, step as u64)).unwrap();
+            assert!((schedule.lr() - rate).abs() <= 1e-9 * rate, "{name}: rate of step {step}");
+            let error = (result.loss - expected).abs() / expected.abs();
+            assert!(error <= LOSSES, "{name}: loss {step} is {}, not {expected}", result.loss);
+            if step == 0 {
+                self.check_gradients(&network, &result.gradients);
+            }
+            optimizer.step(parameters, &result.gradients, schedule.lr()).unwrap();
+            schedule.step();
+        }
+
+        let (inputs, _) = self.batch(losses.len() - 1);
+        let found = network.logits(&inputs).unwrap();
+        check(&format!("{name}: last logits"), &values(&found), &self.arrays["logits_final"].1, FINAL_LOGITS);
+        self.check_parameters(&network);
+    }
+
+    fn check_gradients(&self, network: &Network, gradients: &[Tensor]) {
+        for ((key, _), gradient) in network.parameters().iter().zip(gradients) {
+            let expected = &self.arrays[&format!("grad_0/{key}")].1;
+            let what = format!("{}: gradient of {key}", self.path.display());
+            let (found, expected) = (without_key(key, &values(gradient)), without_key(key, expected));
+            check(&what, &found, &expected, GRADIENTS);
+        }
+    }
+
+    fn check_parameters(&self, network: &Network) {
+        let path = self.path.join("final.pt");
+        let expected = checkpoint::model_state(&path, checkpoint::load(&path).unwrap()).unwrap();
+        assert_eq!(expected.len(), network.parameters().len());
+        for ((key, var), (expected_key, expected)) in network.parameters().iter().zip(&expected) {
+            assert_eq!(key, expected_key);
+            let found = without_key(key, &values(var.as_tensor()));
+            let expected = without_key(key, &expected.to_f32().unwrap());
+            check(&format!("{}: final {key}", self.path.display()), &found, &expected, FINAL_PARAMETERS);
+        }
+    }
+}
+
+/// Leaves out the key third of an `in_proj_bias`: its true gradient is zero, and Adam moves it by rounding noise.
+fn without_key(name: &str, values: &[f32]) -> Vec<f32> {
+    if !name.ends_with("in_proj_bias") {
+        return values.to_vec();
+    }
+    let third = values.len() / 3;
+    [&values[..third], &values[2 * third..]].concat()
+}
+
+/// The norm of the difference over the norm.
+fn check(what: &str, found: &[f32], expected: &[f32], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let square = |x: f64| x * x;
+    let norm = expected.iter().map(|&x| square(f64::from(x))).sum::<f64>().sqrt();
+    let pairs = found.iter().zip(expected);
+    let difference = pairs.map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum::<f64>().sqrt();
+    assert!(difference <= tolerance * norm.max(1e-30), "{what}: off by {:.2e}", difference / norm);
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn numbers(list: &Value) -> Vec<f64> {
+    list.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+fn model(json: &Value) -> config::Model {
+    let count = |json: &Value, key: &str| json[key].as_u64().unwrap() as usize;
+    let backbone = &json["backbone"];
+    config::Model {
+        image_size: count(backbone, "image_size"),
+        sequence_length: count(json, "sequence_length"),
+        projector_dim: count(json, "projector_dim"),
+        d_model: count(json, "d_model"),
+        pose_landmarks: count(json, "pose_landmarks"),
+        projector_dropout: 0.0,
+        fusion_dropout: 0.0,
+        temporal_nhead: count(json, "temporal_nhead"),
+        temporal_layers: count(json, "temporal_layers"),
+        temporal_dim_feedforward: count(json, "temporal_dim_feedforward"),
+        temporal_dropout: json["temporal_dropout"].as_f64().unwrap(),
+        vocab_size: count(json, "vocab_size"),
+        backbone: config::Backbone {
+            patch_size: count(backbone, "patch_size"),
+            embed_dim: count(backbone, "embed_dim"),
+            depth: count(backbone, "depth"),
+            num_heads: count(backbone, "num_heads"),
+            mlp_ratio: backbone["mlp_ratio"].as_f64().unwrap(),
+            dropout: 0.0,
+            attention_dropout: 0.0,
+            stochastic_depth: 0.0,
+        },
+    }
+}
+
+fn optimization(json: &Value) -> Optimization {
+    Optimization {
+        epochs: 1,
+        optimizer: match json["optimizer"].as_str().unwrap() {
+            "adamw" => OptimizerKind::AdamW,
+            "adam" => OptimizerKind::Adam,
+            _ => OptimizerKind::Sgd,
+        },
+        lr: json["lr"].as_f64().unwrap(),
+        weight_decay: json["weight_decay"].as_f64().unwrap(),
+        scheduler: match json["scheduler"].as_str().unwrap() {
+            "steplr" => SchedulerKind::StepLr,
+            "cosine" => SchedulerKind::Cosine,
+            _ => SchedulerKind::None,
+        },
+        scheduler_step_size: json["scheduler_step_size"].as_u64().unwrap() as usize,
+        scheduler_gamma: json["scheduler_gamma"].as_f64().unwrap(),
+        scheduler_tmax: json["scheduler_tmax"].as_u64().unwrap() as usize,
+        label_smoothing: json["label_smoothing"].as_f64().unwrap(),
+    }
+}
+
+/// Every array of an npz, as f32.
+fn read_npz(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
+    let mut zip = zip::ZipArchive::new(File::open(path).unwrap()).unwrap();
+    let mut arrays = HashMap::new();
+    for i in 0..zip.len() {
+        let mut entry = zip.by_index(i).unwrap();
+        let name = entry.name().unwrap().trim_end_matches(".npy").to_owned();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        let npy = npyz::NpyFile::new(bytes.as_slice()).unwrap();
+        let shape: Vec<usize> = npy.shape().iter().map(|&n| n as usize).collect();
+        assert!(npy.order() == npyz::Order::C || shape.len() < 2, "{name} is in Fortran order");
+        let npyz::DType::Plain(dtype) = npy.dtype() else { panic!("{name} is a structure") };
+        let values = match (dtype.type_char(), dtype.num_bytes()) {
+            (npyz::TypeChar::Float, Some(4)) => npy.into_vec::<f32>().unwrap(),
+            (npyz::TypeChar::Int, Some(8)) => {
+                npy.into_vec::<i64>().unwrap().into_iter().map(|v| v as f32).collect()
+            }
+            (npyz::TypeChar::Bool, _) => {
+                npy.into_vec::<bool>().unwrap().into_iter().map(|v| f32::from(u8::from(v))).collect()
+            }
+            other => panic!("{name} has dtype {other:?}"),
+        };
+        arrays.insert(name, (shape, values));
+    }
+    arrays
+}
