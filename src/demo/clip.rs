@@ -92,8 +92,8 @@ impl Clip {
             missing,
             look: Look::draw(&mut random),
             motion: Motion {
-                start: random.random_range(-0.15..0.15),
-                turns: random.random_range(0.9..1.6),
+                start: random.random_range(-0.08..0.08),
+                turns: random.random_range(0.95..1.25),
                 reach: random.random_range(0.8..1.2),
                 blink: random.random_range(0..2 * options.frames),
             },
@@ -116,7 +116,7 @@ impl Clip {
         let mut random = crate::random::stream(options.seed, Purpose::Demo, [self.index as u64, part]);
         let [top, bottom] = self.look.background;
         let mut canvas = Canvas::new(options.size, top, bottom);
-        let jitter: Point = [0, 1].map(|_| random.random_range(-0.015..0.015));
+        let jitter: Point = [0, 1].map(|_| random.random_range(-0.01..0.01));
         match stream {
             Stream::Face => self.face(&mut canvas, sign, number, jitter),
             Stream::LeftHand => self.hand(&mut canvas, sign, number, jitter, true),
@@ -150,7 +150,7 @@ impl Clip {
         };
         // The expression comes and goes with the sign: at rest at both ends of the clip.
         let at = self.progress(number);
-        let strength = (5.0 * at.min(1.0 - at) + 0.2).min(1.0);
+        let strength = (5.0 * at.min(1.0 - at) + 0.35).min(1.0);
         let blink = number == self.motion.blink;
         let colors = FaceColors { skin: look.skin, hair: look.hair, eyes: look.eyes, shirt: look.shirt };
         figure::face(
@@ -183,7 +183,7 @@ impl Clip {
     fn body(&self, sign: &Sign, number: usize) -> Body {
         let Look { chest, shoulders: half, .. } = self.look;
         let [x, y] = sign.path.at(self.turns(number)).map(|v| v * self.motion.reach);
-        let at = |side: f32| [chest[0] + half * side * (0.9 + 0.7 * x), chest[1] + half * (0.5 + 0.9 * y)];
+        let at = |side: f32| [chest[0] + half * side * (1.0 + 1.1 * x), chest[1] + half * (0.6 + 1.4 * y)];
         let resting = [chest[0] + half * 1.2, chest[1] + half * 3.2];
         let seen = |stream| if self.has(sign, stream, number) { 0.98 } else { 0.3 };
         Body {
@@ -226,31 +226,31 @@ impl Look {
             [0.55, 0.54, 0.53],
         ];
         const EYES: [Color; 3] = [[0.16, 0.09, 0.05], [0.2, 0.32, 0.22], [0.22, 0.36, 0.52]];
-        let light = random.random_range(0.8..1.1);
+        let light = random.random_range(0.94..1.06);
         let [i, j] = [0, 1].map(|_| SKINS.choose(random).copied().unwrap_or(SKINS[0]));
         let skin = mix(i, j, random.random());
         let hair = HAIRS.choose(random).copied().unwrap_or(HAIRS[0]);
         let eyes = EYES.choose(random).copied().unwrap_or(EYES[0]);
         let shirt = [0, 1, 2].map(|_| random.random_range(0.1..0.85));
-        let hue = [0, 1, 2].map(|_| random.random_range(0.2..0.9));
+        let hue = [0, 1, 2].map(|_| random.random_range(0.5..0.75));
         // Walls are rarely vivid.
-        let wall = mix(hue, [hue[1]; 3], 0.6);
-        let background = [wall, shade(wall, random.random_range(0.6..1.0))].map(|c| shade(c, light));
+        let wall = mix(hue, [hue[1]; 3], 0.7);
+        let background = [wall, shade(wall, random.random_range(0.75..1.0))].map(|c| shade(c, light));
         let mut place = |scale: Range<f32>, angle: f32, centre: Point| Placement {
-            centre: centre.map(|v| v + random.random_range(-0.05..0.05)),
+            centre: centre.map(|v| v + random.random_range(-0.02..0.02)),
             scale: random.random_range(scale),
             angle: random.random_range(-angle..angle),
             mirror: false,
         };
-        let face = place(0.42..0.52, 0.1, [0.5, 0.47]);
-        let hand = place(0.38..0.47, 0.2, [0.5, 0.58]);
+        let face = place(0.5..0.56, 0.05, [0.5, 0.47]);
+        let hand = place(0.5..0.56, 0.08, [0.5, 0.6]);
         Self {
             skin: shade(skin, light),
             hair: shade(hair, light),
             eyes,
             shirt: shade(shirt, light),
             background,
-            noise: random.random_range(0.01..0.035),
+            noise: random.random_range(0.01..0.025),
             face,
             hand,
             chest: [random.random_range(0.44..0.56), random.random_range(0.42..0.5)],

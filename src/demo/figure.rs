@@ -173,7 +173,7 @@ fn draw_mouth(pen: &mut Pen<'_>, skin: Color, expression: Expression) {
         Mouth::Open => opened(0.21, 0.19),
         Mouth::Round => opened(0.11, 0.11),
         Mouth::Tight => {
-            pen.line([-0.2 + 0.08 * strength, 0.39], [0.2 - 0.08 * strength, 0.39], 0.035, shade(lips, 0.8))
+            pen.line([-0.2 + 0.08 * strength, 0.39], [0.2 - 0.08 * strength, 0.39], 0.035, shade(lips, 0.8));
         }
     }
 }
@@ -281,6 +281,6 @@ mod tests {
             assert!((points[left][0] + points[right][0] - 1.0).abs() < 1e-6);
             assert!(points[left][0] > points[right][0]);
         }
-        assert_eq!(points[12], [0.4, 0.8, 0.5]);
+        assert_eq!(points[12].map(|v| (v * 10.0).round() as i32), [4, 8, 5]);
     }
 }

@@ -181,7 +181,7 @@ fn experiment_file(dir: &str, options: &Options) -> String {
     };
     // Texts are hashed into classes: a few signs hardly meet in 1000, many need more room.
     let vocabulary = if options.signs <= 12 { 1000 } else { 32000 };
-    let paths: String = [
+    let paths: Vec<String> = [
         ("face_dir", "face"),
         ("hand_left_dir", "hand_l"),
         ("hand_right_dir", "hand_r"),
@@ -192,15 +192,16 @@ fn experiment_file(dir: &str, options: &Options) -> String {
         ("tensorboard", "run/tensorboard"),
     ]
     .into_iter()
-    .map(|(key, name)| format!("{key} = {}\n", path(name)))
+    .map(|(key, name)| format!("{key} = {}", path(name)))
     .collect();
+    let paths = paths.join("\n");
     format!(
         "# A small network for the drawn dataset beside this file. Paths are relative to the working directory.\n\
-         \n[data]\n{paths}batch_size = 8\n\
+         \n[data]\n{paths}\nbatch_size = 8\n\
          \n[model]\nimage_size = 64\nsequence_length = 8\nprojector_dim = 64\nd_model = 128\ntemporal_nhead = 4\n\
          temporal_layers = 2\ntemporal_dim_feedforward = 256\nvocab_size = {vocabulary}\n\
          \n[model.backbone]\npatch_size = 16\nembed_dim = 96\ndepth = 3\nnum_heads = 3\n\
-         \n[optimization]\nepochs = 15\nlr = 5e-4\nlabel_smoothing = 0.0\n\
+         \n[optimization]\nepochs = 30\nlr = 2.5e-4\nscheduler = \"cosine\"\nscheduler_tmax = 30\nlabel_smoothing = 0.0\n\
          \n[run]\nwork_dir = {}\ndevice = \"cpu\"\nprecision = \"fp32\"\n",
         path("run")
     )
@@ -217,7 +218,7 @@ mod tests {
         assert_eq!(table["data"]["val_index"].as_str(), Some("odd \"names\"\\ñ/x/index/val.csv"));
         assert_eq!(table["run"]["work_dir"].as_str(), Some("odd \"names\"\\ñ/x/run"));
         assert_eq!(table["model"]["vocab_size"].as_integer(), Some(1000));
-        assert_eq!(table["optimization"]["lr"].as_float(), Some(5e-4));
+        assert_eq!(table["optimization"]["lr"].as_float(), Some(2.5e-4));
     }
 
     #[test]

@@ -140,7 +140,7 @@ pub(super) fn signs(count: usize, seed: u64) -> Vec<Sign> {
             mouth,
             brows,
             two_handed: i % 3 == 1,
-            lean: [0.0, 0.35, -0.35][i % 3],
+            lean: [0.0, 0.5, -0.4][i % 3],
         })
         .collect()
 }

@@ -478,7 +478,7 @@ mod tests {
             for i in 0..4 {
                 let reporter = &reporter;
                 scope.spawn(move || {
-                    (0..50).for_each(|j| reporter.info(&format!("{i} {j} {}", "x".repeat(300))))
+                    (0..50).for_each(|j| reporter.info(&format!("{i} {j} {}", "x".repeat(300))));
                 });
             }
         });

@@ -5,4 +5,6 @@ mod checkpoint;
 mod checkpoint_hostile;
 mod config;
 mod data;
+#![allow(clippy::unwrap_used)]
+
 mod demo;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// How far back the rate looks.
-const WINDOW: Duration = Duration::from_secs(60);
+const WINDOW: Duration = Duration::from_mins(1);
 
 /// The work that is left: whole training steps, whole epochs' ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
