@@ -101,13 +101,19 @@ impl Clip {
     }
 
     /// Whether `stream` has frame `number`.
-    pub(super) fn has(&self, sign: &Sign, stream: Stream, number: usize) -> bool {
+    fn has(&self, sign: &Sign, stream: Stream, number: usize) -> bool {
         let [left, right] = &self.missing;
         match stream {
             Stream::Face => true,
             Stream::LeftHand => sign.two_handed && !left.contains(&number),
             Stream::RightHand => !right.contains(&number),
         }
+    }
+
+    /// Every crop that the clip has, by stream and frame number.
+    pub(super) fn crops(&self, sign: &Sign) -> impl Iterator<Item = (Stream, usize)> {
+        let all = (0..self.frames).flat_map(|number| Stream::ALL.map(|stream| (stream, number)));
+        all.filter(|&(stream, number)| self.has(sign, stream, number))
     }
 
     /// One crop as RGB bytes, `size` pixels square.

@@ -201,7 +201,7 @@ fn experiment_file(dir: &str, options: &Options) -> String {
          \n[model]\nimage_size = 64\nsequence_length = 8\nprojector_dim = 64\nd_model = 128\ntemporal_nhead = 4\n\
          temporal_layers = 2\ntemporal_dim_feedforward = 256\nvocab_size = {vocabulary}\n\
          \n[model.backbone]\npatch_size = 16\nembed_dim = 96\ndepth = 3\nnum_heads = 3\n\
-         \n[optimization]\nepochs = 30\nlr = 2.5e-4\nscheduler = \"cosine\"\nscheduler_tmax = 30\nlabel_smoothing = 0.0\n\
+         \n[optimization]\nepochs = 24\nlr = 2.5e-4\nscheduler = \"cosine\"\nscheduler_tmax = 24\nlabel_smoothing = 0.0\n\
          \n[run]\nwork_dir = {}\ndevice = \"cpu\"\nprecision = \"fp32\"\n",
         path("run")
     )

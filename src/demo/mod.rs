@@ -70,8 +70,13 @@ pub struct Drawn {
 /// a dataset of other options included; kind `Run` where files cannot be written.
 pub fn draw(dir: &Path, options: &Options, progress: &dyn Fn(usize, usize)) -> Result<Drawn> {
     options.check()?;
-    let folder = folder::open(dir, options)?;
+    let signs = signs(options.signs, options.seed);
     let clips: Vec<Clip> = (0..options.clips).map(|index| Clip::plan(options, index)).collect();
+    let files = count_files(&signs, &clips);
+    if files > MOST_FILES {
+        return Err(Error::new(Kind::Config, too_many_files(&files.to_string())));
+    }
+    let folder = folder::open(dir, options)?;
     let val = clips.iter().filter(|clip| clip.validation).count();
     let mut drawn =
         Drawn { experiment: folder.experiment(), train: clips.len() - val, val, files: 0, reused: true };
@@ -79,7 +84,6 @@ pub fn draw(dir: &Path, options: &Options, progress: &dyn Fn(usize, usize)) -> R
         folder.keep_experiment_current(options)?;
         return Ok(drawn);
     }
-    let signs = signs(options.signs, options.seed);
     folder.begin(options)?;
     drawn.files = draw_clips(dir, options, &signs, &clips, progress)?;
     drawn.reused = false;
@@ -115,15 +119,24 @@ impl Options {
             let what = format!("crops of {size} pixels");
             problems.push(Problem::new(what).hint("give --size from 16 to 2048"));
         }
-        let files = frames.saturating_mul(3).saturating_add(1).saturating_mul(clips);
-        if files > MOST_FILES {
-            let what = format!(
-                "{clips} clips of up to {frames} frames are up to {files} files, more than {MOST_FILES}"
-            );
-            problems.push(Problem::new(what).hint("give fewer --clips or --frames"));
+        // Each frame has a face at least, each clip half of its frames and a pose.
+        let least = (frames / 2 + 1).saturating_mul(clips);
+        if least > MOST_FILES {
+            problems.push(too_many_files(&format!("at least {least}")));
         }
         Error::all(Kind::Config, problems)
     }
+}
+
+fn too_many_files(files: &str) -> Problem {
+    Problem::new(format!("a dataset of {files} files, where {MOST_FILES} are the most"))
+        .hint("give fewer --clips or --frames")
+}
+
+/// How many crops and poses the clips are.
+fn count_files(signs: &[Sign], clips: &[Clip]) -> usize {
+    let crops = |clip: &Clip| signs.get(clip.sign).map_or(0, |sign| clip.crops(sign).count());
+    clips.iter().map(|clip| crops(clip) + 1).sum()
 }
 
 /// Draws all clips on all cores and says how many files that made. The first failure ends it.
@@ -180,11 +193,10 @@ mod tests {
         let whats = |options: Options| options.check().map_or_else(|e| e.to_string(), |()| String::new());
         let good = Options::default();
         assert_eq!(whats(good), "");
-        assert!(whats(Options { signs: 49, ..good }).contains("--clips 98 or more"));
+        assert!(whats(Options { signs: 81, ..good }).contains("--clips 162 or more"));
         assert!(whats(Options { size: 2049, ..good }).contains("2049 pixels"));
-        assert!(whats(Options { frames: usize::MAX, ..good }).contains("more than 100000"));
+        assert!(whats(Options { frames: usize::MAX, ..good }).contains("100000 are the most"));
         assert!(whats(Options { signs: usize::MAX, ..good }).contains("told apart"));
-        assert_eq!(whats(Options { clips: 1000, frames: 33, ..good }), "");
-        assert!(whats(Options { clips: 1000, frames: 34, ..good }).contains("103000 files"));
+        assert!(whats(Options { clips: 12_501, ..good }).contains("at least 100008 files"));
     }
 }

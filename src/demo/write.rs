@@ -10,7 +10,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::Options;
-use super::clip::{Clip, Stream};
+use super::clip::Clip;
 use super::figure::LANDMARKS;
 use super::sign::Sign;
 use crate::error::{Error, Kind, Result};
@@ -20,13 +20,11 @@ const JPEG_QUALITY: u8 = 85;
 /// Draws and writes one clip: its crops and its poses. Returns how many files that made.
 pub(super) fn clip(dir: &Path, options: &Options, sign: &Sign, clip: &Clip) -> Result<usize> {
     let mut files = 0;
-    for number in 0..clip.frames {
-        for stream in Stream::ALL.into_iter().filter(|&stream| clip.has(sign, stream, number)) {
-            let path = dir.join(stream.folder()).join(format!("{}_f{number:06}.jpg", clip.id));
-            let jpeg = jpeg(&clip.image(options, sign, stream, number), options.size);
-            write(&path, jpeg.map_err(io::Error::other))?;
-            files += 1;
-        }
+    for (stream, number) in clip.crops(sign) {
+        let path = dir.join(stream.folder()).join(format!("{}_f{number:06}.jpg", clip.id));
+        let jpeg = jpeg(&clip.image(options, sign, stream, number), options.size);
+        write(&path, jpeg.map_err(io::Error::other))?;
+        files += 1;
     }
     let npz = npz(&clip.pose(options, sign), clip.frames);
     write(&dir.join("pose").join(format!("{}.npz", clip.id)), npz)?;

@@ -189,6 +189,8 @@ fn other_folders_are_refused_untouched() {
     draw_quietly(&ours, &SMALL).unwrap();
     let message = refused(&ours, &Options { clips: 20, seed: 9, ..SMALL });
     assert!(message.contains("clips 16 there, 20 now; seed 7 there, 9 now"), "{message}");
+    let many = Options { clips: 4200, frames: 14, ..SMALL };
+    assert!(refused(&foreign.join("new"), &many).contains("files, where 100000 are the most"));
     assert!(refused(&ours, &Options { clips: 0, ..SMALL }).contains("0 clips"));
 }
 
