@@ -19,6 +19,8 @@ pub enum Command {
     Check(ConfigArgs),
     /// `slt-run config CONFIG…`: print the resolved experiment with the origin of each value.
     Config(ConfigArgs),
+    /// `slt-run bench CONFIG…`: time training steps on data made in memory.
+    Bench(BenchArgs),
     /// `slt-run demo [DIR]`: draw a small dataset and train on it.
     Demo(DemoArgs),
 }
@@ -41,6 +43,19 @@ pub struct TrainArgs {
 pub struct ConfigArgs {
     /// The experiment; the caller fills in the environment.
     pub layers: Layers,
+    /// How much to say.
+    pub verbosity: Verbosity,
+}
+
+/// `slt-run bench CONFIG…`.
+#[derive(Clone, Debug)]
+pub struct BenchArgs {
+    /// The experiment; the caller fills in the environment and what has no use.
+    pub layers: Layers,
+    /// Steps to time.
+    pub steps: usize,
+    /// Print one line of JSON instead of a table.
+    pub json: bool,
     /// How much to say.
     pub verbosity: Verbosity,
 }
@@ -80,6 +95,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
     Ok(match matches.subcommand() {
         Some(("check", matches)) => Command::Check(config_args(matches)),
         Some(("config", matches)) => Command::Config(config_args(matches)),
+        Some(("bench", matches)) => Command::Bench(BenchArgs {
+            layers: layers(matches),
+            steps: matches.get_one::<u64>("steps").map_or(5, |&steps| steps as usize),
+            json: matches.get_flag("json"),
+            verbosity: verbosity(matches),
+        }),
         Some(("demo", matches)) => Command::Demo(demo_args(matches)),
         _ => Command::Train(TrainArgs {
             layers: layers(&matches),
@@ -133,8 +154,24 @@ fn command() -> clap::Command {
         .arg(overwrite_option())
         .args(verbosity_options())
         .subcommand(check)
+        .subcommand(bench_command())
         .subcommand(config)
         .subcommand(demo_command())
+}
+
+fn bench_command() -> clap::Command {
+    clap::Command::new("bench")
+        .about("Time training steps of an experiment on data made in memory; needs no dataset")
+        .args(experiment_options())
+        .arg(
+            Arg::new("steps")
+                .long("steps")
+                .value_name("N")
+                .help("Steps to time [5]")
+                .value_parser(value_parser!(u64).range(1..=1_000_000)),
+        )
+        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one line of JSON"))
+        .args(verbosity_options())
 }
 
 fn demo_command() -> clap::Command {
@@ -294,6 +331,7 @@ fn layers(matches: &ArgMatches) -> Layers {
     }
     Layers {
         files: matches.get_many("config").map(|files| files.cloned().collect()).unwrap_or_default(),
+        presets: Vec::new(),
         env: Vec::new(),
         settings: settings(matches),
         warnings,

@@ -1,5 +1,6 @@
 //! What each command does, from the arguments to the last line that it prints.
 
+mod bench;
 mod check;
 mod demo;
 mod show;
@@ -21,6 +22,7 @@ pub fn run(command: Command, arguments: &[OsString]) -> Result<(), (Error, Repor
     let verbosity = match &command {
         Command::Train(args) => args.verbosity,
         Command::Check(args) | Command::Config(args) => args.verbosity,
+        Command::Bench(args) => args.verbosity,
         Command::Demo(args) => args.verbosity,
     };
     let reporter = Reporter::new(verbosity);
@@ -28,6 +30,7 @@ pub fn run(command: Command, arguments: &[OsString]) -> Result<(), (Error, Repor
         Command::Train(args) => train::train(args, arguments, &reporter),
         Command::Check(args) => check::check(args.layers, &reporter),
         Command::Config(args) => show::show(args.layers, &reporter),
+        Command::Bench(args) => bench::bench(args, &reporter),
         Command::Demo(args) => demo::demo(args, arguments, &reporter),
     };
     result.map_err(|error| (error, reporter))

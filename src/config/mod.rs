@@ -36,6 +36,8 @@ use merge::Merge;
 pub struct Layers {
     /// Experiment files; later ones win.
     pub files: Vec<PathBuf>,
+    /// What a command puts in the place of values that it has no use for; below the files.
+    pub presets: Vec<Setting>,
     /// The environment, as `std::env::vars_os` gives it.
     pub env: Vec<(OsString, OsString)>,
     /// The command line's values; later ones win.
@@ -82,22 +84,28 @@ impl Resolved {
 pub fn resolve(layers: &Layers) -> Result<Resolved> {
     let mut merge = Merge::defaults();
     merge.warnings.clone_from(&layers.warnings);
+    settle(&layers.presets, &mut merge);
     for path in &layers.files {
         file::read(path, &mut merge);
     }
     environment::read(&layers.env, &mut merge);
-    for setting in &layers.settings {
+    settle(&layers.settings, &mut merge);
+    check::check(&mut merge);
+    Error::all(ErrorKind::Config, std::mem::take(&mut merge.problems))?;
+    let experiment = merge.extract()?;
+    let origins = FIELDS.iter().map(|field| (field.key, merge.origin(field))).collect();
+    Ok(Resolved { experiment, warnings: merge.warnings, origins })
+}
+
+/// Puts `settings` on top.
+fn settle(settings: &[Setting], merge: &mut merge::Merge) {
+    for setting in settings {
         let origin = value::one_line(&setting.origin);
         match merge::field(&setting.key) {
             Some(field) => merge.assign(field, value::from_text(field, &setting.value), &origin),
             None => merge.unknown(&setting.key, &origin),
         }
     }
-    check::check(&mut merge);
-    Error::all(ErrorKind::Config, std::mem::take(&mut merge.problems))?;
-    let experiment = merge.extract()?;
-    let origins = FIELDS.iter().map(|field| (field.key, merge.origin(field))).collect();
-    Ok(Resolved { experiment, warnings: merge.warnings, origins })
 }
 
 impl Backbone {

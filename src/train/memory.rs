@@ -41,3 +41,11 @@ impl Memory {
         self.parameters + self.activations + self.backward + self.batches
     }
 }
+
+/// The most memory that this process has had resident so far, in bytes, where the system tells (Linux's `VmHWM`).
+#[must_use]
+pub fn peak_resident() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+}

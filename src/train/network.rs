@@ -1,5 +1,7 @@
 //! The network as training sees it: a batch in, loss and gradients out.
 
+use std::time::{Duration, Instant};
+
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 
@@ -23,6 +25,10 @@ pub struct Step {
     pub loss: f64,
     /// The loss's gradient for each parameter, in order.
     pub gradients: Vec<Tensor>,
+    /// How long the forward pass took, to the loss.
+    pub forward: Duration,
+    /// How long the backward pass took.
+    pub backward: Duration,
 }
 
 /// What one batch gave in evaluation.
@@ -65,14 +71,18 @@ impl Network {
         if self.device.is_cpu() {
             return self.train_fused(inputs, targets, pass);
         }
+        let begun = Instant::now();
         let logits = self.classifier.forward(inputs, pass)?;
         let loss = loss::cross_entropy(&logits, targets, self.label_smoothing)?;
+        let forward = begun.elapsed();
         let gradients = gradients_of(self.parameters().iter(), &loss.backward()?)?;
-        Ok(Step { loss: f64::from(loss.to_scalar::<f32>()?), gradients })
+        let loss = f64::from(loss.to_scalar::<f32>()?);
+        Ok(Step { loss, gradients, forward, backward: begun.elapsed().saturating_sub(forward) })
     }
 
     /// As a graph only from the backbones' features on; the backbones themselves are fused.
     fn train_fused(&self, inputs: &Inputs, targets: &Tensor, pass: &Pass) -> Result<Step> {
+        let begun = Instant::now();
         let backbones = self.classifier.backbones();
         let (mut tapes, mut features) = (Vec::new(), Vec::new());
         for (net, images) in backbones.iter().zip(&inputs.images) {
@@ -83,6 +93,7 @@ impl Network {
         let leaves: Vec<Tensor> = features.iter().map(|var| var.as_tensor().clone()).collect();
         let logits = self.classifier.head(&leaves, inputs, pass)?;
         let loss = loss::cross_entropy(&logits, targets, self.label_smoothing)?;
+        let forward = begun.elapsed();
         let store = loss.backward()?;
 
         let mut parameters = self.parameters().iter();
@@ -100,7 +111,8 @@ impl Network {
             }
         }
         gradients.extend(gradients_of(parameters, &store)?);
-        Ok(Step { loss: f64::from(loss.to_scalar::<f32>()?), gradients })
+        let loss = f64::from(loss.to_scalar::<f32>()?);
+        Ok(Step { loss, gradients, forward, backward: begun.elapsed().saturating_sub(forward) })
     }
 
     /// Logits (B, V), without dropout and without a graph.
