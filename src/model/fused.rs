@@ -4,7 +4,7 @@
 use candle_core::{CpuStorage, Device, Error, Result, Storage, Tensor};
 
 use super::vit::VisionTransformer;
-use crate::nn::cpu::vit::{self, BlockDrops, Drops, Pixels, Tape, Weights};
+use crate::nn::cpu::vit::{self, BlockDrops, Drops, Pixels, Tape, Weights, Workspace};
 use crate::nn::parameters::{floats, with_slices};
 use crate::nn::{Images, Pass};
 
@@ -29,6 +29,7 @@ impl VisionTransformer {
         images: &Images,
         pass: &Pass,
         tape: &mut Tape,
+        workspace: &mut Workspace,
         d_features: &Tensor,
         gradients: &mut [Vec<f32>],
     ) -> Result<()> {
@@ -37,7 +38,16 @@ impl VisionTransformer {
         let mut gradients: Vec<&mut [f32]> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
         self.with_weights(|weights| {
             with_pixels(images, |pixels| {
-                vit::backward(&shape, weights, pixels, drops.as_ref(), tape, &d_features, &mut gradients);
+                vit::backward(
+                    &shape,
+                    weights,
+                    pixels,
+                    drops.as_ref(),
+                    tape,
+                    workspace,
+                    &d_features,
+                    &mut gradients,
+                );
                 Ok(())
             })
         })
@@ -126,7 +136,8 @@ mod tests {
         let vars: Vec<(String, Var)> =
             b.parameters().iter().map(|(name, var)| (name.to_owned(), var.clone())).collect();
         let mut gradients: Vec<Vec<f32>> = vars.iter().map(|(_, var)| vec![0.0; var.elem_count()]).collect();
-        net.fused_backward(&images, &pass, &mut tape, &pull, &mut gradients)?;
+        let mut workspace = Workspace::default();
+        net.fused_backward(&images, &pass, &mut tape, &mut workspace, &pull, &mut gradients)?;
         for ((name, var), found) in vars.iter().zip(gradients) {
             let mut found = Tensor::from_vec(found, var.dims(), &Device::Cpu)?;
             let mut expected = store.get(var).expect("a gradient").clone();

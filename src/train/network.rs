@@ -1,5 +1,6 @@
 //! The network as training sees it: a batch in, loss and gradients out.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use candle_core::backprop::GradStore;
@@ -7,7 +8,7 @@ use candle_core::{Device, Tensor, Var};
 
 use crate::config;
 use crate::model::{Classifier, Inputs};
-use crate::nn::cpu::vit::{Shape, Tape};
+use crate::nn::cpu::vit::{Shape, Tape, Workspace};
 use crate::nn::{Parameters, Pass, loss};
 use crate::{Error, Result};
 
@@ -17,6 +18,14 @@ pub struct Network {
     evaluator: Classifier,
     label_smoothing: f64,
     device: Device,
+    buffers: RefCell<Buffers>,
+}
+
+/// What the fused backbones keep from step to step: memory that is mapped anew costs its clearing.
+#[derive(Default)]
+struct Buffers {
+    tapes: Vec<Tape>,
+    workspace: Workspace,
 }
 
 /// What one batch gave in training.
@@ -45,7 +54,8 @@ impl Network {
     pub fn new(model: &config::Model, label_smoothing: f64, device: &Device, seed: u64) -> Result<Self> {
         let classifier = Classifier::new(model, device, seed)?;
         let evaluator = classifier.without_graph(model, device)?;
-        Ok(Self { classifier, evaluator, label_smoothing, device: device.clone() })
+        let (device, buffers) = (device.clone(), RefCell::default());
+        Ok(Self { classifier, evaluator, label_smoothing, device, buffers })
     }
 
     /// The parameters, in PyTorch's order.
@@ -84,11 +94,16 @@ impl Network {
     fn train_fused(&self, inputs: &Inputs, targets: &Tensor, pass: &Pass) -> Result<Step> {
         let begun = Instant::now();
         let backbones = self.classifier.backbones();
-        let (mut tapes, mut features) = (Vec::new(), Vec::new());
-        for (net, images) in backbones.iter().zip(&inputs.images) {
-            let mut tape = Tape::new(&net.shape(), images.count()?);
-            features.push(Var::from_tensor(&net.fused_forward(images, pass, Some(&mut tape))?)?);
-            tapes.push(tape);
+        let mut buffers = self.buffers.borrow_mut();
+        let Buffers { tapes, workspace } = &mut *buffers;
+        let images = inputs.images[0].count()?;
+        if tapes.first().is_none_or(|tape| tape.images() != images) {
+            tapes.clear();
+            tapes.extend(backbones.iter().map(|net| Tape::new(&net.shape(), images)));
+        }
+        let mut features = Vec::new();
+        for ((net, images), tape) in backbones.iter().zip(&inputs.images).zip(&mut *tapes) {
+            features.push(Var::from_tensor(&net.fused_forward(images, pass, Some(tape))?)?);
         }
         let leaves: Vec<Tensor> = features.iter().map(|var| var.as_tensor().clone()).collect();
         let logits = self.classifier.head(&leaves, inputs, pass)?;
@@ -98,16 +113,15 @@ impl Network {
 
         let mut parameters = self.parameters().iter();
         let mut gradients = Vec::with_capacity(self.parameters().len());
-        for (((net, images), feature), mut tape) in
-            backbones.iter().zip(&inputs.images).zip(&features).zip(tapes)
+        for (((net, images), feature), tape) in backbones.iter().zip(&inputs.images).zip(&features).zip(tapes)
         {
             let vars: Vec<&Var> =
                 parameters.by_ref().take(net.parameter_count()).map(|(_, var)| var).collect();
-            let mut buffers: Vec<Vec<f32>> = vars.iter().map(|var| vec![0.0; var.elem_count()]).collect();
+            let mut sums: Vec<Vec<f32>> = vars.iter().map(|var| vec![0.0; var.elem_count()]).collect();
             let d_features = gradient(&store, "a backbone's features", feature)?;
-            net.fused_backward(images, pass, &mut tape, &d_features, &mut buffers)?;
-            for (var, buffer) in vars.into_iter().zip(buffers) {
-                gradients.push(Tensor::from_vec(buffer, var.dims(), &self.device)?);
+            net.fused_backward(images, pass, tape, workspace, &d_features, &mut sums)?;
+            for (var, sum) in vars.into_iter().zip(sums) {
+                gradients.push(Tensor::from_vec(sum, var.dims(), &self.device)?);
             }
         }
         gradients.extend(gradients_of(parameters, &store)?);

@@ -1,15 +1,49 @@
 //! Elementary functions as plain arithmetic, so that a loop over them becomes SIMD code.
 //!
-//! Each is `inline(always)` and branch-free: inside [`vectorised`] the compiler turns a loop of them into the widest
+//! Each is `inline(always)` and branch-free: inside `vectorised!` the compiler turns a loop of them into the widest
 //! vectors that the processor has.
+
+#![allow(clippy::inline_always)]
 
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 
-/// Runs `work` compiled for the best instruction set of this processor.
-#[inline(always)]
-pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
+/// Compiles a function's body once for each instruction set and calls the best that this processor has.
+///
+/// The body is `inline(always)` in each version, so that what it calls must be, too, to become vector code.
+macro_rules! vectorised {
+    ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
+        $(#[$doc])*
+        #[allow(unsafe_code, clippy::inline_always)]
+        pub fn $name($($arg: $type),*) {
+            #[inline(always)]
+            fn body($($arg: $type),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+                fn avx512($($arg: $type),*) {
+                    body($($arg),*);
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) {
+                    body($($arg),*);
+                }
+                use std::arch::is_x86_feature_detected as has;
+                let fma = has!("avx2") && has!("fma");
+                if fma && has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
+                    // SAFETY: the processor has what the function is compiled for, as just checked.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if fma {
+                    // SAFETY: as above.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*);
+        }
+    };
 }
+pub(super) use vectorised;
 
 /// `e^x` within 2 ulp for `x` in -87..88; smaller arguments give `e^-87` (1.6e-38), larger ones `e^88`.
 ///

@@ -3,18 +3,20 @@
 use super::math::{exp, max, normal, sum, sum_of_products, sum2, vectorised};
 use crate::nn::norm::LAYER_NORM_EPS;
 
-/// Adds `bias` to each row of `x`; rows are as long as the bias.
-pub fn add_bias(x: &mut [f32], bias: &[f32]) {
-    vectorised(|| {
+vectorised! {
+    /// Adds `bias` to each row of `x`; rows are as long as the bias.
+    pub fn add_bias(x: &mut [f32], bias: &[f32]) {
         for row in x.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+            for (x, b) in row.iter_mut().zip(bias) {
+                *x += b;
+            }
         }
-    });
+    }
 }
 
-/// `out = a + b`, where `b` may carry a bias for each row.
-pub fn add(out: &mut [f32], a: &[f32], b: &[f32], bias: &[f32]) {
-    vectorised(|| {
+vectorised! {
+    /// `out = a + b`, where `b` may carry a bias for each row.
+    pub fn add(out: &mut [f32], a: &[f32], b: &[f32], bias: &[f32]) {
         let width = bias.len();
         for ((out, a), b) in out.chunks_exact_mut(width).zip(a.chunks_exact(width)).zip(b.chunks_exact(width))
         {
@@ -22,26 +24,36 @@ pub fn add(out: &mut [f32], a: &[f32], b: &[f32], bias: &[f32]) {
                 *out = a + (b + bias);
             }
         }
-    });
+    }
 }
 
-/// Adds the sum over the rows of `x` to `out`: a bias's gradient.
-pub fn add_column_sums(out: &mut [f32], x: &[f32]) {
-    vectorised(|| {
+vectorised! {
+    /// Adds the sum over the rows of `x` to `out`: a bias's gradient.
+    pub fn add_column_sums(out: &mut [f32], x: &[f32]) {
         for row in x.chunks_exact(out.len()) {
-            out.iter_mut().zip(row).for_each(|(out, x)| *out += x);
+            for (out, x) in out.iter_mut().zip(row) {
+                *out += x;
+            }
         }
-    });
+    }
 }
 
-/// Multiplies `x` by `mask`, element by element.
-pub fn multiply(x: &mut [f32], mask: &[f32]) {
-    vectorised(|| x.iter_mut().zip(mask).for_each(|(x, m)| *x *= m));
+vectorised! {
+    /// Multiplies `x` by `mask`, element by element.
+    pub fn multiply(x: &mut [f32], mask: &[f32]) {
+        for (x, m) in x.iter_mut().zip(mask) {
+            *x *= m;
+        }
+    }
 }
 
-/// `x` times a number.
-pub fn scale(x: &mut [f32], factor: f32) {
-    vectorised(|| x.iter_mut().for_each(|x| *x *= factor));
+vectorised! {
+    /// `x` times a number.
+    pub fn scale(x: &mut [f32], factor: f32) {
+        for x in x {
+            *x *= factor;
+        }
+    }
 }
 
 /// The mean and the inverse standard deviation of a row, in the two passes that keep it exact.
@@ -53,9 +65,9 @@ fn statistics(x: &[f32]) -> (f32, f32) {
     (mean, 1.0 / (variance + LAYER_NORM_EPS).sqrt())
 }
 
-/// `LayerNorm` of each row of `x` into `out`.
-pub fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
-    vectorised(|| {
+vectorised! {
+    /// `LayerNorm` of each row of `x` into `out`.
+    pub fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
         let width = weight.len();
         for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
             let (mean, inverse) = statistics(x);
@@ -63,20 +75,22 @@ pub fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
                 *out = ((x - mean) * inverse).mul_add(*w, *b);
             }
         }
-    });
+    }
 }
 
-/// `LayerNorm`'s backward: adds the gradient of its input to `dx`, and those of weight and bias to `d_weight` and
-/// `d_bias`; `dy` is the gradient of its output. `x` is overwritten with that output, which the next weight's
-/// gradient needs.
-pub fn layer_norm_backward(
-    dx: &mut [f32],
-    x: &mut [f32],
-    dy: &[f32],
-    (weight, bias): (&[f32], &[f32]),
-    (d_weight, d_bias): (&mut [f32], &mut [f32]),
-) {
-    vectorised(|| {
+vectorised! {
+    /// `LayerNorm`'s backward: adds the gradient of its input to `dx`, and those of weight and bias to `d_weight` and
+    /// `d_bias`; `dy` is the gradient of its output. `x` is overwritten with that output, which the next weight's
+    /// gradient needs.
+    pub fn layer_norm_backward(
+        dx: &mut [f32],
+        x: &mut [f32],
+        dy: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        d_weight: &mut [f32],
+        d_bias: &mut [f32],
+    ) {
         let width = weight.len();
         let count = width as f32;
         let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact_mut(width)).zip(dy.chunks_exact(width));
@@ -94,12 +108,12 @@ pub fn layer_norm_backward(
                 *x = x.mul_add(*w, *b);
             }
         }
-    });
+    }
 }
 
-/// GELU of `x + bias` into `out`; `x` becomes `x + bias`, which the backward pass needs.
-pub fn bias_gelu(out: &mut [f32], x: &mut [f32], bias: &[f32]) {
-    vectorised(|| {
+vectorised! {
+    /// GELU of `x + bias` into `out`; `x` becomes `x + bias`, which the backward pass needs.
+    pub fn bias_gelu(out: &mut [f32], x: &mut [f32], bias: &[f32]) {
         let width = bias.len();
         for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact_mut(width)) {
             for ((out, x), b) in out.iter_mut().zip(x).zip(bias) {
@@ -107,38 +121,44 @@ pub fn bias_gelu(out: &mut [f32], x: &mut [f32], bias: &[f32]) {
                 *out = *x * normal(*x).0;
             }
         }
-    });
+    }
 }
 
-/// GELU's backward: `dy`, the gradient of its output, becomes that of its input `x`, and `x` its output.
-pub fn gelu_backward(dy: &mut [f32], x: &mut [f32]) {
-    vectorised(|| {
+vectorised! {
+    /// GELU's backward: `dy`, the gradient of its output, becomes that of its input `x`, and `x` its output.
+    pub fn gelu_backward(dy: &mut [f32], x: &mut [f32]) {
         for (dy, x) in dy.iter_mut().zip(x) {
             let (integral, density) = normal(*x);
             *dy *= x.mul_add(density, integral);
             *x *= integral;
         }
-    });
+    }
 }
 
-/// Softmax of `factor` (which is positive) times each row of `x`, in place, `width` numbers a row.
-pub fn softmax(x: &mut [f32], width: usize, factor: f32) {
-    vectorised(|| {
+vectorised! {
+    /// Softmax of `factor` (which is positive) times each row of `x`, in place, `width` numbers a row.
+    pub fn softmax(x: &mut [f32], width: usize, factor: f32) {
         for row in x.chunks_exact_mut(width) {
             let largest = max(row);
-            row.iter_mut().for_each(|x| *x = exp((*x - largest) * factor));
+            for x in &mut *row {
+                *x = exp((*x - largest) * factor);
+            }
             let inverse = 1.0 / sum(row, |x| x);
-            row.iter_mut().for_each(|x| *x *= inverse);
+            for x in row {
+                *x *= inverse;
+            }
         }
-    });
+    }
 }
 
-/// [`softmax`]'s backward: `dp`, the gradient of its output `p`, becomes that of its input.
-pub fn softmax_backward(dp: &mut [f32], p: &[f32], width: usize, factor: f32) {
-    vectorised(|| {
+vectorised! {
+    /// [`softmax`]'s backward: `dp`, the gradient of its output `p`, becomes that of its input.
+    pub fn softmax_backward(dp: &mut [f32], p: &[f32], width: usize, factor: f32) {
         for (dp, p) in dp.chunks_exact_mut(width).zip(p.chunks_exact(width)) {
             let mean = sum2(dp, p, |dp, p| dp * p);
-            dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = p * (*dp - mean) * factor);
+            for (dp, p) in dp.iter_mut().zip(p) {
+                *dp = p * (*dp - mean) * factor;
+            }
         }
-    });
+    }
 }

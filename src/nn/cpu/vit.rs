@@ -214,6 +214,17 @@ impl Tape {
     }
 }
 
+/// Buffers of the backward pass, kept from one to the next.
+#[derive(Default)]
+pub struct Workspace {
+    d_out: Vec<f32>,
+    d_hidden: Vec<f32>,
+    d_mid: Vec<f32>,
+    d_in: Vec<f32>,
+    d_patches: Vec<f32>,
+    patches: Vec<f32>,
+}
+
 /// A thread's buffers, kept from group to group.
 #[derive(Default)]
 struct Scratch {
@@ -560,39 +571,47 @@ pub fn backward(
     pixels: Pixels,
     drops: Option<&Drops>,
     tape: &mut Tape,
+    workspace: &mut Workspace,
     d_features: &[f32],
     gradients: &mut [&mut [f32]],
 ) {
     let (d, s, images) = (shape.width, shape.tokens(), tape.images);
-    let mut d_out = vec![0.0; images * d];
+    let Workspace { d_out, d_hidden, d_mid, d_in, d_patches, patches } = workspace;
+    let all = images * s * d;
+    let (mut d_out, mut d_in) = (room(d_out, all), room(d_in, all));
+    let (d_mid, d_hidden) = (room(d_mid, all), room(d_hidden, images * s * shape.hidden));
+    d_out[..images * d].fill(0.0);
     let norm = weights.all.len() - 2;
     let (before, after) = gradients.split_at_mut(norm);
     if let [d_weight, d_bias] = after {
-        let gradients = (&mut **d_weight, &mut **d_bias);
-        rows::layer_norm_backward(&mut d_out, &mut tape.last, d_features, weights.pair(norm), gradients);
+        let (weight, bias) = weights.pair(norm);
+        rows::layer_norm_backward(
+            &mut d_out[..images * d],
+            &mut tape.last,
+            d_features,
+            weight,
+            bias,
+            d_weight,
+            d_bias,
+        );
     }
-    let mut d_hidden = vec![0.0; images * s * shape.hidden];
-    let mut d_mid = vec![0.0; images * s * d];
-    let mut spare = vec![0.0; images * s * d];
     for i in (0..shape.depth).rev() {
         let queries = images * shape.queries(i);
         let mut flow = Flow {
             d_out: &mut d_out[..queries * d],
             d_hidden: &mut d_hidden[..queries * shape.hidden],
             d_mid: &mut d_mid[..queries * d],
-            d_in: &mut spare,
+            d_in: &mut *d_in,
         };
         let (_, rest) = before.split_at_mut(BEFORE_BLOCKS + A_BLOCK * i);
         let (these, _) = rest.split_at_mut(A_BLOCK);
         let block = &mut tape.blocks[i];
         block_backward(shape, &weights.block(i), i, drops, block, &mut flow, these);
         weight_gradients(shape, i, block, &flow, these);
-        if d_out.len() < spare.len() {
-            d_out.resize(spare.len(), 0.0);
-        }
-        std::mem::swap(&mut d_out, &mut spare);
+        std::mem::swap(&mut d_out, &mut d_in);
     }
-    embed_backward(shape, pixels, drops, &mut d_out, &mut before[..BEFORE_BLOCKS]);
+    let spare = (room(d_patches, images * shape.patches() * d), patches);
+    embed_backward(shape, pixels, drops, d_out, spare, &mut before[..BEFORE_BLOCKS]);
 }
 
 /// Gradients on their way through a block, over all images.
@@ -699,7 +718,8 @@ fn mlp_backward(
 
     let dy = room(&mut scratch.tokens, rows * d);
     product((rows, m, d), Matrix::rows(flow.d_hidden, m), Matrix::rows(w.fc1.0, d), dy, d, Into::Set);
-    rows::layer_norm_backward(flow.d_mid, part.mid, dy, w.norm2, (d_norm_weight, d_norm_bias));
+    let (weight, bias) = w.norm2;
+    rows::layer_norm_backward(flow.d_mid, part.mid, dy, weight, bias, d_norm_weight, d_norm_bias);
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -750,7 +770,8 @@ fn attention_backward(
         let q = Matrix::rows(part.qkv, s * 3 * d);
         product((group.images, d, d), q, Matrix::rows(q_weight, d), dy, s * d, Into::Add);
     }
-    rows::layer_norm_backward(flow.d_in, part.x, dy, w.norm1, (d_norm_weight, d_norm_bias));
+    let (weight, bias) = w.norm1;
+    rows::layer_norm_backward(flow.d_in, part.x, dy, weight, bias, d_norm_weight, d_norm_bias);
 }
 
 /// Attention's backward for each image and head: `d_mixed` (G Q, D) is the gradient of the heads' outputs, and `qkv`
@@ -842,6 +863,7 @@ fn embed_backward(
     pixels: Pixels,
     drops: Option<&Drops>,
     d_x: &mut [f32],
+    (d_patches, patches): (&mut [f32], &mut Vec<f32>),
     gradients: &mut [&mut [f32]],
 ) {
     let (d, p, s, pixels_each) = (shape.width, shape.patches(), shape.tokens(), shape.pixels());
@@ -853,19 +875,18 @@ fn embed_backward(
         });
     });
     let images = d_x.len() / (s * d);
-    let mut d_patches = vec![0.0; images * p * d];
     for (d_x, d_patches) in d_x.chunks_exact(s * d).zip(d_patches.chunks_exact_mut(p * d)) {
         rows::add_bias(pos, d_x);
         rows::add_bias(cls, &d_x[..d]);
         d_patches.copy_from_slice(&d_x[d..]);
     }
-    rows::add_column_sums(bias, &d_patches);
-    let mut patches = vec![0.0; images * p * pixels_each];
+    rows::add_column_sums(bias, d_patches);
+    let patches = room(patches, images * p * pixels_each);
     patches
         .par_chunks_mut(GROUP * p * pixels_each)
         .enumerate()
         .for_each(|(g, patches)| cut(shape, pixels, g * GROUP, patches));
     let size = (d, images * p, pixels_each);
-    let d_patches = Matrix::rows(&d_patches, d).t();
-    parallel_product(size, d_patches, Matrix::rows(&patches, pixels_each), weight, pixels_each, Into::Add);
+    let d_patches = Matrix::rows(d_patches, d).t();
+    parallel_product(size, d_patches, Matrix::rows(patches, pixels_each), weight, pixels_each, Into::Add);
 }
