@@ -12,7 +12,7 @@ use crate::error::{Kind, Problem};
 use crate::nn::{Pass, device, threads};
 use crate::observe::reporter::Reporter;
 use crate::train::feed::{default_workers, on_device};
-use crate::train::memory::Memory;
+use crate::train::memory::Plan;
 use crate::train::{Network, Trainer};
 use crate::{Error, Result};
 
@@ -20,13 +20,13 @@ pub fn check(layers: Layers, reporter: &Reporter) -> Result<()> {
     let resolved = resolve(layers, reporter)?;
     let c = &resolved.experiment;
     let device = device::select(&c.run, |warning| reporter.warn(warning))?;
-    let threads = threads::start(threads::available());
+    let threads = threads::start(c.run.threads.unwrap_or_else(threads::available));
     let dataset = open_dataset(c, reporter)?;
     let problems = dataset.verify(c.data.num_workers.unwrap_or_else(default_workers).max(1));
     let trainer = Trainer::new(c, &device)?;
 
     let mut text = describe_data(&dataset.summary(), c);
-    text += &describe_network(c, &trainer, &device::describe(&device), threads);
+    text += &describe_network(&trainer, &device::describe(&device), threads);
     print(&text)?;
     Error::all(Kind::Data, problems)?;
     print(&format!("{}\n", one_step(c, &dataset, &trainer.network)?))?;
@@ -75,7 +75,7 @@ fn describe_data(s: &Summary, c: &Experiment) -> String {
     text
 }
 
-fn describe_network(c: &Experiment, trainer: &Trainer, device: &str, threads: usize) -> String {
+fn describe_network(trainer: &Trainer, device: &str, threads: usize) -> String {
     let parameters = trainer.network.parameters();
     let millions = |prefix: &str| parameters.elements(prefix) as f64 / 1e6;
     let part = |name: &str, prefixes: &[&str]| {
@@ -91,21 +91,29 @@ fn describe_network(c: &Experiment, trainer: &Trainer, device: &str, threads: us
         part("temporal", &["encoder.positional", "encoder.temporal"]),
         part("decoder", &["decoder"]),
     ];
-    let memory = Memory::expected(c, &trainer.network.backbone_shape(), parameters.elements(""));
+    let Plan { chunk, memory, budget } = trainer.plan;
     let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
-    format!(
-        "{:<12} {:.2} M: {}\n{:<12} {:.2} GiB expected on the CPU: {:.2} parameters and optimizer, {:.2} activations, {:.2} backward, {:.2} batches\n{:<12} {device}, {threads} threads\n",
-        "parameters",
-        millions(""),
-        parts.join(", "),
+    let chosen = match chunk {
+        None => "all frames of a batch at once, nothing computed twice".to_owned(),
+        Some(frames) => {
+            format!("{frames} frames of a stream at a time, backbones computed twice (4/3 of the work)")
+        }
+    };
+    let budget = budget.map_or_else(String::new, |budget| format!("; the budget is {:.2} GiB", gib(budget)));
+    let mut text = format!("{:<12} {:.2} M: {}\n", "parameters", millions(""), parts.join(", "));
+    let _ = writeln!(
+        text,
+        "{:<12} {:.2} GiB expected on the CPU: {:.2} parameters and optimizer, {:.2} backbones, {:.2} head, {:.2} batches{budget}",
         "memory",
         gib(memory.total()),
         gib(memory.parameters),
-        gib(memory.activations),
-        gib(memory.backward),
+        gib(memory.backbones),
+        gib(memory.head),
         gib(memory.batches),
-        "device",
-    )
+    );
+    let _ = writeln!(text, "{:<12} {chosen}", "chunks");
+    let _ = writeln!(text, "{:<12} {device}, {threads} threads", "device");
+    text
 }
 
 /// One training step on the first batch, without an update.

@@ -35,7 +35,7 @@ pub fn run(
     let (started, begun) = (SystemTime::now(), Instant::now());
     let c = &resolved.experiment;
     let device = device::select(&c.run, |warning| reporter.warn(warning))?;
-    let threads = threads::start(threads::available());
+    let threads = threads::start(c.run.threads.unwrap_or_else(threads::available));
     let dataset = open_dataset(c, reporter)?;
     let mut trainer = Trainer::new(c, &device)?;
     if let Some(path) = init_from {

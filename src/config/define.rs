@@ -60,6 +60,10 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `cpu`, `cuda` or `cuda:N`.
     Device,
+    /// `auto` or a whole number of at least 1.
+    AutoOrCount,
+    /// `auto` or a size in memory, such as `8GiB`.
+    AutoOrBytes,
 }
 
 /// Which values of a field can work, looking at the field alone. Numbers must be finite under every rule.
@@ -149,6 +153,8 @@ impl Field {
             Kind::Number => "number".to_owned(),
             Kind::Choice(names) => names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "),
             Kind::Device => "`cpu`, `cuda`, `cuda:N`".to_owned(),
+            Kind::AutoOrCount => "`auto` or a whole number, at least 1".to_owned(),
+            Kind::AutoOrBytes => "`auto` or a size such as `8GiB`".to_owned(),
         };
         match self.rule.text() {
             Some(rule) => format!("{kind}, {rule}"),

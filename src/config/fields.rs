@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::auto::{Chunk, MemoryBudget};
 use super::define::{Field, FieldType, Kind, Preset, Rule, Section, choices, sections};
 
 /// A whole experiment, resolved and checked: nothing after this handles an impossible value.
@@ -116,6 +117,9 @@ sections! {
         scheduler_tmax: usize = 10 => Rule::Positive,
         /// Share of the target's probability that is spread over all classes.
         label_smoothing: f64 = 0.1 => Rule::Share,
+        /// Frames of a stream that go through its backbone at a time on the CPU. Fewer take less memory and a second
+        /// forward pass; `auto` is all of them where the memory budget allows.
+        frames_per_chunk: Chunk = auto,
     }
 
     /// Where and on what the experiment runs.
@@ -128,6 +132,11 @@ sections! {
         precision: Precision = amp,
         /// Seed of everything random: initial weights, order, sampling and dropout.
         seed: u64 = 1234,
+        /// Threads that compute. Results do not depend on it.
+        threads: Option<usize> = unset ("`RAYON_NUM_THREADS`, or the cores at hand") => Rule::Positive,
+        /// Memory that `frames_per_chunk = "auto"` plans for; `auto` is three quarters of what the machine and its
+        /// limits leave.
+        memory_budget: MemoryBudget = auto,
     }
 }
 

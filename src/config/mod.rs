@@ -4,6 +4,7 @@
 //! defaults (`merge`), each with its origin; `check` says what cannot work; `snapshot` writes the result down.
 //! A new field is a new line in `fields`; a new kind of value is a variant of [`Kind`] and an arm in `value`.
 
+mod auto;
 mod check;
 mod define;
 mod environment;
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+pub use auto::{Chunk, MemoryBudget};
 pub use define::{Field, FieldType, Kind, Preset, Rule, Section};
 pub use fields::{
     Backbone, Data, Device, Experiment, FIELDS, Model, Optimization, OptimizerKind, Precision, Run, SECTIONS,

@@ -3,6 +3,7 @@
 use figment::value::{Empty, Num, Tag, Value};
 use toml_edit::{Item, Value as Toml};
 
+use super::auto::{Chunk, MemoryBudget};
 use super::define::{Field, Kind, Preset};
 use super::fields::Device;
 use super::suggest::nearest;
@@ -43,6 +44,7 @@ pub(super) fn from_text(field: &Field, text: &str) -> Result<Value, Mismatch> {
         },
         Kind::Choice(names) => choice(field, names, word),
         Kind::Device => device(field, word),
+        Kind::AutoOrCount | Kind::AutoOrBytes => auto(field, word),
     }
 }
 
@@ -61,6 +63,7 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
                 Kind::Path => path(text),
                 Kind::Choice(names) => choice(field, names, text.trim()),
                 Kind::Device => device(field, text.trim()),
+                Kind::AutoOrCount | Kind::AutoOrBytes => auto(field, text.trim()),
                 Kind::Whole | Kind::Number => {
                     let hint = match from_text(field, text) {
                         Ok(_) => format!("write it without quotes: {} = {}", field.name, text.trim()),
@@ -72,6 +75,9 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
         }
         (Toml::Integer(number), Kind::Whole) => {
             whole(field, i128::from(*number.value()), &number.value().to_string())
+        }
+        (Toml::Integer(number), Kind::AutoOrCount | Kind::AutoOrBytes) => {
+            auto(field, &number.value().to_string())
         }
         (Toml::Integer(number), Kind::Number) => Ok(Value::from(*number.value() as f64)),
         (Toml::Float(number), Kind::Number) => Ok(Value::from(*number.value())),
@@ -151,6 +157,17 @@ fn device(field: &Field, word: &str) -> Result<Value, Mismatch> {
     Err(unknown(field, word, near, "cpu, cuda and cuda:N, where N is a device's number"))
 }
 
+fn auto(field: &Field, word: &str) -> Result<Value, Mismatch> {
+    let canonical = match field.kind {
+        Kind::AutoOrCount => Chunk::from_text(word).map(|chunk| chunk.to_string()),
+        _ => MemoryBudget::from_text(word).map(|budget| budget.to_string()),
+    };
+    match canonical {
+        Some(text) => Ok(Value::from(text)),
+        None => Err(Mismatch::found(field, &quoted(word), such_as(field))),
+    }
+}
+
 fn unknown(field: &Field, word: &str, near: Option<&str>, choices: &str) -> Mismatch {
     let meant = near.map(|name| format!("did you mean {name}? ")).unwrap_or_default();
     Mismatch::new(
@@ -167,6 +184,8 @@ pub(super) fn expected(field: &Field) -> String {
         Kind::Number => "a number".into(),
         Kind::Choice(names) => format!("one of {}", list(names)),
         Kind::Device => "cpu, cuda or cuda:N".into(),
+        Kind::AutoOrCount => "auto or a whole number of at least 1".into(),
+        Kind::AutoOrBytes => "auto or a size in memory, such as 8GiB".into(),
     }
 }
 

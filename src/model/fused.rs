@@ -9,7 +9,7 @@ use crate::nn::parameters::{floats, with_slices};
 use crate::nn::{Images, Pass};
 
 impl VisionTransformer {
-    /// N images to features (N, D), keeping no graph; with a `tape` that has room for them, also what
+    /// N images to features (N, D), keeping no graph; with a `tape`, also what
     /// [`Self::fused_backward`] needs.
     pub fn fused_forward(&self, images: &Images, pass: &Pass, tape: Option<&mut Tape>) -> Result<Tensor> {
         let shape = self.shape();
@@ -127,7 +127,7 @@ mod tests {
         let expected = net.forward(&images, &pass)?;
         let store = (&expected * &pull)?.sum_all()?.backward()?;
 
-        let mut tape = Tape::new(&net.shape(), images.count()?);
+        let mut tape = Tape::default();
         let found = net.fused_forward(&images, &pass, Some(&mut tape))?;
         assert!(distance(&found, &expected)? < 1e-5, "features");
         let without = net.fused_forward(&images, &pass, None)?;

@@ -1,36 +1,53 @@
-//! How much memory a training step takes, before it takes it.
+//! How much memory a training step takes before it takes it, and how many frames to a chunk that allows.
 
-use crate::config::Experiment;
-use crate::config::OptimizerKind;
-use crate::nn::cpu::vit::Shape;
+use std::fs;
+use std::path::Path;
+
+use crate::config::{Chunk, Experiment, MemoryBudget, OptimizerKind};
+use crate::nn::cpu::vit::{Shape, UNIT};
 
 /// Batches that are in memory at a time: the one that trains and those loaded ahead.
 const BATCHES: usize = 3;
+/// With recomputation, more frames to a chunk than this gain nothing: measured in `scripts/PERF.md`.
+const LARGEST_USEFUL_CHUNK: usize = 4 * UNIT;
 
 /// Expected bytes of a run on the CPU, by what they hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// Parameters, gradients and moments.
     pub parameters: usize,
-    /// What the backbones' forward pass leaves for their backward pass.
-    pub activations: usize,
-    /// Gradients on their way back through one backbone.
-    pub backward: usize,
+    /// What the backbones' forward pass leaves for their backward pass, and gradients on their way back.
+    pub backbones: usize,
+    /// The graph of what follows the backbones.
+    pub head: usize,
     /// Images, as bytes.
     pub batches: usize,
 }
 
+/// What was chosen for a step, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Frames of a stream to a chunk; `None` = all at once, and nothing is computed twice.
+    pub chunk: Option<usize>,
+    /// What a step is expected to take with it.
+    pub memory: Memory,
+    /// The budget that `auto` had to meet, in bytes; `None` where the system does not tell what there is.
+    pub budget: Option<usize>,
+}
+
 impl Memory {
-    /// For a network of `parameters` numbers.
+    /// For a network of `parameters` numbers with backbones of `shape`, `chunk` frames at a time.
     #[must_use]
-    pub fn expected(c: &Experiment, shape: &Shape, parameters: usize) -> Self {
+    pub fn expected(c: &Experiment, shape: &Shape, parameters: usize, chunk: Option<usize>) -> Self {
         let moments = if c.optimization.optimizer == OptimizerKind::Sgd { 0 } else { 2 };
-        let images = c.data.batch_size * c.model.sequence_length;
-        let flow = shape.tokens() * (3 * shape.width + shape.hidden) * 4;
+        let (clips, frames) = (c.data.batch_size, c.model.sequence_length);
+        let images = clips * frames;
+        let at_a_time = chunk.unwrap_or(images).min(images);
+        let tapes = if at_a_time < images { at_a_time } else { 3 * images };
         Self {
             parameters: parameters * 4 * (2 + moments),
-            activations: 3 * images * shape.tape_bytes(),
-            backward: images * flow,
+            backbones: tapes * shape.tape_bytes() + at_a_time * shape.backward_bytes(),
+            head: head(c, clips, frames),
             batches: BATCHES * 3 * images * shape.image * shape.image * 3,
         }
     }
@@ -38,14 +55,68 @@ impl Memory {
     /// All together.
     #[must_use]
     pub fn total(&self) -> usize {
-        self.parameters + self.activations + self.backward + self.batches
+        self.parameters + self.backbones + self.head + self.batches
     }
+}
+
+/// The temporal encoder's activations and their gradients, as the graph's operations leave them.
+fn head(c: &Experiment, clips: usize, frames: usize) -> usize {
+    let m = &c.model;
+    let tokens = clips * frames * (24 * m.d_model + 6 * m.temporal_dim_feedforward);
+    let attention = clips * m.temporal_nhead * frames * frames * 8;
+    4 * m.temporal_layers * (tokens + attention) + 4 * 8 * clips * m.vocab_size
+}
+
+impl Plan {
+    /// The configured chunk, or the one that fits the budget: all at once where that fits, else the most frames that
+    /// do, up to where more gain nothing, in whole units so that results do not depend on the choice.
+    #[must_use]
+    pub fn new(c: &Experiment, shape: &Shape, parameters: usize) -> Self {
+        let budget = match c.run.memory_budget {
+            MemoryBudget::Bytes(bytes) => Some(bytes),
+            MemoryBudget::Auto => available().map(|bytes| bytes / 4 * 3),
+        };
+        let expected = |chunk| Memory::expected(c, shape, parameters, chunk);
+        let fits = |chunk| budget.is_none_or(|budget| expected(chunk).total() <= budget);
+        let chunk = match c.optimization.frames_per_chunk {
+            Chunk::Frames(frames) => {
+                Some(frames).filter(|&f| f < c.data.batch_size * c.model.sequence_length)
+            }
+            Chunk::Auto if fits(None) => None,
+            Chunk::Auto => {
+                let units = (1..=LARGEST_USEFUL_CHUNK / UNIT).rev().map(|units| units * UNIT);
+                Some(units.into_iter().find(|&chunk| fits(Some(chunk))).unwrap_or(UNIT))
+            }
+        };
+        Self { chunk, memory: expected(chunk), budget }
+    }
+}
+
+/// The memory that the system could give this process now, cgroup limits respected, in bytes.
+#[must_use]
+pub fn available() -> Option<usize> {
+    let machine = field("/proc/meminfo", "MemAvailable:");
+    let left = |limit: &str, used: &str| Some(number(limit)?.saturating_sub(number(used)?));
+    let group = left("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current").or_else(|| {
+        left("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+    });
+    [machine, group].into_iter().flatten().min()
 }
 
 /// The most memory that this process has had resident so far, in bytes, where the system tells (Linux's `VmHWM`).
 #[must_use]
 pub fn peak_resident() -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    field("/proc/self/status", "VmHWM:")
+}
+
+/// A file that holds one number; cgroups write `max` where there is no limit.
+fn number(path: impl AsRef<Path>) -> Option<usize> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// A line of a file under `/proc` that counts kilobytes, in bytes.
+fn field(path: &str, name: &str) -> Option<usize> {
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }

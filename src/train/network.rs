@@ -18,6 +18,8 @@ pub struct Network {
     evaluator: Classifier,
     label_smoothing: f64,
     device: Device,
+    /// Frames of a stream that go through its backbone at a time; `None` = all, without computing anything twice.
+    chunk: Option<usize>,
     buffers: RefCell<Buffers>,
 }
 
@@ -55,7 +57,15 @@ impl Network {
         let classifier = Classifier::new(model, device, seed)?;
         let evaluator = classifier.without_graph(model, device)?;
         let (device, buffers) = (device.clone(), RefCell::default());
-        Ok(Self { classifier, evaluator, label_smoothing, device, buffers })
+        Ok(Self { classifier, evaluator, label_smoothing, device, chunk: None, buffers })
+    }
+
+    /// Lets `chunk` frames of a stream go through its backbone at a time, if not all (`None`): less memory, for a second
+    /// forward pass. Losses and gradients are the same but for rounding.
+    #[must_use]
+    pub fn in_chunks(mut self, chunk: Option<usize>) -> Self {
+        self.chunk = chunk;
+        self
     }
 
     /// The parameters, in PyTorch's order.
@@ -90,20 +100,21 @@ impl Network {
         Ok(Step { loss, gradients, forward, backward: begun.elapsed().saturating_sub(forward) })
     }
 
-    /// As a graph only from the backbones' features on; the backbones themselves are fused.
+    /// As a graph only from the backbones' features on; the backbones themselves are fused. In chunks, their forward
+    /// pass keeps nothing and is computed again for each chunk when the gradients come back.
     fn train_fused(&self, inputs: &Inputs, targets: &Tensor, pass: &Pass) -> Result<Step> {
         let begun = Instant::now();
-        let backbones = self.classifier.backbones();
+        let backbones = || self.classifier.backbones().iter().zip(&inputs.images);
+        let images = inputs.images[0].count()?;
+        let chunk = self.chunk.filter(|&chunk| chunk < images);
         let mut buffers = self.buffers.borrow_mut();
         let Buffers { tapes, workspace } = &mut *buffers;
-        let images = inputs.images[0].count()?;
-        if tapes.first().is_none_or(|tape| tape.images() != images) {
-            tapes.clear();
-            tapes.extend(backbones.iter().map(|net| Tape::new(&net.shape(), images)));
-        }
+        tapes.resize_with(if chunk.is_some() { 1 } else { 3 }, Tape::default);
+
         let mut features = Vec::new();
-        for ((net, images), tape) in backbones.iter().zip(&inputs.images).zip(&mut *tapes) {
-            features.push(Var::from_tensor(&net.fused_forward(images, pass, Some(tape))?)?);
+        for (i, (net, images)) in backbones().enumerate() {
+            let tape = if chunk.is_none() { tapes.get_mut(i) } else { None };
+            features.push(Var::from_tensor(&net.fused_forward(images, pass, tape)?)?);
         }
         let leaves: Vec<Tensor> = features.iter().map(|var| var.as_tensor().clone()).collect();
         let logits = self.classifier.head(&leaves, inputs, pass)?;
@@ -113,13 +124,23 @@ impl Network {
 
         let mut parameters = self.parameters().iter();
         let mut gradients = Vec::with_capacity(self.parameters().len());
-        for (((net, images), feature), tape) in backbones.iter().zip(&inputs.images).zip(&features).zip(tapes)
-        {
+        for (i, ((net, all), feature)) in backbones().zip(&features).enumerate() {
             let vars: Vec<&Var> =
                 parameters.by_ref().take(net.parameter_count()).map(|(_, var)| var).collect();
             let mut sums: Vec<Vec<f32>> = vars.iter().map(|var| vec![0.0; var.elem_count()]).collect();
             let d_features = gradient(&store, "a backbone's features", feature)?;
-            net.fused_backward(images, pass, tape, workspace, &d_features, &mut sums)?;
+            let size = chunk.unwrap_or(images);
+            for start in (0..images).step_by(size) {
+                let count = size.min(images - start);
+                let part = all.narrow(start, count)?;
+                let pass = Pass { first_row: pass.first_row + start, ..*pass };
+                let tape = &mut tapes[if chunk.is_some() { 0 } else { i }];
+                if chunk.is_some() {
+                    net.fused_forward(&part, &pass, Some(tape))?;
+                }
+                let d_features = d_features.narrow(0, start, count)?;
+                net.fused_backward(&part, &pass, tape, workspace, &d_features, &mut sums)?;
+            }
             for (var, sum) in vars.into_iter().zip(sums) {
                 gradients.push(Tensor::from_vec(sum, var.dims(), &self.device)?);
             }
@@ -161,4 +182,99 @@ fn gradients_of<'a>(
 fn gradient(store: &GradStore, name: &str, var: &Var) -> Result<Tensor> {
     // Detached: a stored gradient can carry a graph of its own.
     store.get(var).map(Tensor::detach).ok_or_else(|| Error::run(format!("{name} got no gradient")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Images;
+    use candle_core::DType;
+
+    fn model(frames: usize) -> config::Model {
+        config::Model {
+            image_size: 16,
+            sequence_length: frames,
+            projector_dim: 12,
+            d_model: 16,
+            pose_landmarks: 5,
+            projector_dropout: 0.1,
+            fusion_dropout: 0.1,
+            temporal_nhead: 2,
+            temporal_layers: 1,
+            temporal_dim_feedforward: 24,
+            temporal_dropout: 0.1,
+            vocab_size: 31,
+            backbone: config::Backbone {
+                patch_size: 4,
+                embed_dim: 20,
+                depth: 2,
+                num_heads: 2,
+                mlp_ratio: 2.0,
+                dropout: 0.2,
+                attention_dropout: 0.2,
+                stochastic_depth: 0.2,
+            },
+        }
+    }
+
+    fn batch(frames: usize) -> candle_core::Result<(Inputs, Tensor)> {
+        let cpu = &Device::Cpu;
+        let images = || {
+            let bytes: Vec<u8> = (0..2 * frames * 16 * 16 * 3).map(|i| (i * i % 251) as u8).collect();
+            Tensor::from_vec(bytes, (2 * frames, 16, 16, 3), cpu).map(Images::Bytes)
+        };
+        let inputs = Inputs {
+            images: [images()?, images()?, images()?],
+            pose: Tensor::arange(0f32, (2 * frames * 15) as f32, cpu)?.sin()?.reshape((2, frames, 15))?,
+            pad_mask: Tensor::ones((2, frames), DType::U8, cpu)?,
+        };
+        Ok((inputs, Tensor::new(&[3u32, 7], cpu)?))
+    }
+
+    fn step(chunk: Option<usize>, frames: usize) -> Result<(f64, Vec<Vec<f32>>)> {
+        let network = Network::new(&model(frames), 0.1, &Device::Cpu, 3)?.in_chunks(chunk);
+        let (inputs, targets) = batch(frames)?;
+        // Twice, so that buffers from one step serve the next.
+        network.train(&inputs, &targets, &Pass::training(1, 4))?;
+        let step = network.train(&inputs, &targets, &Pass::training(1, 5))?;
+        let gradients: candle_core::Result<_> =
+            step.gradients.iter().map(|g| g.flatten_all()?.to_vec1::<f32>()).collect();
+        Ok((step.loss, gradients?))
+    }
+
+    fn distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+        let pairs = a.iter().flatten().zip(b.iter().flatten());
+        let (mut difference, mut norm) = (0.0, 0.0);
+        for (&a, &b) in pairs {
+            difference += f64::from(a - b).powi(2);
+            norm += f64::from(b).powi(2);
+        }
+        (difference / norm).sqrt()
+    }
+
+    #[test]
+    fn chunks_change_nothing() -> Result<()> {
+        let (loss, gradients) = step(None, 20)?; // 40 images a stream
+        for chunk in [16, 32] {
+            assert_eq!((loss, &gradients), (step(Some(chunk), 20)?.0, &step(Some(chunk), 20)?.1), "{chunk}");
+        }
+        for chunk in [1, 7, 39] {
+            let (other, others) = step(Some(chunk), 20)?;
+            assert!((other / loss - 1.0).abs() < 1e-5 && distance(&others, &gradients) < 1e-5, "{chunk}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn threads_change_nothing() -> Result<()> {
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool starts");
+            pool.install(|| step(None, 9))
+        };
+        let one = with(1)?;
+        for threads in [2, 3, 5] {
+            assert_eq!(with(threads)?, one, "{threads} threads");
+        }
+        Ok(())
+    }
 }

@@ -90,7 +90,7 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::OptimizerKind;
+    use crate::config::{Chunk, OptimizerKind};
     use serde_json::Value;
 
     #[test]
@@ -113,6 +113,7 @@ mod tests {
                 scheduler_gamma: number("scheduler_gamma", 0.5),
                 scheduler_tmax: number("scheduler_tmax", 10.0) as usize,
                 label_smoothing: 0.0,
+                frames_per_chunk: Chunk::Auto,
             });
             let expected = case["lr_per_epoch"].as_array().expect("a list of rates");
             assert!(expected.len() > 10);

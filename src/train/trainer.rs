@@ -8,12 +8,15 @@ use crate::data::Phase;
 use crate::nn::Pass;
 use crate::observe::metrics::EpochMetrics;
 use crate::observe::{Observer, run_folder::RunFolder};
+use crate::train::memory::Plan;
 use crate::train::{Feed, Network, Optimizer, Schedule, state};
 
 /// Everything that training changes, and what it depends on.
 pub struct Trainer {
     /// The network and its loss.
     pub network: Network,
+    /// How much of a batch it takes at a time.
+    pub plan: Plan,
     /// Its optimizer.
     pub optimizer: Optimizer,
     /// The learning rate.
@@ -59,9 +62,12 @@ impl Trainer {
     /// At the start of an experiment, with initial weights from its seed.
     pub fn new(c: &Experiment, device: &candle_core::Device) -> Result<Self> {
         let network = Network::new(&c.model, c.optimization.label_smoothing, device, c.run.seed)?;
+        let plan = Plan::new(c, &network.backbone_shape(), network.parameters().elements(""));
+        let network = network.in_chunks(plan.chunk);
         let optimizer = Optimizer::new(&c.optimization, network.parameters());
         Ok(Self {
             network,
+            plan,
             optimizer,
             schedule: Schedule::new(&c.optimization),
             progress: Progress { epoch: 0, step: 0, best_val_loss: f64::INFINITY },

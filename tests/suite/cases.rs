@@ -203,6 +203,7 @@ fn optimization(json: &Value) -> Optimization {
         scheduler_gamma: json["scheduler_gamma"].as_f64().unwrap(),
         scheduler_tmax: json["scheduler_tmax"].as_u64().unwrap() as usize,
         label_smoothing: json["label_smoothing"].as_f64().unwrap(),
+        frames_per_chunk: config::Chunk::Auto,
     }
 }
 

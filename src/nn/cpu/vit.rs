@@ -17,6 +17,10 @@ use crate::nn::{Dropout, dropout::Masks};
 /// Images that go through the network together on one thread.
 const GROUP: usize = 2;
 
+/// Images whose gradients of a weight are one product. It divides every chunk that is chosen, so that the order of
+/// additions, and with it every bit of the result, is the same for all of them.
+pub const UNIT: usize = 16;
+
 /// The architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -54,6 +58,12 @@ impl Shape {
     /// How many tokens an image has that block `i` computes queries and outputs for.
     fn queries(&self, block: usize) -> usize {
         if block + 1 == self.depth { 1 } else { self.tokens() }
+    }
+
+    /// Bytes that the backward pass needs for an image besides the tape.
+    #[must_use]
+    pub fn backward_bytes(&self) -> usize {
+        4 * (self.tokens() * (4 * self.width + self.hidden) + self.patches() * self.pixels())
     }
 
     /// Bytes that a [`Tape`] keeps for an image.
@@ -142,7 +152,9 @@ pub struct BlockDrops {
     pub path: [Dropout; 2],
 }
 
-/// What the backward pass needs of the forward pass: each block's buffers, over all images.
+/// What the backward pass needs of the forward pass: each block's buffers, over all images. It grows to what a forward
+/// pass needs and is used again for the next: memory that is mapped anew costs its clearing.
+#[derive(Default)]
 pub struct Tape {
     images: usize,
     blocks: Vec<BlockTape>,
@@ -151,6 +163,7 @@ pub struct Tape {
 }
 
 /// Rows of `S` tokens an image, or 1 in the last block for those marked Q.
+#[derive(Default)]
 struct BlockTape {
     x: Vec<f32>,      // (N S, D): the block's input
     qkv: Vec<f32>,    // (N S, 3 D)
@@ -169,18 +182,22 @@ struct Part<'a> {
 }
 
 impl BlockTape {
-    fn new(shape: &Shape, block: usize, images: usize) -> Self {
+    /// The buffers of `images` images.
+    fn all(&mut self, shape: &Shape, block: usize, images: usize) -> Part<'_> {
         let (d, rows, queries) = (shape.width, images * shape.tokens(), images * shape.queries(block));
-        Self {
-            x: vec![0.0; rows * d],
-            qkv: vec![0.0; rows * 3 * d],
-            mixed: vec![0.0; queries * d],
-            mid: vec![0.0; queries * d],
-            hidden: vec![0.0; queries * shape.hidden],
+        Part {
+            x: room(&mut self.x, rows * d),
+            qkv: room(&mut self.qkv, rows * 3 * d),
+            mixed: room(&mut self.mixed, queries * d),
+            mid: room(&mut self.mid, queries * d),
+            hidden: room(&mut self.hidden, queries * shape.hidden),
         }
     }
+}
 
-    fn parts(&mut self, shape: &Shape, block: usize) -> Vec<Part<'_>> {
+impl<'a> Part<'a> {
+    /// Each group's part.
+    fn groups(self, shape: &Shape, block: usize) -> Vec<Part<'a>> {
         let (d, rows, queries) = (shape.width, GROUP * shape.tokens(), GROUP * shape.queries(block));
         let x = self.x.chunks_mut(rows * d);
         let qkv = self.qkv.chunks_mut(rows * 3 * d);
@@ -193,24 +210,6 @@ impl BlockTape {
             .zip(hidden)
             .map(|((((x, qkv), mixed), mid), hidden)| Part { x, qkv, mixed, mid, hidden })
             .collect()
-    }
-}
-
-impl Tape {
-    /// Room for `images` images.
-    #[must_use]
-    pub fn new(shape: &Shape, images: usize) -> Self {
-        Self {
-            images,
-            blocks: (0..shape.depth).map(|i| BlockTape::new(shape, i, images)).collect(),
-            last: vec![0.0; images * shape.width],
-        }
-    }
-
-    /// How many images it has room for.
-    #[must_use]
-    pub fn images(&self) -> usize {
-        self.images
     }
 }
 
@@ -235,6 +234,9 @@ struct Scratch {
     heads: Vec<f32>,   // (3, S, D/H)
     patches: Vec<f32>, // (G P, 3 P P)
     mask: Vec<f32>,
+    /// Where no tape is kept: the current block's buffers, and the next one's input.
+    block: BlockTape,
+    next: Vec<f32>, // (G S, D)
 }
 
 thread_local! {
@@ -249,8 +251,7 @@ fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-/// Images to the normalised class token's features (N, D); what backward needs is kept on `tape`, which has room for
-/// just these images, where there is one.
+/// Images to the normalised class token's features (N, D); what backward needs is kept on `tape`, where there is one.
 #[must_use]
 pub fn forward(
     shape: &Shape,
@@ -263,16 +264,19 @@ pub fn forward(
     let d = shape.width;
     let mut features = vec![0.0; images * d];
     if let Some(tape) = tape {
+        tape.images = images;
+        tape.blocks.resize_with(shape.depth, BlockTape::default);
+        let last = room(&mut tape.last, images * d);
         let mut groups: Vec<Vec<Part>> = Vec::new();
         for (i, block) in tape.blocks.iter_mut().enumerate() {
-            for (g, part) in block.parts(shape, i).into_iter().enumerate() {
+            for (g, part) in block.all(shape, i, images).groups(shape, i).into_iter().enumerate() {
                 if i == 0 {
                     groups.push(Vec::with_capacity(shape.depth));
                 }
                 groups[g].push(part);
             }
         }
-        groups.into_par_iter().zip(tape.last.par_chunks_mut(GROUP * d)).enumerate().for_each(
+        groups.into_par_iter().zip(last.par_chunks_mut(GROUP * d)).enumerate().for_each(
             |(g, (mut parts, last))| {
                 let group = Group::new(g, last.len() / d, drops);
                 SCRATCH.with_borrow_mut(|scratch| {
@@ -286,7 +290,7 @@ pub fn forward(
             },
         );
         let (weight, bias) = weights.pair(weights.all.len() - 2);
-        rows::layer_norm(&mut features, &tape.last, weight, bias);
+        rows::layer_norm(&mut features, last, weight, bias);
         return features;
     }
     features.par_chunks_mut(GROUP * d).enumerate().for_each(|(g, features)| {
@@ -369,23 +373,17 @@ fn forward_group(
     scratch: &mut Scratch,
 ) -> Vec<f32> {
     let (d, rows) = (shape.width, group.images * shape.tokens());
-    let mut block = BlockTape::new(shape, 0, group.images);
-    let mut next = vec![0.0; rows * d];
+    let mut block = std::mem::take(&mut scratch.block);
+    let mut next = std::mem::take(&mut scratch.next);
     let mut last = vec![0.0; group.images * d];
-    embed(shape, weights, pixels, group, &mut block.x, scratch);
+    embed(shape, weights, pixels, group, block.all(shape, 0, group.images).x, scratch);
     for i in 0..shape.depth {
-        let queries = group.images * shape.queries(i);
-        let mut part = Part {
-            x: &mut block.x,
-            qkv: &mut block.qkv,
-            mixed: &mut block.mixed[..queries * d],
-            mid: &mut block.mid[..queries * d],
-            hidden: &mut block.hidden[..queries * shape.hidden],
-        };
-        let out = if i + 1 == shape.depth { &mut last } else { &mut next };
+        let mut part = block.all(shape, i, group.images);
+        let out = if i + 1 == shape.depth { &mut last } else { room(&mut next, rows * d) };
         block_forward(shape, &weights.block(i), i, group, &mut part, out, scratch);
         std::mem::swap(&mut block.x, &mut next);
     }
+    (scratch.block, scratch.next) = (block, next);
     last
 }
 
@@ -606,8 +604,8 @@ pub fn backward(
         let (_, rest) = before.split_at_mut(BEFORE_BLOCKS + A_BLOCK * i);
         let (these, _) = rest.split_at_mut(A_BLOCK);
         let block = &mut tape.blocks[i];
-        block_backward(shape, &weights.block(i), i, drops, block, &mut flow, these);
-        weight_gradients(shape, i, block, &flow, these);
+        block_backward(shape, &weights.block(i), i, drops, block.all(shape, i, images), &mut flow, these);
+        weight_gradients(shape, i, &block.all(shape, i, images), &flow, these);
         std::mem::swap(&mut d_out, &mut d_in);
     }
     let spare = (room(d_patches, images * shape.patches() * d), patches);
@@ -652,14 +650,14 @@ fn block_backward(
     w: &Block,
     index: usize,
     drops: Option<&Drops>,
-    block: &mut BlockTape,
+    block: Part,
     flow: &mut Flow,
     gradients: &mut [&mut [f32]],
 ) {
     let (d, s, queries) = (shape.width, shape.tokens(), shape.queries(index));
     let each = GROUP * queries;
     let parts: Vec<(Part, FlowPart)> = block
-        .parts(shape, index)
+        .groups(shape, index)
         .into_iter()
         .zip(flow.d_out.chunks_mut(each * d))
         .zip(flow.d_hidden.chunks_mut(each * shape.hidden))
@@ -828,32 +826,37 @@ fn attend_backward(
     }
 }
 
-/// The gradients of a block's four matrices, each a product over the tokens of all images.
-fn weight_gradients(
-    shape: &Shape,
-    index: usize,
-    block: &BlockTape,
-    flow: &Flow,
-    gradients: &mut [&mut [f32]],
-) {
+/// The rows of `x`, `width` wide, from row `first` on.
+fn rows_from(x: &[f32], first: usize, width: usize) -> Matrix<'_> {
+    Matrix::rows(&x[first * width..], width)
+}
+
+/// The gradients of a block's four matrices, each a product over the tokens of all images, a unit at a time.
+fn weight_gradients(shape: &Shape, index: usize, block: &Part, flow: &Flow, gradients: &mut [&mut [f32]]) {
     let (d, m, s, queries) = (shape.width, shape.hidden, shape.tokens(), shape.queries(index));
     let [_, _, in_proj, _, out_proj, _, _, _, fc1, _, fc2, _] = gradients else { return };
-    let rows = flow.d_out.len() / d;
-    let (d_out, d_mid) = (Matrix::rows(flow.d_out, d).t(), Matrix::rows(flow.d_mid, d).t());
-    parallel_product((d, rows, m), d_out, Matrix::rows(&block.hidden, m), fc2, m, Into::Add);
-    let d_hidden = Matrix::rows(flow.d_hidden, m).t();
-    parallel_product((m, rows, d), d_hidden, Matrix::rows(&block.mid, d), fc1, d, Into::Add);
-    parallel_product((d, rows, d), d_mid, Matrix::rows(&block.mixed, d), out_proj, d, Into::Add);
-    let all = block.x.len() / d;
-    if queries == s {
-        let d_qkv = Matrix::rows(&block.qkv, 3 * d).t();
-        parallel_product((3 * d, all, d), d_qkv, Matrix::rows(&block.x, d), in_proj, d, Into::Add);
-    } else {
-        let (q, kv) = in_proj.split_at_mut(d * d);
-        let d_kv = Matrix::rows(&block.qkv[d..], 3 * d).t();
-        parallel_product((2 * d, all, d), d_kv, Matrix::rows(&block.x, d), kv, d, Into::Add);
-        let d_q = Matrix::rows(&block.qkv, s * 3 * d).t();
-        parallel_product((d, all / s, d), d_q, Matrix::rows(&block.x, s * d), q, d, Into::Add);
+    let images = block.x.len() / (s * d);
+    for start in (0..images).step_by(UNIT) {
+        let count = UNIT.min(images - start);
+        let (first, rows) = (start * queries, count * queries);
+        // Row `first` on of a matrix that is `width` wide.
+        let of = |x, width| rows_from(x, first, width);
+        let (d_out, d_hidden, d_mid) =
+            (of(flow.d_out, d).t(), of(flow.d_hidden, m).t(), of(flow.d_mid, d).t());
+        parallel_product((d, rows, m), d_out, of(block.hidden, m), fc2, m, Into::Add);
+        parallel_product((m, rows, d), d_hidden, of(block.mid, d), fc1, d, Into::Add);
+        parallel_product((d, rows, d), d_mid, of(block.mixed, d), out_proj, d, Into::Add);
+        let (x, d_qkv, all) = (&block.x[start * s * d..], &block.qkv[start * s * 3 * d..], count * s);
+        if queries == s {
+            let d_qkv = Matrix::rows(d_qkv, 3 * d).t();
+            parallel_product((3 * d, all, d), d_qkv, Matrix::rows(x, d), in_proj, d, Into::Add);
+        } else {
+            let (q, kv) = in_proj.split_at_mut(d * d);
+            let d_kv = Matrix::rows(&d_qkv[d..], 3 * d).t();
+            parallel_product((2 * d, all, d), d_kv, Matrix::rows(x, d), kv, d, Into::Add);
+            let d_q = Matrix::rows(d_qkv, s * 3 * d).t();
+            parallel_product((d, count, d), d_q, Matrix::rows(x, s * d), q, d, Into::Add);
+        }
     }
 }
 
@@ -886,7 +889,10 @@ fn embed_backward(
         .par_chunks_mut(GROUP * p * pixels_each)
         .enumerate()
         .for_each(|(g, patches)| cut(shape, pixels, g * GROUP, patches));
-    let size = (d, images * p, pixels_each);
-    let d_patches = Matrix::rows(d_patches, d).t();
-    parallel_product(size, d_patches, Matrix::rows(patches, pixels_each), weight, pixels_each, Into::Add);
+    for start in (0..images).step_by(UNIT) {
+        let (first, rows) = (start * p, UNIT.min(images - start) * p);
+        let d_patches = rows_from(d_patches, first, d).t();
+        let patches = rows_from(patches, first, pixels_each);
+        parallel_product((d, rows, pixels_each), d_patches, patches, weight, pixels_each, Into::Add);
+    }
 }
