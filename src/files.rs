@@ -1,28 +1,56 @@
-//! Writing files so that a reader never sees half of one.
+//! Replacing files as a whole: the one place where a run puts a file in the place of another.
+//!
+//! A crash, a full disk or a failing write at any moment leaves the earlier file as it was.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Writes `bytes` as the file `path`: whole, or not at all.
+/// Writes `bytes` as the file `path`, as [`replace`] does.
 ///
-/// A temporary file in the same folder is written, flushed to the disk and renamed over `path`; then the folder is
-/// flushed, so that the name survives a power cut too. When anything fails, an earlier `path` is as it was and
-/// the temporary file is gone.
+/// # Errors
+/// As [`replace`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = temporary_beside(path)?;
-    let written = write_new(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
-        // The first failure is the one to tell; a leftover that cannot be removed either adds nothing.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    sync_folder(folder_of(path))
+    replace(path, |file| file.write_all(bytes))
+}
+
+/// Writes a new file with `fill` and puts it in the place of `path` once it is on the disk.
+///
+/// The steps are: a temporary file `<name>.tmp` in the same folder, fsync, rename, fsync of the folder, so that the
+/// name survives a power cut too. A killed process leaves one such file at most, which the next one removes.
+///
+/// # Errors
+/// Whatever the disk says. The temporary file is removed and the old file, if any, is untouched.
+pub fn replace(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let temporary = temporary(path)?;
+    let written = create(&temporary).and_then(|mut file| {
+        fill(&mut file)?;
+        file.sync_all()
+    });
+    finish(path, &temporary, written)
+}
+
+/// Makes `to` the same file as `from` without writing it again: a hard link, or a copy where the file system has
+/// none. `from` must itself only ever be replaced, never written in place.
+///
+/// # Errors
+/// Whatever the disk says; `to` then is what it was before.
+pub fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
+    let temporary = temporary(to)?;
+    let made = remove_leftover(&temporary).and_then(|()| {
+        fs::hard_link(from, &temporary).or_else(|_| {
+            fs::copy(from, &temporary)?;
+            File::open(&temporary)?.sync_all()
+        })
+    });
+    finish(to, &temporary, made)
 }
 
 /// Flushes a folder's entries to the disk. File systems that cannot do this for folders count as done.
+///
+/// # Errors
+/// Whatever the disk says.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder).and_then(|folder| folder.sync_all()) {
         Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
@@ -43,21 +71,34 @@ pub fn folder_of(path: &Path) -> &Path {
     }
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+/// Moves a finished temporary file into place, or removes an unfinished one.
+fn finish(path: &Path, temporary: &Path, made: io::Result<()>) -> io::Result<()> {
+    let moved = made.and_then(|()| fs::rename(temporary, path));
+    // Also after success: a rename between two links of one file does nothing and leaves both names.
+    let cleaned = remove_leftover(temporary);
+    // The first failure is the one to tell.
+    moved.and(cleaned).and_then(|()| sync_folder(folder_of(path)))
 }
 
-/// A hidden name beside `path` that no other thread or process uses.
-fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
+/// A leftover of a killed process may be a link to a good checkpoint: it is removed, never written to.
+fn create(temporary: &Path) -> io::Result<File> {
+    remove_leftover(temporary)?;
+    OpenOptions::new().write(true).create_new(true).open(temporary)
+}
+
+fn remove_leftover(temporary: &Path) -> io::Result<()> {
+    match fs::remove_file(temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn temporary(path: &Path) -> io::Result<PathBuf> {
     let name =
         path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file's path"))?;
-    let mut temporary = OsString::from(".");
-    temporary.push(name);
-    temporary.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
-    Ok(folder_of(path).join(temporary))
+    let mut name = OsString::from(name);
+    name.push(".tmp");
+    Ok(path.with_file_name(name))
 }
 
 #[cfg(test)]
@@ -65,7 +106,10 @@ mod tests {
     use super::*;
 
     fn names(folder: &Path) -> Vec<OsString> {
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
     }
 
     #[test]
@@ -94,5 +138,56 @@ mod tests {
         assert_eq!(folder_of(Path::new("a")), Path::new("."));
         assert_eq!(folder_of(Path::new("a/b")), Path::new("a"));
         assert_eq!(folder_of(Path::new("/a")), Path::new("/"));
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("last.pt");
+        replace(&path, |file| file.write_all(b"old")).unwrap();
+        let error = replace(&path, |file| {
+            file.write_all(b"half of the n")?;
+            Err(io::ErrorKind::StorageFull.into())
+        })
+        .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["last.pt"]);
+    }
+
+    #[test]
+    fn a_link_keeps_its_content_when_the_original_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (last, best) = (folder.path().join("last.pt"), folder.path().join("best.pt"));
+        write_atomically(&last, b"one").unwrap();
+        // Twice: the second time both names are the same file already.
+        link_or_copy(&last, &best).unwrap();
+        link_or_copy(&last, &best).unwrap();
+        assert_eq!(names(folder.path()), ["best.pt", "last.pt"]);
+        write_atomically(&last, b"two").unwrap();
+        assert_eq!(fs::read(&best).unwrap(), b"one");
+        link_or_copy(&last, &best).unwrap();
+        assert_eq!(fs::read(&best).unwrap(), b"two");
+    }
+
+    #[test]
+    fn a_leftover_link_is_not_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let (last, best) = (folder.path().join("last.pt"), folder.path().join("best.pt"));
+        write_atomically(&last, b"good").unwrap();
+        fs::hard_link(&last, folder.path().join("best.pt.tmp")).unwrap();
+        write_atomically(&best, b"new").unwrap();
+        assert_eq!(fs::read(&last).unwrap(), b"good");
+        assert_eq!(fs::read(&best).unwrap(), b"new");
+    }
+
+    #[test]
+    fn linking_what_is_not_there_leaves_the_target() {
+        let folder = tempfile::tempdir().unwrap();
+        let best = folder.path().join("best.pt");
+        write_atomically(&best, b"old").unwrap();
+        assert!(link_or_copy(&folder.path().join("none.pt"), &best).is_err());
+        assert_eq!(fs::read(&best).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["best.pt"]);
     }
 }
