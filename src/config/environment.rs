@@ -53,6 +53,9 @@ fn not_a_field(key: &str, origin: &str, merge: &mut Merge) {
         let variable = format!("SLT_{}__<FIELD>", key.replace('.', "__").to_ascii_uppercase());
         let what = format!("{origin}: {key} is a section, not a field");
         merge.problems.push(Problem::new(what).hint(format!("name the field: {variable}")));
+    } else if let Some(field) = suggest::meant(key) {
+        let what = format!("{origin}: unknown key {key}");
+        merge.problems.push(Problem::new(what).hint(format!("did you mean {}?", field.env())));
     } else {
         merge.unknown(key, origin);
     }

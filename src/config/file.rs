@@ -175,9 +175,14 @@ fn text(path: &Path, shown: &str, asked_by: Option<&str>) -> Result<String, Prob
             };
             return problem.hint(hint);
         }
-        problem.hint(match asked_by {
-            Some(_) => "paths in extends are relative to the file that they stand in",
-            None => "give the path of a TOML file; it is relative to the working directory",
+        // A misspelt command reads like a file's name.
+        let command = path.to_str().and_then(|word| nearest(word, ["check", "config", "demo"]));
+        problem.hint(match (asked_by, command) {
+            (Some(_), _) => "paths in extends are relative to the file that they stand in".to_owned(),
+            (None, Some(command)) => format!("did you mean the command {command}?"),
+            (None, None) => {
+                "give the path of a TOML file; it is relative to the working directory".to_owned()
+            }
         })
     };
     let mut bytes = Vec::new();

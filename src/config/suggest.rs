@@ -16,22 +16,45 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
         .map(|(_, name)| name)
 }
 
-/// What to say about an unknown key, such as `optimization.learning_rate` or `lr`.
-pub(super) fn for_key(key: &str) -> String {
+/// What other programs call some fields.
+const ELSEWHERE: [(&str, &str); 8] = [
+    ("learning_rate", "optimization.lr"),
+    ("max_epochs", "optimization.epochs"),
+    ("num_epochs", "optimization.epochs"),
+    ("workers", "data.num_workers"),
+    ("output_dir", "run.work_dir"),
+    ("out_dir", "run.work_dir"),
+    ("gpu", "run.device"),
+    ("amp", "run.precision"),
+];
+
+/// The field that an unknown key, such as `optimization.learning_rate` or `lr`, was probably meant to be.
+pub(super) fn meant(key: &str) -> Option<&'static Field> {
     let key = normal(key);
     let (section, name) = key.rsplit_once('.').unwrap_or(("", &key));
     if let Some(field) = FIELDS.iter().find(|f| f.name == name && f.section != section) {
-        return did_you_mean(field.key);
+        return Some(field);
+    }
+    let of_key = |key: &str| FIELDS.iter().find(|f| f.key == key);
+    if let Some((_, key)) = ELSEWHERE.iter().find(|(other, _)| *other == name) {
+        return of_key(key);
     }
     let keys = FIELDS.iter().map(|f| f.key);
     let here = || nearest(&key, keys).filter(|near| near.starts_with(section));
     let there = || {
         let name = nearest(name, FIELDS.iter().map(|f| f.name))?;
-        FIELDS.iter().find(|f| f.name == name).map(|f| f.key)
+        FIELDS.iter().find(|f| f.name == name)
     };
-    if let Some(near) = here().or_else(there) {
-        return did_you_mean(near);
+    here().and_then(of_key).or_else(there)
+}
+
+/// What to say about an unknown key.
+pub(super) fn for_key(key: &str) -> String {
+    if let Some(field) = meant(key) {
+        return did_you_mean(field.key);
     }
+    let key = normal(key);
+    let (section, _) = key.rsplit_once('.').unwrap_or(("", &key));
     let fields: Vec<_> = FIELDS.iter().filter(|f| f.section == section).map(|f| f.name).collect();
     if fields.is_empty() { sections() } else { format!("[{section}] has {}", fields.join(", ")) }
 }
