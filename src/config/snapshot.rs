@@ -14,7 +14,16 @@ impl Experiment {
     #[must_use]
     pub fn to_toml(&self) -> String {
         let json = self.to_json();
-        render(|field| (value(field, &json), None))
+        render(|field| Some((value(field, &json), None)))
+    }
+
+    /// What the checkpoints keep of it: all that decides the numbers, without where the run goes and how it loads. So
+    /// the same experiment gives the same file, to the byte, in any folder and with any number of workers.
+    #[must_use]
+    pub fn to_checkpoint_toml(&self) -> String {
+        const LEFT_OUT: [&str; 3] = ["data.num_workers", "data.tensorboard", "run.work_dir"];
+        let json = self.to_json();
+        render(|field| (!LEFT_OUT.contains(&field.key)).then(|| (value(field, &json), None)))
     }
 
     /// The experiment as the Python script reads it: a dictionary a section, `model.backbone` in `model`.
@@ -52,7 +61,7 @@ impl Resolved {
             if let (true, Some(note)) = (value == UNSET, unset(field)) {
                 origin = format!("{origin} (unset: {note})");
             }
-            (value, Some(origin))
+            Some((value, Some(origin)))
         })
     }
 }
@@ -66,16 +75,16 @@ fn unset(field: &Field) -> Option<&'static str> {
 }
 
 /// The sections with a line for each field: value, and comment where there is one, aligned in each section.
-fn render(line: impl Fn(&Field) -> (String, Option<String>)) -> String {
+fn render(line: impl Fn(&Field) -> Option<(String, Option<String>)>) -> String {
     let mut text = HEADER.to_owned();
     for section in SECTIONS {
         text.extend(["\n[", section.name, "]\n"]);
         let lines: Vec<_> = FIELDS
             .iter()
             .filter(|field| field.section == section.name)
-            .map(|field| {
-                let (value, comment) = line(field);
-                (format!("{} = {value}", field.name), comment)
+            .filter_map(|field| {
+                let (value, comment) = line(field)?;
+                Some((format!("{} = {value}", field.name), comment))
             })
             .collect();
         let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or(0);

@@ -74,7 +74,7 @@ impl Trainer {
             epochs: c.optimization.epochs,
             seed: c.run.seed,
             images_a_clip: 3 * c.model.sequence_length,
-            config: c.to_toml(),
+            config: c.to_checkpoint_toml(),
         })
     }
 
@@ -84,7 +84,7 @@ impl Trainer {
         self.seed
     }
 
-    /// The resolved experiment file.
+    /// The experiment, as a checkpoint keeps it.
     #[must_use]
     pub fn config(&self) -> &str {
         &self.config
