@@ -62,6 +62,7 @@ impl Problem {
 
 impl Error {
     /// An error of one problem.
+    #[must_use]
     pub fn new(kind: Kind, problem: Problem) -> Self {
         Self { kind, problems: vec![problem] }
     }
@@ -82,6 +83,7 @@ impl Error {
     }
 
     /// A failed file operation: `what` ("cannot write", …) on `path`.
+    #[must_use]
     pub fn io(kind: Kind, what: &str, path: &Path, cause: &std::io::Error) -> Self {
         Self::new(kind, Problem::new(format!("{what} {}", path.display())).cause(cause))
     }

@@ -3,13 +3,14 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use slt_run::{cli, commands};
+use slt_run::{cli, commands, data};
 
 /// Faster than the system's allocator for the many short-lived tensors of a step.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    data::silence_guarded_panics();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let command = match cli::parse(arguments.clone()) {
         Ok(command) => command,
@@ -21,7 +22,8 @@ fn main() -> ExitCode {
     };
     match commands::run(command, &arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err((error, reporter)) => {
+        Err(failure) => {
+            let (error, reporter) = *failure;
             reporter.error(&error);
             ExitCode::from(error.exit_code())
         }

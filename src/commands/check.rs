@@ -2,11 +2,12 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::train::open_dataset;
-use super::{print, resolve};
-use crate::config::{Experiment, Layers};
+use super::text::{about, amount, bytes, count, table};
+use super::train::{look_into_files, open_dataset};
+use super::{origins, print, resolve};
+use crate::config::{Experiment, Layers, Resolved};
 use crate::data::{Dataset, Loader, Phase, Request, Summary};
 use crate::error::{Kind, Problem};
 use crate::nn::{Pass, device, threads};
@@ -18,125 +19,171 @@ use crate::{Error, Result};
 
 pub fn check(layers: Layers, reporter: &Reporter) -> Result<()> {
     let resolved = resolve(layers, reporter)?;
+    check_resolved(&resolved, reporter).map_err(|error| origins::in_error(error, &resolved))
+}
+
+fn check_resolved(resolved: &Resolved, reporter: &Reporter) -> Result<()> {
     let c = &resolved.experiment;
     let device = device::select(&c.run, |warning| reporter.warn(warning))?;
     let threads = threads::start(c.run.threads.unwrap_or_else(threads::available));
-    let dataset = open_dataset(c, reporter)?;
-    let problems = dataset.verify(c.data.num_workers.unwrap_or_else(default_workers).max(1));
+    let dataset = open_dataset(resolved, reporter)?;
+    let problems = look_into_files(&dataset, c, reporter);
     let trainer = Trainer::new(c, &device)?;
 
-    let mut text = describe_data(&dataset.summary(), c);
-    text += &describe_network(&trainer, &device::describe(&device), threads);
-    print(&text)?;
+    let device = format!("{}, {}", device::describe(&device), count(threads, "thread"));
+    print(&format!(
+        "{}\n{}",
+        describe_data(&dataset.summary(), c),
+        describe_network(c, &trainer, &dataset, &device)
+    ))?;
     Error::all(Kind::Data, problems)?;
-    print(&format!("{}\n", one_step(c, &dataset, &trainer.network)?))?;
-    if c.run.work_dir.join("config.toml").exists() {
-        reporter.warn(&format!(
-            "{} holds a run already: choose another run.work_dir, or move it aside with --overwrite",
-            c.run.work_dir.display()
-        ));
-    }
+    print(&one_step(c, &dataset, &trainer.network)?)?;
+    check_work_dir(c, reporter)?;
     print("everything is in order\n")
 }
 
 fn describe_data(s: &Summary, c: &Experiment) -> String {
-    let mut text = String::new();
-    for (name, split, index) in [("train", &s.train, &c.data.train_index), ("val", &s.val, &c.data.val_index)]
-    {
-        let _ = writeln!(
-            text,
-            "{name:<12} {} clips from {}; frames a clip: {} min, {} median, {} max; {} longer than {}",
-            split.clips,
-            index.display(),
-            split.min,
-            split.median,
-            split.max,
-            split.longer_than_sequence,
-            c.model.sequence_length,
-        );
+    let longer = format!("longer than {}", c.model.sequence_length);
+    let mut splits = vec![["split", "clips", "frames: min", "median", "max", &longer].map(str::to_owned)];
+    for (name, split) in [("train", &s.train), ("validation", &s.val)] {
+        let numbers = [split.clips, split.min, split.median, split.max, split.longer_than_sequence];
+        splits.push(row(name, numbers));
     }
+    let titles =
+        ["stream", "frames", "clips without", "clips cut short", "clips with gaps", "frames in gaps"];
+    let mut streams = vec![titles.map(str::to_owned)];
     for stream in &s.streams {
-        let _ = writeln!(
+        let numbers = [stream.frames, stream.empty, stream.short, stream.with_gaps, stream.missing_frames];
+        streams.push(row(stream.name, numbers));
+    }
+    let mut pose = row("pose", [0, s.missing_poses, 0, 0, 0]);
+    for column in [1, 3, 4, 5] {
+        "-".clone_into(&mut pose[column]);
+    }
+    streams.push(pose);
+
+    let t = &s.texts;
+    let mut text = format!("{}\n{}\n", table(&splits), table(&streams));
+    let _ = write!(text, "{} on {} of {} classes", count(t.texts, "text"), t.classes, c.model.vocab_size);
+    if s.unseen_val_texts > 0 {
+        let _ = write!(
             text,
-            "{:<12} {} frames; clips without any: {}; that end early: {}; with gaps: {} ({} frames)",
-            stream.name, stream.frames, stream.empty, stream.short, stream.with_gaps, stream.missing_frames,
+            "; {} with a text that no training clip has",
+            count(s.unseen_val_texts, "validation clip")
         );
     }
-    let _ = writeln!(text, "{:<12} clips without a pose file: {}", "pose", s.missing_poses);
-    let t = &s.texts;
-    let _ = writeln!(
-        text,
-        "{:<12} {} different, in {} of {} classes; {} share a class with another; {} in validation only",
-        "texts", t.texts, t.classes, c.model.vocab_size, t.colliding, s.unseen_val_texts,
-    );
+    if t.colliding > 0 {
+        let _ = write!(text, "; {} share a class with another, for example", count(t.colliding, "text"));
+    }
+    text.push('\n');
     for [a, b] in &t.examples {
-        let _ = writeln!(text, "{:<12} one class: {a:?} and {b:?}", "");
+        let _ = writeln!(text, "  {a:?} and {b:?}");
     }
     text
 }
 
-fn describe_network(trainer: &Trainer, device: &str, threads: usize) -> String {
+fn row(name: &str, numbers: [usize; 5]) -> [String; 6] {
+    let mut row =
+        [name.to_owned(), String::new(), String::new(), String::new(), String::new(), String::new()];
+    row.iter_mut().skip(1).zip(numbers).for_each(|(cell, number)| *cell = number.to_string());
+    row
+}
+
+fn describe_network(c: &Experiment, trainer: &Trainer, dataset: &Dataset, device: &str) -> String {
     let parameters = trainer.network.parameters();
-    let millions = |prefix: &str| parameters.elements(prefix) as f64 / 1e6;
     let part = |name: &str, prefixes: &[&str]| {
-        format!("{name} {:.2} M", prefixes.iter().map(|prefix| millions(prefix)).sum::<f64>())
+        let number = prefixes.iter().map(|prefix| parameters.elements(prefix)).sum();
+        format!("{name} {}", amount(number))
     };
+    let streams = ["encoder.face_projector", "encoder.hand_left_", "encoder.hand_right_", "encoder.pose_"];
     let parts = [
         part("backbones", &["encoder.face_backbone", "encoder.hand_backbone_"]),
-        part(
-            "projectors",
-            &["encoder.face_projector", "encoder.hand_left_", "encoder.hand_right_", "encoder.pose_"],
-        ),
+        part("projectors", &streams),
         part("fusion", &["encoder.fusion"]),
         part("temporal", &["encoder.positional", "encoder.temporal"]),
         part("decoder", &["decoder"]),
     ];
     let Plan { chunk, memory, budget } = trainer.plan;
-    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
-    let chosen = match chunk {
-        None => "all frames of a batch at once, nothing computed twice".to_owned(),
+    let chunks = match chunk {
+        None => "all frames of a batch at once; nothing is computed twice".to_owned(),
         Some(frames) => {
-            format!("{frames} frames of a stream at a time, backbones computed twice (4/3 of the work)")
+            format!("{frames} frames of a stream at a time; backbones are computed twice, 4/3 of the work")
         }
     };
-    let budget = budget.map_or_else(String::new, |budget| format!("; the budget is {:.2} GiB", gib(budget)));
-    let mut text = format!("{:<12} {:.2} M: {}\n", "parameters", millions(""), parts.join(", "));
-    let _ = writeln!(
-        text,
-        "{:<12} {:.2} GiB expected on the CPU: {:.2} parameters and optimizer, {:.2} backbones, {:.2} head, {:.2} batches{budget}",
-        "memory",
-        gib(memory.total()),
-        gib(memory.parameters),
-        gib(memory.backbones),
-        gib(memory.head),
-        gib(memory.batches),
-    );
-    let _ = writeln!(text, "{:<12} {chosen}", "chunks");
-    let _ = writeln!(text, "{:<12} {device}, {threads} threads", "device");
-    text
+    let budget = budget.map_or_else(|| "unknown".to_owned(), bytes);
+    let batches = dataset.train.len().div_ceil(c.data.batch_size);
+    let val_batch = c.data.val_batch_size.unwrap_or(c.data.batch_size);
+    let (epochs, val_batches) = (c.optimization.epochs, dataset.val.len().div_ceil(val_batch));
+    format!(
+        "parameters   {}: {}\n\
+         memory       {} expected: parameters and optimizer {}, backbones {}, head {}, batches {}; the budget is {budget}\n\
+         chunks       {chunks}\n\
+         device       {device}; {}\n\
+         epoch        {} of at most {}, and {} of validation; {} are {}\n",
+        amount(parameters.elements("")),
+        parts.join(", "),
+        bytes(memory.total()),
+        bytes(memory.parameters),
+        bytes(memory.backbones),
+        bytes(memory.head),
+        bytes(memory.batches),
+        match c.data.num_workers.unwrap_or_else(default_workers) {
+            0 => "data is loaded in the training thread".to_owned(),
+            workers => format!("{} for the data", count(workers, "thread")),
+        },
+        count(batches, "step"),
+        count(c.data.batch_size, "clip"),
+        val_batches,
+        count(epochs, "epoch"),
+        count(epochs.saturating_mul(batches), "step"),
+    )
 }
 
-/// One training step on the first batch, without an update.
+/// One training step on the first batch, without an update, and what it says about a run's time.
 fn one_step(c: &Experiment, dataset: &Arc<Dataset>, network: &Network) -> Result<String> {
     let clips: Vec<usize> = dataset.train.iter().take(c.data.batch_size).copied().collect();
-    let steps = dataset.train.len().div_ceil(c.data.batch_size);
     let request = Request { phase: Phase::Train, epoch: 0, clips };
     let mut loader = Loader::new(Arc::clone(dataset), 0, std::iter::once(request));
+    let begun = Instant::now();
     let (_, batch) = loader.next().ok_or_else(|| Error::run("the loader has no batch"))??;
+    let loading = begun.elapsed();
     let images = 3 * batch.targets.len() * c.model.sequence_length;
     let meal = on_device(batch, network.device())?;
     let begun = Instant::now();
     let step = network.train(&meal.inputs, &meal.targets, &Pass::training(c.run.seed, 0))?;
-    let seconds = begun.elapsed().as_secs_f64();
+    let training = begun.elapsed();
     if !step.loss.is_finite() {
         let problem = Problem::new(format!("the loss of one training step is {}", step.loss));
         return Err(Error::new(Kind::Numbers, problem.hint("look at the poses and the initial weights")));
     }
+    let each = training.as_secs_f64() / meal.clips as f64;
+    let epoch = Duration::try_from_secs_f64(each * dataset.train.len() as f64).unwrap_or(Duration::MAX);
+    let run = Duration::try_from_secs_f64(epoch.as_secs_f64() * c.optimization.epochs as f64);
     Ok(format!(
-        "{:<12} {steps} an epoch, {} epochs; one on {images} images: loss {:.4}, {seconds:.2} s, {:.0} images/s",
-        "steps",
-        c.optimization.epochs,
+        "one step     loss {:.4}; {} for {images} images ({:.0} images/s), {} to load them in one thread\n\
+         a run        about {} an epoch and {} for {}, without validation\n",
         step.loss,
-        images as f64 / seconds,
+        about(training),
+        images as f64 / training.as_secs_f64(),
+        about(loading),
+        about(epoch),
+        about(run.unwrap_or(Duration::MAX)),
+        count(c.optimization.epochs, "epoch"),
     ))
+}
+
+/// What can be told of the work folder without writing to it.
+fn check_work_dir(c: &Experiment, reporter: &Reporter) -> Result<()> {
+    let folder = &c.run.work_dir;
+    if folder.is_file() {
+        return Err(Error::config(format!("run.work_dir {} is a file, not a folder", folder.display()))
+            .hint("choose another run.work_dir"));
+    }
+    if folder.join("config.toml").exists() {
+        reporter.warn(&format!(
+            "run.work_dir {} holds a run already: choose another one, or give --overwrite, which moves it aside",
+            folder.display()
+        ));
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use super::text::count;
 use super::{resolve, train};
 use crate::Result;
 use crate::cli::DemoArgs;
@@ -19,9 +20,9 @@ pub fn demo(mut args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> 
     };
     let drawn = draw(&args.dir, &options, &|done, all| reporter.stage("drawing", done, all))?;
     reporter.info(&format!(
-        "{} {} training and {} validation clips; the experiment is {}",
+        "{} {} to train on and {} to validate on; the experiment is {}",
         if drawn.reused { "found" } else { "drew" },
-        drawn.train,
+        count(drawn.train, "clip"),
         drawn.val,
         drawn.experiment.display(),
     ));
@@ -30,5 +31,6 @@ pub fn demo(mut args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> 
     }
     args.layers.files = vec![drawn.experiment.clone()];
     let resolved = resolve(args.layers, reporter)?;
-    train::run(&resolved, Some(drawn.experiment), None, args.overwrite, arguments, reporter)
+    let (experiment_file, overwrite) = (Some(drawn.experiment), args.overwrite);
+    train::run(&resolved, train::Call { experiment_file, init_from: None, overwrite, arguments }, reporter)
 }

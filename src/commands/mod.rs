@@ -3,7 +3,9 @@
 mod bench;
 mod check;
 mod demo;
+mod origins;
 mod show;
+mod text;
 mod train;
 
 use std::ffi::OsString;
@@ -18,7 +20,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// Everything that can go wrong, for `main` to print and to turn into the exit code.
-pub fn run(command: Command, arguments: &[OsString]) -> Result<(), (Error, Reporter)> {
+pub fn run(command: Command, arguments: &[OsString]) -> Result<(), Box<(Error, Reporter)>> {
     let verbosity = match &command {
         Command::Train(args) => args.verbosity,
         Command::Check(args) | Command::Config(args) => args.verbosity,
@@ -33,7 +35,7 @@ pub fn run(command: Command, arguments: &[OsString]) -> Result<(), (Error, Repor
         Command::Bench(args) => bench::bench(args, &reporter),
         Command::Demo(args) => demo::demo(args, arguments, &reporter),
     };
-    result.map_err(|error| (error, reporter))
+    result.map_err(|error| Box::new((error, reporter)))
 }
 
 /// Resolves an experiment under this process's environment, and passes its warnings on.

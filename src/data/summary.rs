@@ -143,10 +143,11 @@ impl Dataset {
     }
 
     /// Opens every pose file, and the first image of each clip in each stream, on `threads` threads. All that is
-    /// wrong with them, in the order of the clips; empty where all is well.
+    /// wrong with them, in the order of the clips; empty where all is well. `progress` is told how many clips of all
+    /// are done, by whichever thread is done with one.
     #[must_use]
-    pub fn verify(&self, threads: usize) -> Vec<Problem> {
-        let next = AtomicUsize::new(0);
+    pub fn verify(&self, threads: usize, progress: &(dyn Fn(usize, usize) + Sync)) -> Vec<Problem> {
+        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let work = || {
             let (mut decoder, mut found) = (Decoder::default(), Vec::new());
             let mut image = vec![0; self.sizes.image_bytes()];
@@ -154,6 +155,7 @@ impl Dataset {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(clip) = self.clips.get(at) else { return found };
                 found.extend(self.verify_clip(clip, &mut decoder, &mut image).into_iter().map(|p| (at, p)));
+                progress(1 + done.fetch_add(1, Ordering::Relaxed), self.clips.len());
             }
         };
         let mut found = std::thread::scope(|scope| {

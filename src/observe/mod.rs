@@ -85,6 +85,12 @@ impl<'a> Observer<'a> {
         self.tensorboard_does(TensorBoard::flush);
     }
 
+    /// Training ended before it was worth anything: TensorBoard's events go.
+    pub fn discard(&mut self) {
+        self.tensorboard.take().into_iter().for_each(TensorBoard::discard);
+        self.metrics = None;
+    }
+
     /// Training ended.
     pub fn finish(&mut self) {
         self.tensorboard_does(TensorBoard::flush);
@@ -112,7 +118,8 @@ fn kept<T>(reporter: &Reporter, consequence: &str, result: Result<T>) -> Option<
 
 fn warn(reporter: &Reporter, consequence: &str, error: &crate::Error) {
     for problem in &error.problems {
-        let causes: String = problem.causes.iter().map(|cause| format!(": {cause}")).collect();
-        reporter.warn(&format!("{}{causes}; {consequence}", problem.what));
+        let chain: Vec<&str> =
+            std::iter::once(&problem.what).chain(&problem.causes).map(String::as_str).collect();
+        reporter.warn(&format!("{}; {consequence}", chain.join(": ")));
     }
 }

@@ -28,6 +28,8 @@ const RUN_FILES: [&str; 7] = [LAST, BEST, METRICS, "config.toml", "config.json",
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunFolder {
     path: PathBuf,
+    /// It and those of its parents that were not there before, the outermost first.
+    made: Vec<PathBuf>,
 }
 
 /// Where a run came from, for `run.json`.
@@ -65,7 +67,7 @@ impl RunFolder {
             remove_folders(&made);
             return Err(unusable(work_dir, &error));
         }
-        let folder = Self { path: work_dir.to_owned() };
+        let folder = Self { path: work_dir.to_owned(), made };
         if there.run.is_empty() {
             return Ok((folder, None));
         }
@@ -112,6 +114,19 @@ impl RunFolder {
                 "git": state.as_ref().map(git_json),
             }),
         )
+    }
+
+    /// Takes back what this run has written, and the folders made for it, unless there is a checkpoint. A run that
+    /// its data stops before its first epoch is over leaves nothing then that would stand in the next one's way.
+    pub fn abandon(&self) {
+        if self.last().exists() {
+            return;
+        }
+        for name in RUN_FILES {
+            // What cannot be removed is named when the next run claims the folder.
+            let _ = fs::remove_file(self.path.join(name));
+        }
+        remove_folders(&self.made);
     }
 
     /// The folder.

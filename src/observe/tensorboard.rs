@@ -20,6 +20,8 @@ use crate::error::{Error, Kind, Result};
 pub struct TensorBoard {
     file: AppendFile,
     path: PathBuf,
+    /// The file's folder and those above it that were not there before, the innermost first.
+    made: Vec<PathBuf>,
 }
 
 impl TensorBoard {
@@ -30,15 +32,26 @@ impl TensorBoard {
     ///
     /// A run error that names the path. It should cost a warning, not the run.
     pub fn create(folder: &Path) -> Result<Self> {
+        let missing = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists());
+        let made = missing.map(Path::to_owned).collect();
         std::fs::create_dir_all(folder)
             .map_err(|e| Error::io(Kind::Run, "cannot make the folder", folder, &e))?;
         let (file, path) = new_file(folder)
             .map_err(|e| Error::io(Kind::Run, "cannot write TensorBoard events to", folder, &e))?;
-        let mut writer = Self { file, path };
+        let mut writer = Self { file, path, made };
         let mut event = Event::new();
         event.set_file_version("brain.Event:2".to_owned());
         writer.add(event)?;
         Ok(writer)
+    }
+
+    /// Removes the file, and the folders that were made for it.
+    pub fn discard(self) {
+        // Leftovers harm nobody: the next start takes a new file.
+        let _ = std::fs::remove_file(&self.path);
+        for folder in &self.made {
+            let _ = std::fs::remove_dir(folder);
+        }
     }
 
     /// Where the events go.

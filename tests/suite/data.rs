@@ -279,13 +279,13 @@ fn verify_lists_every_bad_file() {
         little.frames(id, 1..3);
         little.pose(id, 2);
     }
-    assert_eq!(little.open().verify(3), []);
+    assert_eq!(little.open().verify(3, &|_, _| ()), []);
     std::fs::write(little.path("face").join("a_f001.jpg"), b"\x89PNG\r\n\x1a\n").unwrap();
     std::fs::write(little.path("hand_r").join("b_f001.jpg"), b"").unwrap();
     write_pose(&little.path("pose").join("b.npz"), "pose", 1, &[0.0; 39]);
     write_pose(&little.path("pose").join("c.npz"), "points", 1, &[0.0; 3]);
     let dataset = little.open();
-    let found: Vec<String> = dataset.verify(2).iter().map(ToString::to_string).collect();
+    let found: Vec<String> = dataset.verify(2, &|_, _| ()).iter().map(ToString::to_string).collect();
     let expected = ["a_f001.jpg", "b_f001.jpg", "b.npz", "c.npz"];
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(expected) {
@@ -293,7 +293,7 @@ fn verify_lists_every_bad_file() {
     }
     assert!(found[0].contains("a PNG") && found[1].contains("empty"));
     assert!(found[2].contains("39 values") && found[2].contains("model.pose_landmarks = 1"));
-    assert_eq!(found, dataset.verify(1).iter().map(ToString::to_string).collect::<Vec<_>>());
+    assert_eq!(found, dataset.verify(1, &|_, _| ()).iter().map(ToString::to_string).collect::<Vec<_>>());
 }
 
 /// Five clips of different lengths, with a missing hand and a missing pose among them.
@@ -431,7 +431,7 @@ fn the_real_clips_load() {
     assert_eq!((summary.train.clips, summary.val.clips), (17, 7));
     assert_eq!((summary.train.min, summary.train.max, summary.missing_poses), (8, 8, 0));
     assert_eq!((summary.texts.texts, summary.texts.colliding, stride(8, 8)), (4, 0, 1));
-    assert_eq!(dataset.verify(2), []);
+    assert_eq!(dataset.verify(2, &|_, _| ()), []);
     assert_eq!(dataset.warnings(), [] as [String; 0]);
     let mut loader = Loader::new(Arc::new(dataset), 2, vec![].into_iter());
     assert!(loader.next().is_none());
