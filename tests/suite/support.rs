@@ -1,0 +1,183 @@
+//! A drawn dataset, a network that trains on it in an instant, and the program to run on them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use slt_run::checkpoint::{self, Checkpoint};
+use slt_run::demo::{Options, draw};
+use tempfile::TempDir;
+
+/// The smallest network that has every part.
+pub const TINY: &str = r#"[data]
+face_dir = "data/face"
+hand_left_dir = "data/hand_l"
+hand_right_dir = "data/hand_r"
+pose_dir = "data/pose"
+metadata_csv = "data/subs.csv"
+train_index = "data/index/train.csv"
+val_index = "data/index/val.csv"
+batch_size = 4
+
+[model]
+image_size = 16
+sequence_length = 3
+projector_dim = 8
+d_model = 16
+temporal_nhead = 2
+temporal_layers = 1
+temporal_dim_feedforward = 16
+vocab_size = 100
+
+[model.backbone]
+patch_size = 8
+embed_dim = 16
+depth = 1
+num_heads = 2
+
+[optimization]
+epochs = 2
+
+[run]
+work_dir = "run"
+device = "cpu"
+precision = "fp32"
+"#;
+
+/// The line of [`TINY`] that sets `name`, counted from 1.
+pub fn line_of(name: &str) -> usize {
+    1 + TINY.lines().position(|line| line.starts_with(&format!("{name} ="))).unwrap()
+}
+
+/// A working directory with `data/` and `tiny.toml`.
+pub struct World {
+    dir: TempDir,
+}
+
+/// What a command said.
+pub struct Outcome {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl World {
+    /// 8 clips of 2 signs, 2 to 4 frames of 16 pixels.
+    pub fn new() -> Self {
+        let world = Self { dir: tempfile::tempdir().unwrap() };
+        let options = Options { clips: 8, frames: 4, size: 16, signs: 2, seed: 5 };
+        draw(&world.path("data"), &options, &|_, _| ()).unwrap();
+        world.write("tiny.toml", TINY);
+        world
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    /// `slt-run` in the working directory, without the variables of the tests' own environment.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slt-run"));
+        command.current_dir(self.dir.path()).args(args);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SLT_")) {
+            command.env_remove(name);
+        }
+        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "RAYON_NUM_THREADS"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Outcome {
+        Outcome::of(&self.command(args).output().unwrap())
+    }
+
+    /// Runs what must go well.
+    pub fn ok(&self, args: &[&str]) -> Outcome {
+        let outcome = self.run(args);
+        assert_eq!(outcome.code, 0, "{args:?}\n{}{}", outcome.stdout, outcome.stderr);
+        outcome
+    }
+
+    /// Every file below the working directory, and every folder as `name/`.
+    pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut all = BTreeMap::new();
+        walk(self.dir.path(), self.dir.path(), &mut all);
+        all
+    }
+
+    /// The id of a training clip and of the frames that its faces have.
+    pub fn clip(&self) -> (String, Vec<PathBuf>) {
+        let id = self.read("data/index/train.csv").lines().nth(1).unwrap().to_owned();
+        let start = format!("{id}_f");
+        let mut frames: Vec<PathBuf> = fs::read_dir(self.path("data/face"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&start))
+            .collect();
+        frames.sort();
+        (id, frames)
+    }
+
+    /// A checkpoint of the working directory.
+    pub fn checkpoint(&self, name: &str) -> Checkpoint<'static> {
+        let path = self.path(name);
+        Checkpoint::from_value(&path, checkpoint::load(&path).unwrap()).unwrap()
+    }
+}
+
+impl Outcome {
+    pub fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let outcome = Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        };
+        assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+        outcome
+    }
+
+    /// Standard error contains every one of `parts`.
+    pub fn says(&self, parts: &[&str]) -> &Self {
+        for part in parts {
+            assert!(self.stderr.contains(part), "{part:?} is not in\n{}", self.stderr);
+        }
+        self
+    }
+}
+
+fn walk(root: &Path, dir: &Path, all: &mut BTreeMap<String, Vec<u8>>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            all.insert(format!("{name}/"), Vec::new());
+            walk(root, &path, all);
+        } else {
+            all.insert(name, fs::read(&path).unwrap());
+        }
+    }
+}
+
+/// An npz file with one array of `descr` (quotes included) and `shape`.
+pub fn npz(name: &str, descr: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let dict = format!("{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n");
+    let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    writer.start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default()).unwrap();
+    writer.write_all(b"\x93NUMPY\x01\x00").unwrap();
+    writer.write_all(&(dict.len() as u16).to_le_bytes()).unwrap();
+    writer.write_all(dict.as_bytes()).unwrap();
+    writer.write_all(data).unwrap();
+    writer.finish().unwrap().into_inner()
+}
