@@ -1,6 +1,7 @@
 //! `slt-run demo`: draws a small dataset and trains on it through the same code as any run.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use super::text::count;
 use super::{resolve, train};
@@ -32,5 +33,21 @@ pub fn demo(mut args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> 
     args.layers.files = vec![drawn.experiment.clone()];
     let resolved = resolve(args.layers, reporter)?;
     let (experiment_file, overwrite) = (Some(drawn.experiment), args.overwrite);
-    train::run(&resolved, train::Call { experiment_file, init_from: None, overwrite, arguments }, reporter)
+    train::run(&resolved, train::Call { experiment_file, init_from: None, overwrite, arguments }, reporter)?;
+    if let Some(accuracy) = last_accuracy(&resolved.experiment.run.work_dir.join("metrics.jsonl")) {
+        let right = (accuracy * drawn.val as f64).round();
+        let percent = 100.0 * accuracy;
+        reporter.info(&format!(
+            "Result: {percent:.1} % validation accuracy, the signs of {right} of {} clips",
+            drawn.val
+        ));
+    }
+    Ok(())
+}
+
+/// The validation accuracy of a run's last epoch; `None` where its metrics could not be written.
+fn last_accuracy(metrics: &Path) -> Option<f64> {
+    let text = std::fs::read_to_string(metrics).ok()?;
+    let last: serde_json::Value = serde_json::from_str(text.lines().last()?).ok()?;
+    last.get("val_accuracy")?.as_f64()
 }

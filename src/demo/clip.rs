@@ -92,9 +92,9 @@ impl Clip {
             missing,
             look: Look::draw(&mut random),
             motion: Motion {
-                start: random.random_range(-0.08..0.08),
-                turns: random.random_range(0.95..1.25),
-                reach: random.random_range(0.8..1.2),
+                start: random.random_range(-0.05..0.05),
+                turns: random.random_range(1.0..1.15),
+                reach: random.random_range(0.85..1.15),
                 blink: random.random_range(0..2 * options.frames),
             },
         }
@@ -156,7 +156,7 @@ impl Clip {
         };
         // The expression comes and goes with the sign: at rest at both ends of the clip.
         let at = self.progress(number);
-        let strength = (5.0 * at.min(1.0 - at) + 0.35).min(1.0);
+        let strength = (5.0 * at.min(1.0 - at) + 0.5).min(1.0);
         let blink = number == self.motion.blink;
         let colors = FaceColors { skin: look.skin, hair: look.hair, eyes: look.eyes, shirt: look.shirt };
         figure::face(
@@ -259,8 +259,8 @@ impl Look {
             noise: random.random_range(0.01..0.025),
             face,
             hand,
-            chest: [random.random_range(0.44..0.56), random.random_range(0.42..0.5)],
-            shoulders: random.random_range(0.09..0.13),
+            chest: [random.random_range(0.46..0.54), random.random_range(0.4..0.46)],
+            shoulders: random.random_range(0.14..0.17),
         }
     }
 }

@@ -149,31 +149,31 @@ fn draw_eye(pen: &mut Pen<'_>, at: Point, skin: Color, eyes: Color, blink: bool)
 fn draw_brow(pen: &mut Pen<'_>, side: f32, hair: Color, expression: Expression) {
     let (inner, outer) = match expression.brows {
         Brows::Rest => (0.0, 0.0),
-        Brows::Raised => (-0.12, -0.11),
-        Brows::Furrowed => (0.09, -0.06),
+        Brows::Raised => (-0.15, -0.14),
+        Brows::Furrowed => (0.1, -0.1),
     };
     let strength = expression.strength;
     let from = [0.09 * side, -0.19 + inner * strength];
-    pen.capsule(from, [0.34 * side, -0.2 + outer * strength], [0.042, 0.03], shade(hair, 0.8));
+    pen.capsule(from, [0.34 * side, -0.2 + outer * strength], [0.05, 0.035], shade(hair, 0.8));
 }
 
 fn draw_mouth(pen: &mut Pen<'_>, skin: Color, expression: Expression) {
     let strength = expression.strength;
     let lips = [skin[0] * 0.75, skin[1] * 0.42, skin[2] * 0.42];
     let inside = [0.16, 0.04, 0.05];
-    let bent = |bend: f32| [[-0.22, 0.39 - bend], [0.0, 0.39 + 1.5 * bend], [0.22, 0.39 - bend]];
+    let bent = |bend: f32| [[-0.28, 0.39 - bend], [0.0, 0.39 + 1.5 * bend], [0.28, 0.39 - bend]];
     let mut opened = |width: f32, height: f32| {
         let radii = [0.2 + (width - 0.2) * strength, 0.035 + (height - 0.035) * strength];
         pen.ellipse([0.0, 0.4], radii, lips);
         pen.ellipse([0.0, 0.4], [radii[0] - 0.045, radii[1] - 0.045 * strength], inside);
     };
     match expression.mouth {
-        Mouth::Smile => pen.curve(bent(0.1 * strength), 0.045, lips),
-        Mouth::Sad => pen.curve(bent(-0.1 * strength), 0.045, lips),
-        Mouth::Open => opened(0.21, 0.19),
-        Mouth::Round => opened(0.11, 0.11),
+        Mouth::Smile => pen.curve(bent(0.13 * strength), 0.055, lips),
+        Mouth::Sad => pen.curve(bent(-0.13 * strength), 0.055, lips),
+        Mouth::Open => opened(0.26, 0.22),
+        Mouth::Round => opened(0.13, 0.14),
         Mouth::Tight => {
-            pen.line([-0.2 + 0.08 * strength, 0.39], [0.2 - 0.08 * strength, 0.39], 0.035, shade(lips, 0.8));
+            pen.line([-0.2 + 0.08 * strength, 0.39], [0.2 - 0.08 * strength, 0.39], 0.04, shade(lips, 0.8));
         }
     }
 }

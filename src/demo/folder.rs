@@ -19,7 +19,7 @@ const MARKER: &str = ".slt-run-demo";
 const EXPERIMENT: &str = "demo.toml";
 
 /// Changes when the same options give other files, so that an older dataset is not taken for a new one.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What the marker file says, as JSON.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -199,9 +199,9 @@ fn experiment_file(dir: &str, options: &Options) -> String {
         "# A small network for the drawn dataset beside this file. Paths are relative to the working directory.\n\
          \n[data]\n{paths}\nbatch_size = 8\n\
          \n[model]\nimage_size = 64\nsequence_length = 8\nprojector_dim = 64\nd_model = 128\ntemporal_nhead = 4\n\
-         temporal_layers = 2\ntemporal_dim_feedforward = 256\nvocab_size = {vocabulary}\n\
-         \n[model.backbone]\npatch_size = 16\nembed_dim = 96\ndepth = 3\nnum_heads = 3\n\
-         \n[optimization]\nepochs = 24\nlr = 2.5e-4\nscheduler = \"cosine\"\nscheduler_tmax = 24\nlabel_smoothing = 0.0\n\
+         temporal_layers = 1\ntemporal_dim_feedforward = 256\nvocab_size = {vocabulary}\n\
+         \n[model.backbone]\npatch_size = 16\nembed_dim = 96\ndepth = 2\nnum_heads = 3\n\
+         \n[optimization]\nepochs = 28\nlr = 5e-4\nscheduler = \"cosine\"\nscheduler_tmax = 28\nlabel_smoothing = 0.0\n\
          \n[run]\nwork_dir = {}\ndevice = \"cpu\"\nprecision = \"fp32\"\n",
         path("run")
     )
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(table["data"]["val_index"].as_str(), Some("odd \"names\"\\ñ/x/index/val.csv"));
         assert_eq!(table["run"]["work_dir"].as_str(), Some("odd \"names\"\\ñ/x/run"));
         assert_eq!(table["model"]["vocab_size"].as_integer(), Some(1000));
-        assert_eq!(table["optimization"]["lr"].as_float(), Some(2.5e-4));
+        assert_eq!(table["optimization"]["lr"].as_float(), Some(5e-4));
     }
 
     #[test]

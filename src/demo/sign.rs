@@ -1,12 +1,14 @@
 //! The signs of a drawn dataset: each has a hand shape, a path, a face and a text.
 
-use rand::seq::SliceRandom;
+use std::collections::HashSet;
+
+use rand::RngExt;
 
 use super::canvas::Point;
 use crate::random::{Purpose, stream};
 
 /// What the mouth does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Mouth {
     Smile,
     Sad,
@@ -16,7 +18,7 @@ pub(super) enum Mouth {
 }
 
 /// What the eyebrows do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Brows {
     Rest,
     Raised,
@@ -24,7 +26,7 @@ pub(super) enum Brows {
 }
 
 /// How the hand moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Path {
     Circle,
     Across,
@@ -80,22 +82,21 @@ fn triangle(turns: f32) -> f32 {
     4.0 * (turns.rem_euclid(1.0) - 0.5).abs() - 1.0
 }
 
-// The lengths of these three lists (13, 8, 15) have no common factor, so going round all of them in step
-// gives 1560 different signs, and neighbours differ in everything.
+// Neighbours in each list are easy to tell apart, also round the ends; a seed decides where each begins.
 
 const HANDS: [[u8; 5]; 13] = [
     [0, 0, 0, 0, 0],
-    [0, 1, 0, 0, 0],
-    [0, 1, 1, 0, 0],
-    [1, 1, 1, 0, 0],
-    [0, 1, 1, 1, 1],
     [1, 1, 1, 1, 1],
-    [1, 0, 0, 0, 0],
-    [0, 0, 0, 0, 1],
-    [1, 1, 0, 0, 0],
-    [0, 1, 0, 0, 1],
-    [1, 1, 0, 0, 1],
+    [0, 1, 0, 0, 0],
     [1, 0, 0, 0, 1],
+    [0, 1, 1, 1, 1],
+    [1, 0, 0, 0, 0],
+    [0, 1, 1, 0, 0],
+    [1, 1, 0, 0, 1],
+    [0, 0, 0, 0, 1],
+    [1, 1, 1, 0, 0],
+    [0, 1, 0, 0, 1],
+    [1, 1, 0, 0, 0],
     [0, 1, 1, 1, 0],
 ];
 
@@ -104,43 +105,50 @@ const PATHS: [Path; 8] = [
     Path::Across,
     Path::UpDown,
     Path::Zigzag,
-    Path::Eight,
-    Path::Arc,
-    Path::Square,
     Path::Still,
+    Path::Square,
+    Path::Arc,
+    Path::Eight,
 ];
 
-const MOUTHS: [Mouth; 5] = [Mouth::Smile, Mouth::Sad, Mouth::Open, Mouth::Round, Mouth::Tight];
+const MOUTHS: [Mouth; 5] = [Mouth::Open, Mouth::Tight, Mouth::Round, Mouth::Smile, Mouth::Sad];
 
 const BROWS: [Brows; 3] = [Brows::Rest, Brows::Raised, Brows::Furrowed];
 
+/// Each mouth with each of the brows.
+const FACES: usize = MOUTHS.len() * BROWS.len();
+
 /// The most signs that a dataset can have: all of them differ.
-pub(super) const MOST_SIGNS: usize = HANDS.len() * PATHS.len() * MOUTHS.len() * BROWS.len();
+pub(super) const MOST_SIGNS: usize = HANDS.len() * PATHS.len() * FACES;
 
 /// The first `count` (at most [`MOST_SIGNS`]) signs of a seed. Their texts are the same for every seed.
+///
+/// In every six, three hands, three paths and three faces meet so that each of them stands in two signs and no pair in
+/// more than one: none of the three tells the signs apart alone, and any two of them do.
 pub(super) fn signs(count: usize, seed: u64) -> Vec<Sign> {
     // Clips count from 0, so the last clip number is free for what all clips share.
     let mut random = stream(seed, Purpose::Demo, [u64::MAX, 0]);
-    let (mut hands, mut paths) = (HANDS, PATHS);
-    let mut faces: Vec<_> = MOUTHS.iter().flat_map(|&mouth| BROWS.map(|brows| (mouth, brows))).collect();
-    hands.shuffle(&mut random);
-    paths.shuffle(&mut random);
-    faces.shuffle(&mut random);
-    hands
-        .iter()
-        .cycle()
-        .zip(paths.iter().cycle())
-        .zip(faces.iter().cycle())
+    let begin = [HANDS.len(), PATHS.len(), MOUTHS.len(), BROWS.len()].map(|n| random.random_range(0..n));
+    let mut seen = HashSet::new();
+    // The first three of every six go through all lists in step, which passes every combination in the end, since
+    // their lengths have no common factor.
+    (0..2 * MOST_SIGNS)
+        .map(|i| {
+            let (first, turn, half) = (i / 6 * 3, i % 3, i % 6 / 3);
+            let pick = |shift: usize, length: usize| (first + (turn + shift * half) % 3) % length;
+            [pick(0, HANDS.len()), pick(1, PATHS.len()), pick(2, FACES)]
+        })
+        .filter(|parts| seen.insert(*parts))
         .take(count)
         .enumerate()
-        .map(|(i, ((hand, &path), &(mouth, brows)))| Sign {
+        .map(|(i, [hand, path, face])| Sign {
             text: text(i),
-            fingers: hand.map(|finger| finger == 1),
-            path,
-            mouth,
-            brows,
-            two_handed: i % 3 == 1,
-            lean: [0.0, 0.5, -0.4][i % 3],
+            fingers: HANDS[(begin[0] + hand) % HANDS.len()].map(|finger| finger == 1),
+            path: PATHS[(begin[1] + path) % PATHS.len()],
+            mouth: MOUTHS[(begin[2] + face) % MOUTHS.len()],
+            brows: BROWS[(begin[3] + face) % BROWS.len()],
+            two_handed: hand % 3 == 1,
+            lean: [0.0, 0.5, -0.4][hand % 3],
         })
         .collect()
 }
@@ -167,7 +175,6 @@ const WORDS: [&str; 96] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
 
     #[test]
     fn all_signs_and_texts_differ() {
@@ -181,17 +188,23 @@ mod tests {
     }
 
     #[test]
-    fn a_few_signs_differ_in_hand_path_and_face() {
-        let few = signs(6, 1234);
-        for (i, a) in few.iter().enumerate() {
-            for b in &few[..i] {
-                assert_ne!(a.fingers, b.fingers);
-                assert_ne!(a.path, b.path);
-                assert_ne!((a.mouth, a.brows), (b.mouth, b.brows));
+    fn no_part_alone_tells_the_signs_apart() {
+        for six in signs(24, 1234).chunks(6) {
+            let hands = six.iter().map(|s| s.fingers).collect::<HashSet<_>>();
+            let paths = six.iter().map(|s| s.path).collect::<HashSet<_>>();
+            let faces = six.iter().map(|s| (s.mouth, s.brows)).collect::<HashSet<_>>();
+            assert_eq!((hands.len(), paths.len(), faces.len()), (3, 3, 3));
+            for (i, a) in six.iter().enumerate() {
+                for b in &six[..i] {
+                    let face = a.mouth != b.mouth && a.brows != b.brows;
+                    let differ = [a.fingers != b.fingers, a.path != b.path, face];
+                    assert!(differ.into_iter().filter(|&part| part).count() >= 2, "{a:?} {b:?}");
+                }
             }
+            assert!(six.iter().any(|s| s.two_handed) && six.iter().any(|s| !s.two_handed));
         }
-        assert!(few.iter().any(|s| s.two_handed) && few.iter().any(|s| !s.two_handed));
-        assert_ne!(signs(6, 1), signs(6, 2));
+        let looks = |seed| signs(6, seed).iter().map(|s| (s.fingers, s.path, s.mouth)).collect::<Vec<_>>();
+        assert_ne!(looks(1), looks(2));
     }
 
     /// A target is a hash of the text; the texts of the usual small datasets keep classes of their own.
