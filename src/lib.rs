@@ -1,6 +1,8 @@
 //! slt-run: trains multi-stream sign language translation experiments described in TOML files.
 //!
-//! The modules stand in the order in which data flows; each depends only on those above it.
+//! In the order in which data flows: `cli` and `commands` (what was asked for), `config` (the experiment), `data` (files to
+//! batches), `nn` and `model` (the network), `train` (the loop), `checkpoint` and `observe` (what a run leaves). `demo`
+//! draws datasets; `error`, `files` and `random` serve all.
 
 pub mod checkpoint;
 pub mod cli;

@@ -89,11 +89,11 @@ sections! {
         num_heads: usize = 6 => Rule::Positive,
         /// Width of a block's hidden layer, as a multiple of `embed_dim`.
         mlp_ratio: f64 = 4.0 => Rule::AboveZero,
-        /// Dropout after the embeddings and in the blocks.
+        /// Dropout after the positions and in the blocks' MLPs.
         dropout: f64 = 0.0 => Rule::BelowOne,
         /// Dropout of the attention weights.
         attention_dropout: f64 = 0.0 => Rule::BelowOne,
-        /// Rate at which whole blocks are skipped in training.
+        /// Rate at which a block's attention or MLP branch is skipped in training, for each image by itself.
         stochastic_depth: f64 = 0.0 => Rule::BelowOne,
     }
 
