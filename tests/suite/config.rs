@@ -362,15 +362,17 @@ fn the_reference_has_a_row_for_every_field() {
     assert_eq!(rows, FIELDS.len());
 }
 
-/// The README holds the reference between `<!-- fields -->` and `<!-- /fields -->`.
+/// The README holds the reference between two marks. `UPDATE_README=1 cargo test --release readme` writes it anew.
 #[test]
 fn the_readme_has_the_reference() {
-    let Ok(readme) = fs::read_to_string(root().join("README.md")) else { return };
-    let (_, rest) = readme.split_once("<!-- fields -->\n").expect("README.md lacks <!-- fields -->");
-    let (found, _) = rest.split_once("<!-- /fields -->").expect("README.md lacks <!-- /fields -->");
-    assert_eq!(
-        found.trim(),
-        config::reference_table().trim(),
-        "replace the README's reference by the right-hand side"
-    );
+    let path = root().join("README.md");
+    let readme = fs::read_to_string(&path).unwrap();
+    let (before, rest) = readme.split_once("<!-- fields -->\n").expect("README.md lacks <!-- fields -->");
+    let (found, after) = rest.split_once("<!-- /fields -->").expect("README.md lacks <!-- /fields -->");
+    let expected = config::reference_table();
+    if std::env::var_os("UPDATE_README").is_some() {
+        let readme = format!("{before}<!-- fields -->\n{expected}<!-- /fields -->{after}");
+        return fs::write(&path, readme).unwrap();
+    }
+    assert!(found == expected, "the README's reference is out of date: UPDATE_README=1 writes it anew");
 }

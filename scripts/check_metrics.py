@@ -1,0 +1,33 @@
+"""Checks a run's metrics.jsonl: every epoch is there, and the last one is good enough. Needs only Python 3.
+
+    python3 check_metrics.py METRICS.jsonl --epochs 20 --val-loss 0.08 --accuracy 1.0
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("metrics", type=Path)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--val-loss", type=float, required=True, help="the most that the last val_loss may be")
+    parser.add_argument("--accuracy", type=float, required=True, help="the least that the last val_accuracy may be")
+    a = parser.parse_args()
+
+    rows = [json.loads(line) for line in a.metrics.read_text().splitlines()]
+    if [row["epoch"] for row in rows] != list(range(1, a.epochs + 1)):
+        sys.exit(f"{a.metrics}: expected epochs 1 to {a.epochs}, found {[row['epoch'] for row in rows]}")
+    last = rows[-1]
+    loss, accuracy = last["val_loss"], last["val_accuracy"]
+    found = f"epoch {a.epochs}: val_loss {loss}, val_accuracy {accuracy}"
+    # A loss that is not a number is null in the file.
+    if loss is None or not loss <= a.val_loss or not accuracy >= a.accuracy:
+        sys.exit(f"{a.metrics}: {found}; needed at most {a.val_loss} and at least {a.accuracy}")
+    print(f"{found}: good")
+
+
+if __name__ == "__main__":
+    main()

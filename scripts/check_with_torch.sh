@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Checks that slt-run and PyTorch read each other's files and compute the same numbers.
+#
+#   scripts/check_with_torch.sh [CACHE]
+#
+# Makes a virtual environment with torch, numpy and tensorboard (about 4 GB) in CACHE, target/torch by default, and
+# keeps it there; PYTHON=/path/to/python uses an interpreter that has them already. Trains small networks on a drawn
+# dataset with all three optimizers, then:
+#   1. loads every checkpoint strictly in PyTorch, weights and optimizer state, and steps the optimizer on;
+#   2. compares every TensorBoard scalar with metrics.jsonl, through TensorBoard's own reader;
+#   3. starts runs from checkpoints that PyTorch wrote, with and without extra keys such as numpy scalars, and checks
+#      that a misfit is refused;
+#   4. has PyTorch make numeric cases from new seeds (SEEDS="100 200" by default) and repeats each.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cache=${1:-target/torch}
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+    python=$cache/bin/python
+    if [ ! -x "$python" ]; then
+        echo "== making $cache: torch, numpy, tensorboard"
+        python3 -m venv "$cache"
+        "$python" -m pip install --quiet torch numpy tensorboard
+    fi
+fi
+"$python" -c 'import torch, numpy, tensorboard; print("PyTorch", torch.__version__)'
+
+echo "== building"
+cargo build --release
+program=${CARGO_TARGET_DIR:-target}/release/slt-run
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+"$program" demo "$work/data" --clips 24 --frames 6 --size 32 --signs 3 --data-only --quiet
+small=(--image-size 32 --sequence-length 4 --epochs 3 --quiet --set model.backbone.patch_size=8)
+
+for optimizer in adamw adam sgd; do
+    run=$work/$optimizer
+    echo "== $optimizer: to PyTorch"
+    "$program" "$work/data/demo.toml" "${small[@]}" --optimizer "$optimizer" --weight-decay 0.01 \
+        --work-dir "$run" --tensorboard "$run/tensorboard"
+    for name in last best; do
+        "$python" scripts/torch_peer.py load "$run/$name.pt" --config "$run/config.json" --optimizer "$optimizer"
+    done
+    "$python" scripts/torch_interop.py step "$run"
+    "$python" scripts/torch_interop.py events "$run"
+done
+
+echo "== from PyTorch"
+"$python" scripts/torch_interop.py write "$work/adamw" "$work/torch"
+for file in plain extra; do
+    "$program" "$work/adamw/config.toml" --init-from "$work/torch/$file.pt" --epochs 1 --lr 0 --quiet \
+        --work-dir "$work/from_$file" --tensorboard ""
+    "$python" scripts/torch_interop.py same "$work/torch/$file.pt" "$work/from_$file/last.pt"
+done
+set +e
+message=$("$program" "$work/adamw/config.toml" --init-from "$work/torch/misfit.pt" --work-dir "$work/misfit" 2>&1)
+code=$?
+set -e
+printf '%s\n' "$message"
+[ "$code" = 3 ] || { echo "a checkpoint that does not fit ended with exit code $code, not 3"; exit 1; }
+for words in "lacks parameters" "that the model lacks" "of another shape"; do
+    case $message in *"$words"*) ;; *) echo "the message does not say: $words"; exit 1 ;; esac
+done
+[ ! -e "$work/misfit" ] || { echo "a refused run left $work/misfit"; exit 1; }
+
+for seed in ${SEEDS:-100 200}; do
+    echo "== numeric cases, seed $seed"
+    "$python" scripts/torch_peer.py cases "$work/cases_$seed" --seed "$seed"
+    NUMERIC_CASES=$work/cases_$seed cargo test --release cases
+done
+echo "== all is well"
