@@ -40,7 +40,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { clips: 320, frames: 14, size: 64, signs: 6, seed: 1234 }
+        Self { clips: 400, frames: 14, size: 64, signs: 6, seed: 1234 }
     }
 }
 
