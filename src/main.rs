@@ -9,7 +9,18 @@ use slt_run::{cli, commands, data};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Lets the allocator keep what is freed instead of giving it back to the system: a training step frees and takes the
+/// same gigabyte again and again, and the system clears every page that it hands out.
+#[allow(unsafe_code)]
+fn keep_freed_memory() {
+    /// `mi_option_purge_delay` of `mimalloc.h`; -1 means never.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: sets a number that the allocator reads; a value from the environment stays in force.
+    unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, -1) };
+}
+
 fn main() -> ExitCode {
+    keep_freed_memory();
     data::silence_guarded_panics();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let command = match cli::parse(arguments.clone()) {

@@ -54,7 +54,7 @@ pub fn bench(mut args: BenchArgs, reporter: &Reporter) -> Result<()> {
     let resolved = resolve(args.layers, reporter)?;
     let c = &resolved.experiment;
     let device = device::select(&c.run, |warning| reporter.warn(warning))?;
-    let threads = threads::start(c.run.threads.unwrap_or_else(threads::available));
+    let threads = threads::start(threads::available(c.run.threads));
     let mut trainer = Trainer::new(c, &device)?;
     let mut seconds = Vec::new();
     for step in 0..args.steps.max(1) {

@@ -25,7 +25,7 @@ pub fn check(layers: Layers, reporter: &Reporter) -> Result<()> {
 fn check_resolved(resolved: &Resolved, reporter: &Reporter) -> Result<()> {
     let c = &resolved.experiment;
     let device = device::select(&c.run, |warning| reporter.warn(warning))?;
-    let threads = threads::start(c.run.threads.unwrap_or_else(threads::available));
+    let threads = threads::start(threads::available(c.run.threads));
     let dataset = open_dataset(resolved, reporter)?;
     let problems = look_into_files(&dataset, c, reporter);
     let trainer = Trainer::new(c, &device)?;

@@ -47,7 +47,7 @@ fn run_from_start(resolved: &Resolved, call: Call, reporter: &Reporter) -> Resul
     let (started, begun) = (SystemTime::now(), Instant::now());
     let c = &resolved.experiment;
     let device = device::select(&c.run, |warning| reporter.warn(warning))?;
-    let threads = threads::start(c.run.threads.unwrap_or_else(threads::available));
+    let threads = threads::start(threads::available(c.run.threads));
     let dataset = open_dataset(resolved, reporter)?;
     // A look into each clip's files costs a hundredth of an epoch, and may save one.
     Error::all(Kind::Data, look_into_files(&dataset, c, reporter))?;

@@ -132,8 +132,8 @@ sections! {
         precision: Precision = amp,
         /// Seed of everything random: initial weights, order, sampling and dropout.
         seed: u64 = 1234,
-        /// Threads that compute. Results do not depend on it.
-        threads: Option<usize> = unset ("`RAYON_NUM_THREADS`, or the cores at hand") => Rule::Positive,
+        /// Threads that compute; 0 as unset. Results do not depend on it.
+        threads: Option<usize> = unset ("`RAYON_NUM_THREADS`, or the cores at hand") => Rule::AtMost(1024),
         /// Memory that `frames_per_chunk = "auto"` plans for; `auto` is three quarters of what the machine and its
         /// limits leave.
         memory_budget: MemoryBudget = auto,

@@ -108,7 +108,7 @@ mod tests {
             ("lr", "did you mean optimization.lr?"),
             ("model.depth", "did you mean model.backbone.depth?"),
             ("model.backbone.dephts", "did you mean model.backbone.depth?"),
-            ("run.what", "[run] has work_dir, device, precision, seed"),
+            ("run.what", "[run] has work_dir, device, precision, seed, threads, memory_budget"),
             ("zzzzzzz", "the sections are [data], [model], [model.backbone], [optimization], [run]"),
         ] {
             assert_eq!(for_key(key), hint, "{key}");

@@ -1,4 +1,4 @@
-//! The temporal encoder: learned positions, then PyTorch's post-norm ReLU transformer encoder over frames.
+//! The temporal encoder: learned positions, then PyTorch's post-norm `ReLU` transformer encoder over frames.
 
 use candle_core::{Result, Tensor};
 
@@ -10,7 +10,7 @@ pub struct Positional {
     weight: Tensor, // (sequence_length, D)
 }
 
-/// `nn.TransformerEncoder` of `nn.TransformerEncoderLayer`s (post-norm, ReLU).
+/// `nn.TransformerEncoder` of `nn.TransformerEncoderLayer`s (post-norm, `ReLU`).
 pub struct Temporal {
     layers: Vec<Layer>,
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-/// The mean of ImageNet's red, green and blue, of values scaled to 0..1.
+/// The mean of `ImageNet`'s red, green and blue, of values scaled to 0..1.
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// Their standard deviation.
 pub const STD: [f32; 3] = [0.229, 0.224, 0.225];

@@ -1,9 +1,12 @@
 //! The threads that compute: how many, and how they treat the smallest numbers.
 
-/// How many threads a run computes with: `RAYON_NUM_THREADS` where it is set to a number, else the cores
-/// that affinity and cgroup quotas grant.
+/// How many threads a run computes with: as many as `configured`, else `RAYON_NUM_THREADS` where it is set to a number,
+/// else the cores that affinity and cgroup quotas grant.
 #[must_use]
-pub fn available() -> usize {
+pub fn available(configured: Option<usize>) -> usize {
+    if let Some(threads) = configured.filter(|&threads| threads > 0) {
+        return threads;
+    }
     let granted = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.trim().parse().ok());
     asked.filter(|&threads| threads > 0).unwrap_or_else(granted)
@@ -11,6 +14,7 @@ pub fn available() -> usize {
 
 /// Starts the pool of `threads` threads that all of a process's computations share, and sets the calling
 /// thread up alike. Only the first call of a process decides the number; the number in force is returned.
+#[must_use = "the number of threads in force"]
 pub fn start(threads: usize) -> usize {
     flush_denormals();
     // An error says that the pool runs already.

@@ -167,7 +167,7 @@ impl Network {
         let loss = loss::cross_entropy(&logits, targets, self.label_smoothing)?.to_scalar::<f32>()?;
         // Counted on the host: a sum of Candle's u8 comparisons would wrap at 256.
         let right = logits.argmax(1)?.eq(targets)?.to_vec1::<u8>()?;
-        Ok(Score { loss: f64::from(loss), correct: right.iter().filter(|&&hit| hit == 1).count() })
+        Ok(Score { loss: f64::from(loss), correct: right.into_iter().map(usize::from).sum() })
     }
 }
 

@@ -78,9 +78,10 @@ impl Schedule {
     }
 
     fn cosine(&self) -> f64 {
-        let (n, period) = (self.steps as i64, self.t_max as i64);
+        let (n, period) = (self.steps, self.t_max);
         let t_max = period as f64;
-        if (n - 1 - period) % (2 * period) == 0 {
+        // PyTorch's condition, (n - 1 - T_max) % (2 T_max) == 0, without negative numbers: n is at least 1.
+        if (n - 1 + period).is_multiple_of(2 * period) {
             return self.lr + self.base_lr * (1.0 - (PI / t_max).cos()) / 2.0;
         }
         (1.0 + (PI * n as f64 / t_max).cos()) / (1.0 + (PI * (n - 1) as f64 / t_max).cos()) * self.lr

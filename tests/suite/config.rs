@@ -291,6 +291,8 @@ fn draw(field: &Field, random: &mut impl Rng) -> String {
         }
         (Kind::Choice(names), _) => names[random.random_range(0..names.len())].into(),
         (Kind::Device, _) => ["cpu", "cuda", "cuda:7"][random.random_range(0..3)].into(),
+        (Kind::AutoOrCount, _) => ["auto", "1", "16"][random.random_range(0..3)].into(),
+        (Kind::AutoOrBytes, _) => ["auto", "8GiB", "1000001"][random.random_range(0..3)].into(),
         (Kind::Whole, Rule::Any) => random.random_range(0..=i64::MAX).to_string(),
         (Kind::Whole, _) if field.key.starts_with("optimization") => {
             random.random_range(1..=i64::MAX).to_string()

@@ -1,5 +1,5 @@
 //! Tests of the library and the program as a user meets them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::format_push_string, clippy::needless_for_each)]
 
 mod bad_input;
 mod cases;

@@ -74,7 +74,8 @@ fn run(
     };
     assert!(last(m, k, a) <= a.data.len() && last(k, n, b) <= b.data.len(), "an operand is too short");
     assert!((m - 1) * stride + n <= out.len() && n <= stride, "the destination is too short");
-    let signed = |stride: usize| stride as isize;
+    // A slice is shorter than isize::MAX bytes.
+    let signed = |stride: usize| isize::try_from(stride).unwrap_or(isize::MAX);
     // SAFETY: every element that the strides reach lies inside its slice, as asserted above; `out` is borrowed
     // exclusively, its rows do not overlap, and so it shares no memory with `a` and `b`.
     unsafe {

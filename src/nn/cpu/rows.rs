@@ -1,5 +1,7 @@
 //! Operations over the rows of a matrix, each with its backward pass.
 
+#![allow(clippy::inline_always)]
+
 use super::math::{exp, max, normal, sum, sum_of_products, sum2, vectorised};
 use crate::nn::norm::LAYER_NORM_EPS;
 
