@@ -82,7 +82,8 @@ fn triangle(turns: f32) -> f32 {
     4.0 * (turns.rem_euclid(1.0) - 0.5).abs() - 1.0
 }
 
-// Neighbours in each list are easy to tell apart, also round the ends; a seed decides where each begins.
+// Neighbours in each list are easy to tell apart, and the first three of the paths and the mouths most of all: small
+// datasets are made of those. A seed decides which hands and brows go with them.
 
 const HANDS: [[u8; 5]; 13] = [
     [0, 0, 0, 0, 0],
@@ -111,7 +112,7 @@ const PATHS: [Path; 8] = [
     Path::Eight,
 ];
 
-const MOUTHS: [Mouth; 5] = [Mouth::Open, Mouth::Tight, Mouth::Round, Mouth::Smile, Mouth::Sad];
+const MOUTHS: [Mouth; 5] = [Mouth::Open, Mouth::Tight, Mouth::Smile, Mouth::Round, Mouth::Sad];
 
 const BROWS: [Brows; 3] = [Brows::Rest, Brows::Raised, Brows::Furrowed];
 
@@ -128,7 +129,7 @@ pub(super) const MOST_SIGNS: usize = HANDS.len() * PATHS.len() * FACES;
 pub(super) fn signs(count: usize, seed: u64) -> Vec<Sign> {
     // Clips count from 0, so the last clip number is free for what all clips share.
     let mut random = stream(seed, Purpose::Demo, [u64::MAX, 0]);
-    let begin = [HANDS.len(), PATHS.len(), MOUTHS.len(), BROWS.len()].map(|n| random.random_range(0..n));
+    let [hands, brows] = [HANDS.len(), BROWS.len()].map(|n| random.random_range(0..n));
     let mut seen = HashSet::new();
     // The first three of every six go through all lists in step, which passes every combination in the end, since
     // their lengths have no common factor.
@@ -143,10 +144,10 @@ pub(super) fn signs(count: usize, seed: u64) -> Vec<Sign> {
         .enumerate()
         .map(|(i, [hand, path, face])| Sign {
             text: text(i),
-            fingers: HANDS[(begin[0] + hand) % HANDS.len()].map(|finger| finger == 1),
-            path: PATHS[(begin[1] + path) % PATHS.len()],
-            mouth: MOUTHS[(begin[2] + face) % MOUTHS.len()],
-            brows: BROWS[(begin[3] + face) % BROWS.len()],
+            fingers: HANDS[(hands + hand) % HANDS.len()].map(|finger| finger == 1),
+            path: PATHS[path % PATHS.len()],
+            mouth: MOUTHS[face % MOUTHS.len()],
+            brows: BROWS[(brows + face) % BROWS.len()],
             two_handed: hand % 3 == 1,
             lean: [0.0, 0.5, -0.4][hand % 3],
         })
