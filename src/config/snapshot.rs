@@ -21,7 +21,8 @@ impl Experiment {
     /// the same experiment gives the same file, to the byte, in any folder and with any number of workers.
     #[must_use]
     pub fn to_checkpoint_toml(&self) -> String {
-        const LEFT_OUT: [&str; 3] = ["data.num_workers", "data.tensorboard", "run.work_dir"];
+        const LEFT_OUT: [&str; 5] =
+            ["data.num_workers", "data.tensorboard", "run.work_dir", "run.threads", "run.memory_budget"];
         let json = self.to_json();
         render(|field| (!LEFT_OUT.contains(&field.key)).then(|| (value(field, &json), None)))
     }

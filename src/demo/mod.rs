@@ -191,7 +191,7 @@ mod tests {
         assert_eq!((error.kind, error.problems.len()), (Kind::Config, 4));
         assert!(error.problems.iter().all(|p| p.hint.is_some()));
         let whats = |options: Options| options.check().map_or_else(|e| e.to_string(), |()| String::new());
-        let good = Options::default();
+        let good = Options { clips: 160, ..Options::default() };
         assert_eq!(whats(good), "");
         assert!(whats(Options { signs: 81, ..good }).contains("--clips 162 or more"));
         assert!(whats(Options { size: 2049, ..good }).contains("2049 pixels"));

@@ -113,6 +113,7 @@ fn check_says_what_a_run_needs_and_writes_nothing() {
     let starts = [
         "parameters N k: backbones",
         "memory N MiB",
+        "chunks all frames of a batch at once",
         "device cpu, N thread",
         "epoch N steps of",
         "one step loss N; N",

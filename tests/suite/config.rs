@@ -232,21 +232,24 @@ attention_dropout = 0.0  # default
 stochastic_depth = 0.0   # default
 
 [optimization]
-epochs = 40              # default
-optimizer = "adamw"      # default
-lr = 0.0003              # env SLT_OPTIMIZATION__LR
-weight_decay = 0.0       # default
-scheduler = "none"       # default
-scheduler_step_size = 5  # default
-scheduler_gamma = 0.5    # default
-scheduler_tmax = 10      # default
-label_smoothing = 0.1    # default
+epochs = 40                # default
+optimizer = "adamw"        # default
+lr = 0.0003                # env SLT_OPTIMIZATION__LR
+weight_decay = 0.0         # default
+scheduler = "none"         # default
+scheduler_step_size = 5    # default
+scheduler_gamma = 0.5      # default
+scheduler_tmax = 10        # default
+label_smoothing = 0.1      # default
+frames_per_chunk = "auto"  # default
 
 [run]
 work_dir = "work_dirs/multistream_v9"  # --work-dir work_dirs/multistream_v9
 device = "cuda"                        # default
 precision = "amp"                      # default
 seed = 7                               # --seed 7
+threads = ""                           # default (unset: `RAYON_NUM_THREADS`, or the cores at hand)
+memory_budget = "auto"                 # default
 "#;
     assert_eq!(text, expected);
     assert_eq!(from_text(&text), found.experiment);
