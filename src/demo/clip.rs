@@ -188,7 +188,8 @@ impl Clip {
 
     fn body(&self, sign: &Sign, number: usize) -> Body {
         let Look { chest, shoulders: half, .. } = self.look;
-        let [x, y] = sign.path.at(self.turns(number)).map(|v| v * self.motion.reach);
+        let (moved, place) = (sign.path.at(self.turns(number)), sign.path.place());
+        let [x, y] = [0, 1].map(|axis| moved[axis] * self.motion.reach + place[axis]);
         let at = |side: f32| [chest[0] + half * side * (1.0 + 1.1 * x), chest[1] + half * (0.6 + 1.4 * y)];
         let resting = [chest[0] + half * 1.2, chest[1] + half * 3.2];
         let seen = |stream| if self.has(sign, stream, number) { 0.98 } else { 0.3 };

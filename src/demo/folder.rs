@@ -198,8 +198,8 @@ fn experiment_file(dir: &str, options: &Options) -> String {
     format!(
         "# A small network for the drawn dataset beside this file. Paths are relative to the working directory.\n\
          \n[data]\n{paths}\nbatch_size = 8\n\
-         \n[model]\nimage_size = 64\nsequence_length = 8\nprojector_dim = 64\nd_model = 128\nprojector_dropout = 0.2\n\
-         fusion_dropout = 0.2\ntemporal_nhead = 4\n\
+         \n[model]\nimage_size = 64\nsequence_length = 8\nprojector_dim = 64\nd_model = 128\nprojector_dropout = 0.1\n\
+         fusion_dropout = 0.1\ntemporal_nhead = 4\n\
          temporal_layers = 1\ntemporal_dim_feedforward = 256\nvocab_size = {vocabulary}\n\
          \n[model.backbone]\npatch_size = 16\nembed_dim = 96\ndepth = 2\nnum_heads = 3\n\
          \n[optimization]\nepochs = 28\nlr = 5e-4\nscheduler = \"cosine\"\nscheduler_tmax = 28\nlabel_smoothing = 0.0\n\

@@ -45,7 +45,7 @@ pub(super) struct Sign {
     pub(super) text: String,
     /// Which fingers are extended: thumb, index, middle, ring, little.
     pub(super) fingers: [bool; 5],
-    /// How the hand moves.
+    /// How the hand moves, and where.
     pub(super) path: Path,
     /// How the face goes with it.
     pub(super) mouth: Mouth,
@@ -73,6 +73,21 @@ impl Path {
             // A circle pushed out to its square: straight sides, and corners where it turns.
             Self::Square => [angle.cos(), angle.sin()].map(|v| (1.4 * v).clamp(-1.0, 1.0)),
             Self::Still => [0.05 * (3.0 * angle).sin(), 0.0],
+        }
+    }
+
+    /// Where the path's middle is in front of the body, in the units of [`Self::at`]: paths that look alike over time
+    /// are made in different places.
+    pub(super) fn place(self) -> Point {
+        match self {
+            Self::Circle => [0.0, 0.0],
+            Self::Across => [-0.2, -0.9],
+            Self::UpDown => [0.8, 0.3],
+            Self::Zigzag => [0.0, 0.8],
+            Self::Eight => [0.7, -0.6],
+            Self::Arc => [-0.3, 0.5],
+            Self::Square => [0.5, 0.7],
+            Self::Still => [-0.4, -0.3],
         }
     }
 }
