@@ -202,7 +202,7 @@ fn experiment_file(dir: &str, options: &Options) -> String {
          fusion_dropout = 0.1\ntemporal_nhead = 4\n\
          temporal_layers = 1\ntemporal_dim_feedforward = 256\nvocab_size = {vocabulary}\n\
          \n[model.backbone]\npatch_size = 16\nembed_dim = 96\ndepth = 2\nnum_heads = 3\n\
-         \n[optimization]\nepochs = 28\nlr = 5e-4\nscheduler = \"cosine\"\nscheduler_tmax = 28\nlabel_smoothing = 0.0\n\
+         \n[optimization]\nepochs = 20\nlr = 5e-4\nscheduler = \"cosine\"\nscheduler_tmax = 20\nlabel_smoothing = 0.0\n\
          \n[run]\nwork_dir = {}\ndevice = \"cpu\"\nprecision = \"fp32\"\n",
         path("run")
     )
