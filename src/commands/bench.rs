@@ -101,9 +101,9 @@ pub fn bench(mut args: BenchArgs, reporter: &Reporter) -> Result<()> {
 
 fn one_step(c: &Experiment, trainer: &mut Trainer, step: u64) -> Result<Seconds> {
     let begun = Instant::now();
-    let meal = on_device(random_batch(c, step), trainer.network.device())?;
+    let batch = on_device(random_batch(c, step), trainer.network.device())?;
     let data = begun.elapsed();
-    let result = trainer.network.train(&meal.inputs, &meal.targets, &Pass::training(c.run.seed, step))?;
+    let result = trainer.network.train(&batch.inputs, &batch.targets, &Pass::training(c.run.seed, step))?;
     if !result.loss.is_finite() {
         return Err(Error::run(format!("the loss of step {} is {}", step + 1, result.loss)));
     }

@@ -148,15 +148,15 @@ fn one_step(c: &Experiment, dataset: &Arc<Dataset>, network: &Network) -> Result
     let (_, batch) = loader.next().ok_or_else(|| Error::run("the loader has no batch"))??;
     let loading = begun.elapsed();
     let images = 3 * batch.targets.len() * c.model.sequence_length;
-    let meal = on_device(batch, network.device())?;
+    let batch = on_device(batch, network.device())?;
     let begun = Instant::now();
-    let step = network.train(&meal.inputs, &meal.targets, &Pass::training(c.run.seed, 0))?;
+    let step = network.train(&batch.inputs, &batch.targets, &Pass::training(c.run.seed, 0))?;
     let training = begun.elapsed();
     if !step.loss.is_finite() {
         let problem = Problem::new(format!("the loss of one training step is {}", step.loss));
         return Err(Error::new(Kind::Numbers, problem.hint("look at the poses and the initial weights")));
     }
-    let each = training.as_secs_f64() / meal.clips as f64;
+    let each = training.as_secs_f64() / batch.clips as f64;
     let epoch = Duration::try_from_secs_f64(each * dataset.train.len() as f64).unwrap_or(Duration::MAX);
     let run = Duration::try_from_secs_f64(epoch.as_secs_f64() * c.optimization.epochs as f64);
     Ok(format!(

@@ -13,7 +13,7 @@ use std::io::Write;
 
 use crate::cli::Command;
 use crate::config::{self, Layers, Resolved};
-use crate::observe::reporter::{Reporter, Verbosity};
+use crate::observe::reporter::Reporter;
 use crate::{Error, Result};
 
 /// Runs `command`; `arguments` is the command line as it was given, for `run.json`.
@@ -55,10 +55,4 @@ fn print(text: &str) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// The reporter for what goes wrong before a command line is understood.
-#[must_use]
-pub fn default_reporter() -> Reporter {
-    Reporter::new(Verbosity::Normal)
 }

@@ -46,6 +46,7 @@ pub fn run(resolved: &Resolved, call: Call, reporter: &Reporter) -> Result<()> {
 fn run_from_start(resolved: &Resolved, call: Call, reporter: &Reporter) -> Result<()> {
     let (started, begun) = (SystemTime::now(), Instant::now());
     let c = &resolved.experiment;
+    resolved.to_toml_with_origins().lines().for_each(|line| reporter.verbose(line));
     let device = device::select(&c.run, |warning| reporter.warn(warning))?;
     let threads = threads::start(threads::available(c.run.threads));
     let dataset = open_dataset(resolved, reporter)?;

@@ -421,8 +421,8 @@ mod tests {
         let pixel = |x: usize, y: usize, c: usize| {
             if (x * x * 7 + y * y * 11 + c * 5 + x * y * 3) % 5 < 2 { 255 } else { 0 }
         };
-        let mut decoder = Decoder::default();
-        decoder.rgb = (0..40 * 9 * 3).map(|i| pixel(i / 3 % 9, i / 27, i % 3)).collect();
+        let rgb = (0..40 * 9 * 3).map(|i| pixel(i / 3 % 9, i / 27, i % 3)).collect();
+        let mut decoder = Decoder { rgb, ..Decoder::default() };
         let mut found = [0; 8 * 8 * 3];
         decoder.resize(9, 40, 8, &mut found).unwrap();
         let expected: [u8; 8 * 8 * 3] = [

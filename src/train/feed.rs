@@ -22,7 +22,7 @@ pub struct Feed {
 }
 
 /// One batch on the device.
-pub struct Meal {
+pub struct DeviceBatch {
     /// The network's inputs.
     pub inputs: Inputs,
     /// Class indices (B), u32.
@@ -62,7 +62,7 @@ impl Feed {
     }
 
     /// The next batch, which is of `phase` and `epoch` (from 0): the loop asks for them in the order of the plan.
-    pub fn next(&mut self, phase: Phase, epoch: usize) -> Result<Meal> {
+    pub fn next(&mut self, phase: Phase, epoch: usize) -> Result<DeviceBatch> {
         let (request, batch) = self
             .loader
             .next()
@@ -86,13 +86,13 @@ pub fn default_workers() -> usize {
 }
 
 /// Moves a batch to the device; images stay bytes.
-pub fn on_device(batch: Batch, device: &Device) -> Result<Meal> {
+pub fn on_device(batch: Batch, device: &Device) -> Result<DeviceBatch> {
     let (clips, frames, size) = (batch.targets.len(), batch.sizes.frames, batch.sizes.image_size);
     let shape = (clips * frames, size, size, 3);
     let images = |bytes: Vec<u8>| Tensor::from_vec(bytes, shape, device).map(Images::Bytes);
     let [face, left, right] = batch.images;
     let mask: Vec<u8> = batch.pad_mask.iter().map(|&valid| u8::from(valid)).collect();
-    Ok(Meal {
+    Ok(DeviceBatch {
         inputs: Inputs {
             images: [images(face)?, images(left)?, images(right)?],
             pose: Tensor::from_vec(batch.pose, (clips, frames, batch.sizes.pose), device)?,

@@ -94,13 +94,6 @@ pub fn normal(x: f32) -> (f32, f32) {
     (if x < 0.0 { tail } else { 1.0 - tail }, bell * INVERSE_ROOT_2PI)
 }
 
-/// The exact GELU, `x` times the normal integral up to `x`.
-#[inline(always)]
-#[must_use]
-pub fn gelu(x: f32) -> f32 {
-    x * normal(x).0
-}
-
 /// The sum of `f` over `a`, in 16 lanes: the order of additions is fixed, and it vectorises.
 #[inline(always)]
 pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
