@@ -78,11 +78,6 @@ impl Optimizer {
         &self.moments
     }
 
-    /// Goes on from a checkpoint's steps and moments. The caller has checked that they fit the parameters.
-    pub fn restore(&mut self, steps: u64, moments: Vec<Moments>) {
-        (self.steps, self.moments) = (steps, moments);
-    }
-
     /// One step at the learning rate `lr`; `gradients` are in the parameters' order.
     pub fn step(&mut self, parameters: &Parameters, gradients: &[Tensor], lr: f64) -> Result<()> {
         self.steps += 1;

@@ -56,11 +56,6 @@ impl Schedule {
         self.steps
     }
 
-    /// Goes on from a checkpoint's rate and count.
-    pub fn restore(&mut self, lr: f64, steps: u64) {
-        (self.lr, self.steps) = (lr, steps);
-    }
-
     /// To the next epoch's rate, from this one's: `StepLR` and `CosineAnnealingLR` (`eta_min` 0) in their
     /// chainable form, which rises again past `T_max`
     /// (<https://docs.pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.CosineAnnealingLR.html>).

@@ -60,22 +60,13 @@ pub fn backward(
     embed_backward(shape, pixels, drops, d_out, spare, &mut before[..BEFORE_BLOCKS]);
 }
 
-/// Gradients on their way through a block, over all images.
+/// Gradients on their way through a block, over all images or one group's.
 #[allow(clippy::struct_field_names)] // d as in the formulas
 struct Flow<'a> {
     d_out: &'a mut [f32],    // (N Q, D): of the output; becomes that of the MLP's branch
     d_hidden: &'a mut [f32], // (N Q, M): of the MLP's hidden layer before GELU
     d_mid: &'a mut [f32],    // (N Q, D): after attention; becomes that of the attention's branch
     d_in: &'a mut [f32],     // (N S, D): of the input
-}
-
-/// A group's part of a [`Flow`].
-#[allow(clippy::struct_field_names)]
-struct FlowPart<'a> {
-    d_out: &'a mut [f32],
-    d_hidden: &'a mut [f32],
-    d_mid: &'a mut [f32],
-    d_in: &'a mut [f32],
 }
 
 /// A group's gradients of a block's small parameters: those of `LayerNorm`s and biases, in the block's order with the
@@ -106,14 +97,14 @@ fn block_backward(
 ) {
     let (d, s, queries) = (shape.width, shape.tokens(), shape.queries(index));
     let each = GROUP * queries;
-    let parts: Vec<(Part, FlowPart)> = block
+    let parts: Vec<(Part, Flow)> = block
         .groups(shape, index)
         .into_iter()
         .zip(flow.d_out.chunks_mut(each * d))
         .zip(flow.d_hidden.chunks_mut(each * shape.hidden))
         .zip(flow.d_mid.chunks_mut(each * d))
         .zip(flow.d_in.chunks_mut(GROUP * s * d))
-        .map(|((((part, d_out), d_hidden), d_mid), d_in)| (part, FlowPart { d_out, d_hidden, d_mid, d_in }))
+        .map(|((((part, d_out), d_hidden), d_mid), d_in)| (part, Flow { d_out, d_hidden, d_mid, d_in }))
         .collect();
     let template = &*gradients;
     let sums: Vec<Small> = parts
@@ -144,7 +135,7 @@ fn mlp_backward(
     index: usize,
     group: &Group,
     part: &mut Part,
-    flow: &mut FlowPart,
+    flow: &mut Flow,
     small: &mut Small,
     scratch: &mut Scratch,
 ) {
@@ -177,7 +168,7 @@ fn attention_backward(
     index: usize,
     group: &Group,
     part: &mut Part,
-    flow: &mut FlowPart,
+    flow: &mut Flow,
     small: &mut Small,
     scratch: &mut Scratch,
 ) {

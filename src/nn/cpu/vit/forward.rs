@@ -110,7 +110,8 @@ fn embed(
     );
     for (x, embedded) in x.chunks_exact_mut((p + 1) * d).zip(embedded.chunks_exact(p * d)) {
         let (class, rest) = x.split_at_mut(d);
-        rows::add(class, cls, &pos[..d], &vec![0.0; d]);
+        class.copy_from_slice(cls);
+        rows::add_bias(class, &pos[..d]);
         rows::add(rest, embedded, &pos[d..], bias);
     }
     group.drop(|drops| drops.positions, x, (p + 1) * d, &mut scratch.mask);
