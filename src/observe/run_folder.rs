@@ -1,6 +1,7 @@
 //! The folder of a run: who may write into it, the configuration that it keeps, and where the run came from.
 
 mod git;
+mod lock;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Kind, Result};
 use crate::files::{folder_of, write_atomically};
+use lock::{Owner, Refused, RunLock};
 
 const LAST: &str = "last.pt";
 const BEST: &str = "best.pt";
@@ -24,12 +26,16 @@ const DIFF: &str = "git.diff";
 /// The files that a run leaves; any of them makes a folder a run's.
 const RUN_FILES: [&str; 7] = [LAST, BEST, METRICS, "config.toml", "config.json", "run.json", DIFF];
 
-/// A folder that this run may write into: it held no run when it was claimed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What proves that a folder can be written; it never stays.
+const PROBE: &str = ".slt-run.probe";
+
+/// A folder that this process alone may write into, for as long as this value lives.
+#[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     /// It and those of its parents that were not there before, the outermost first.
     made: Vec<PathBuf>,
+    lock: RunLock,
 }
 
 /// Where a run came from, for `run.json`.
@@ -48,35 +54,109 @@ pub struct RunInfo {
 }
 
 impl RunFolder {
-    /// Makes `work_dir` this run's: creates it, and its parents, where it is not there yet.
+    /// Makes `work_dir` this run's: creates it, and its parents, where it is not there yet, and locks it.
     ///
     /// A folder that holds a run is refused, unless `overwrite`: then that run's files, and TensorBoard folders
     /// beside them, move to `<work_dir>.<YYYYMMDD-HHMMSS>` (`now`, UTC; `-2`, … where that is taken), which is
     /// returned. Files that are no run's stay where they are and never stand in the way.
     ///
     /// # Errors
-    /// Kind `Config` where the folder holds a run or cannot be one, kind `Run` where the disk fails. Either
-    /// leaves everything as it was.
+    /// Kind `Config` where another process has the folder, where it holds a run or cannot be one, kind `Run` where the
+    /// disk fails. Each leaves everything as it was.
     pub fn claim(work_dir: &Path, overwrite: bool, now: SystemTime) -> Result<(Self, Option<PathBuf>)> {
-        let there = run_entries(work_dir).map_err(|error| unusable(work_dir, &error))?;
+        let look = || run_entries(work_dir).map_err(|error| unusable(work_dir, &error));
+        let there = look()?;
+        if !overwrite && let Some(first) = there.run.first() {
+            // Before anything is written: a folder that is refused is left alone.
+            return Err(match lock::look(work_dir) {
+                Err(Refused::Held(owner)) => in_use(work_dir, owner.as_ref()),
+                _ => holds_a_run(work_dir, &there.run, first),
+            });
+        }
+        let folder = Self::take(work_dir)?;
+        // Now nobody else changes it.
+        let aside = look().and_then(|there| folder.make_room(&there, overwrite, now));
+        if aside.is_err() {
+            folder.give_back();
+        }
+        aside.map(|aside| (folder, aside))
+    }
+
+    /// Takes a folder for going on in it: locks it, and removes what a killed process was about to write.
+    ///
+    /// Whether there is a checkpoint to go on from is for the caller to look, now that nobody else changes it. A folder
+    /// whose run never saved one is as good as new, and so is one that is not there, which is made.
+    ///
+    /// # Errors
+    /// Kind `Config` where another process has the folder, where it cannot be written, or where it has a `best.pt` but
+    /// no `last.pt`; kind `Run` where the disk fails. Each leaves everything as it was.
+    pub fn reopen(work_dir: &Path) -> Result<Self> {
+        let folder = Self::take(work_dir)?;
+        let usable = match (folder.last().exists(), folder.best().exists()) {
+            (false, true) => Err(holds_a_run(work_dir, &[BEST.to_owned()], BEST)),
+            _ => folder.try_writing(),
+        };
+        if usable.is_err() {
+            folder.give_back();
+        }
+        usable.map(|()| folder)
+    }
+
+    /// Makes the folder where it is missing, and locks it.
+    fn take(work_dir: &Path) -> Result<Self> {
+        let mut tries_left = 3;
+        loop {
+            let made = make_folder(work_dir).map_err(|error| unusable(work_dir, &error))?;
+            let error = match RunLock::acquire(work_dir) {
+                Ok(lock) => return Ok(Self { path: work_dir.to_owned(), made, lock }),
+                Err(Refused::Held(owner)) => in_use(work_dir, owner.as_ref()),
+                // A run that was given up took the folder away in between.
+                Err(Refused::Failed(error)) if error.kind() == io::ErrorKind::NotFound && tries_left > 0 => {
+                    tries_left -= 1;
+                    continue;
+                }
+                Err(Refused::Failed(error)) => unusable(work_dir, &error),
+            };
+            remove_folders(&made);
+            return Err(error);
+        }
+    }
+
+    /// Refuses the run that is `there`, or moves it aside.
+    fn make_room(&self, there: &Entries, overwrite: bool, now: SystemTime) -> Result<Option<PathBuf>> {
+        let work_dir = &self.path;
         if !overwrite && let Some(first) = there.run.first() {
             return Err(holds_a_run(work_dir, &there.run, first));
         }
-        let made = make_folder(work_dir).map_err(|error| unusable(work_dir, &error))?;
-        if let Err(error) = try_writing(work_dir) {
-            remove_folders(&made);
-            return Err(unusable(work_dir, &error));
-        }
-        let folder = Self { path: work_dir.to_owned(), made };
+        self.try_writing()?;
         if there.run.is_empty() {
-            return Ok((folder, None));
+            return Ok(None);
         }
         let names: Vec<&String> = there.run.iter().chain(&there.tensorboard).collect();
         let aside = move_aside(work_dir, &names, now).map_err(|error| {
             Error::io(Kind::Run, "cannot move aside the run in", work_dir, &error)
                 .hint("move it by hand, or choose another run.work_dir")
         })?;
-        Ok((folder, Some(aside)))
+        Ok(Some(aside))
+    }
+
+    /// Finds out now, rather than after the first epoch, whether files can be written. First goes what a killed process
+    /// was about to write: it may be what fills the disk.
+    fn try_writing(&self) -> Result<()> {
+        for name in RUN_FILES.into_iter().chain([PROBE]) {
+            // What cannot be removed is named when the file is written.
+            let _ = fs::remove_file(self.path.join(format!("{name}.tmp")));
+        }
+        let probe = self.path.join(PROBE);
+        // A file system without room for one block accepts the name and fails here.
+        let written = write_atomically(&probe, &[0; 4096]).and_then(|()| fs::remove_file(&probe));
+        written.map_err(|error| unusable(&self.path, &error))
+    }
+
+    /// Removes the lock and the folders that were made for the run, as far as they are empty.
+    fn give_back(&self) {
+        self.lock.remove_file();
+        remove_folders(&self.made);
     }
 
     /// Writes `config.toml` and `config.json`: the resolved configuration, twice.
@@ -126,7 +206,7 @@ impl RunFolder {
             // What cannot be removed is named when the next run claims the folder.
             let _ = fs::remove_file(self.path.join(name));
         }
-        remove_folders(&self.made);
+        self.give_back();
     }
 
     /// The folder.
@@ -239,6 +319,18 @@ fn holds_a_run(work_dir: &Path, names: &[String], first: &str) -> Error {
     )
 }
 
+fn in_use(work_dir: &Path, owner: Option<&Owner>) -> Error {
+    let by = owner.map_or_else(
+        || "another process writes to it".to_owned(),
+        |Owner { pid, host, started, .. }| {
+            format!("process {pid} on {host} has been writing to it since {started}")
+        },
+    );
+    let stop = owner.map(|owner| format!(" (kill {} on {})", owner.pid, owner.host)).unwrap_or_default();
+    Error::config(format!("run.work_dir {} is in use: {by}", work_dir.display()))
+        .hint(format!("wait until that process ends, stop it{stop}, or choose another run.work_dir"))
+}
+
 /// Creates `path` and its parents; returns the folders that were not there, the outermost first.
 fn make_folder(path: &Path) -> io::Result<Vec<PathBuf>> {
     let missing: Vec<&Path> =
@@ -263,14 +355,6 @@ fn remove_folders(made: &[PathBuf]) {
     for folder in made.iter().rev() {
         let _ = fs::remove_dir(folder);
     }
-}
-
-/// Finds out now, rather than after the first epoch, whether files can be written.
-fn try_writing(folder: &Path) -> io::Result<()> {
-    let probe = folder.join(".slt-run.probe");
-    // A file system without room for one block accepts the name and fails here.
-    write_atomically(&probe, &[0; 4096])?;
-    fs::remove_file(&probe)
 }
 
 /// Moves the entries `names` of `work_dir` into a new folder beside it, all or none of them.

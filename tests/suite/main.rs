@@ -9,5 +9,6 @@ mod cli;
 mod config;
 mod data;
 mod demo;
+mod lock;
 mod run;
 mod support;

@@ -34,11 +34,12 @@ fn a_new_folder_and_one_with_other_files_are_claimed() {
     let root = tempfile::tempdir().unwrap();
     let work_dir = root.path().join("a/b/c");
     let folder = claimed(&work_dir);
-    assert!(names(&work_dir).is_empty());
+    assert_eq!(names(&work_dir), [lock::LOCK]);
     assert_eq!(folder.last(), work_dir.join("last.pt"));
     assert_eq!(folder.best(), work_dir.join("best.pt"));
     assert_eq!(folder.metrics(), work_dir.join("metrics.jsonl"));
     fs::write(work_dir.join("notes.md"), "x").unwrap();
+    drop(folder);
     assert_eq!(RunFolder::claim(&work_dir, true, now()).unwrap().1, None);
     assert_eq!(names(&work_dir), ["notes.md"]);
 }
@@ -143,6 +144,7 @@ fn folders_made_for_nothing_are_removed() {
 fn configuration_and_origin_are_kept() {
     let root = tempfile::tempdir().unwrap();
     let folder = claimed(root.path());
+    assert_eq!(names(root.path()), [lock::LOCK]);
     folder.write_config("a = 1\n", &json!({"b": {"x": 1}, "a": 2})).unwrap();
     assert_eq!(fs::read_to_string(root.path().join("config.toml")).unwrap(), "a = 1\n");
     let text = fs::read_to_string(root.path().join("config.json")).unwrap();
@@ -163,7 +165,7 @@ fn configuration_and_origin_are_kept() {
     assert_eq!(run["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(run["git"], Value::Null);
     assert!(run["host"].is_string());
-    assert_eq!(names(root.path()), ["config.json", "config.toml", "run.json"]);
+    assert_eq!(names(root.path()), [lock::LOCK, "config.json", "config.toml", "run.json"]);
     fs::remove_dir_all(root.path()).unwrap();
     assert_eq!(folder.write_config("", &Value::Null).unwrap_err().kind, Kind::Run);
 }
@@ -201,4 +203,63 @@ fn the_repository_of_the_experiment_file_is_recorded() {
     assert_eq!(git_of_run()["dirty"], json!(true));
     let diff = fs::read_to_string(folder.path().join("git.diff")).unwrap();
     assert!(diff.contains("-x = 1\n+x = 2\n"), "{diff}");
+}
+
+#[test]
+fn a_folder_in_use_is_refused_untouched() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = claimed(root.path());
+    for with_files in [false, true] {
+        if with_files {
+            old_run(root.path());
+        }
+        let before = names(root.path());
+        let refusals =
+            [true, false].map(|overwrite| RunFolder::claim(root.path(), overwrite, now()).unwrap_err());
+        for error in refusals.into_iter().chain([RunFolder::reopen(root.path()).unwrap_err()]) {
+            let text = error.to_string();
+            let pid = std::process::id();
+            assert_eq!(error.kind, Kind::Config);
+            assert!(text.contains(&format!("is in use: process {pid} on ")), "{text}");
+            assert!(
+                text.contains(&format!("(kill {pid} on ")) && text.contains("another run.work_dir"),
+                "{text}"
+            );
+        }
+        assert_eq!(names(root.path()), before);
+    }
+    drop(folder);
+    let error = RunFolder::claim(root.path(), false, now()).unwrap_err();
+    assert!(error.to_string().contains("holds a run already"), "{error}");
+}
+
+#[test]
+fn a_run_is_reopened_without_the_leftovers_of_a_killed_process() {
+    let root = tempfile::tempdir().unwrap();
+    let work_dir = root.path().join("exp");
+    old_run(&work_dir);
+    fs::write(work_dir.join(lock::LOCK), "{\"pid\":1,\"host\":\"gone\",\"started\":\"x\",\"beat\":0}\n")
+        .unwrap();
+    for name in ["last.pt.tmp", "best.pt.tmp", "config.toml.tmp", ".slt-run.probe.tmp", "mine.tmp"] {
+        fs::write(work_dir.join(name), "x").unwrap();
+    }
+    let folder = RunFolder::reopen(&work_dir).unwrap();
+    let kept = ["best.pt", "last.pt", "mine.tmp", "notes.md", "plots", "run.json", "tb"];
+    assert_eq!(names(&work_dir)[1..], kept);
+    folder.abandon();
+    assert_eq!(names(&work_dir)[1..], kept);
+    drop(folder);
+    assert_eq!(names(&work_dir), kept);
+
+    fs::remove_file(work_dir.join("last.pt")).unwrap();
+    let error = RunFolder::reopen(&work_dir).unwrap_err();
+    assert!(error.to_string().contains("holds a run already: best.pt of"), "{error}");
+    // A run that never saved anything is begun again, and given up with what it has.
+    fs::remove_file(work_dir.join("best.pt")).unwrap();
+    RunFolder::reopen(&work_dir).unwrap().abandon();
+    assert_eq!(names(&work_dir), ["mine.tmp", "notes.md", "plots", "tb"]);
+    // And a new folder is made, and goes when it is given up.
+    let new = root.path().join("a/b");
+    RunFolder::reopen(&new).unwrap().abandon();
+    assert_eq!(names(root.path()), ["exp"]);
 }
