@@ -62,9 +62,10 @@ def events(run: Path) -> None:
     folder = Path(read_config(run)["data"]["tensorboard"])
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     accumulator.Reload()
-    tags = {"loss/train": "train_loss", "loss/val": "val_loss", "accuracy/val": "val_accuracy", "lr": "lr"}
+    tags = {"loss/train": "train_loss", "loss/val": "val_loss", "accuracy/val": "val_accuracy", "lr": "lr",
+            "grad_norm": "grad_norm"}
     found = set(accumulator.Tags()["scalars"])
-    assert found == {*tags, "loss/step"}, found
+    assert found == {*tags, "loss/step", "grad_norm/step"}, found
     for tag, key in tags.items():
         scalars = accumulator.Scalars(tag)
         assert [s.step for s in scalars] == [row["epoch"] for row in rows], tag

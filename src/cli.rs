@@ -34,6 +34,8 @@ pub struct TrainArgs {
     pub init_from: Option<PathBuf>,
     /// Move a run that is in the way aside.
     pub overwrite: bool,
+    /// Go on from a checkpoint although the experiment has changed.
+    pub allow_changes: bool,
     /// How much to say.
     pub verbosity: Verbosity,
 }
@@ -85,6 +87,9 @@ pub struct DemoArgs {
     pub verbosity: Verbosity,
 }
 
+/// The field of which the flag may stand alone.
+const RESUME: &str = "run.resume";
+
 /// Reads a command line, the program's name first.
 ///
 /// # Errors
@@ -106,6 +111,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
             layers: layers(&matches),
             init_from: matches.get_one("init-from").cloned(),
             overwrite: matches.get_flag("overwrite"),
+            allow_changes: matches.get_flag("allow-changes"),
             verbosity: verbosity(&matches),
         }),
     })
@@ -151,7 +157,8 @@ fn command() -> clap::Command {
         .disable_help_subcommand(true)
         .args(experiment_options())
         .arg(init_from_option())
-        .arg(overwrite_option())
+        .arg(overwrite_option().conflicts_with(RESUME))
+        .arg(allow_changes_option())
         .args(verbosity_options())
         .subcommand(check)
         .subcommand(bench_command())
@@ -245,12 +252,16 @@ fn set_option() -> Arg {
 /// The flag of a field, if it has one.
 fn field_option(field: &'static Field) -> Option<Arg> {
     let flag = field.flag()?;
-    let arg = Arg::new(field.key)
+    let mut arg = Arg::new(field.key)
         .long(flag.trim_start_matches('-').to_owned())
         .value_name(field.name.to_ascii_uppercase())
         .help(format!("{} [{}]", field.doc, field.default_text()).replace('`', ""))
         .help_heading(heading(field.section))
         .action(ArgAction::Append);
+    if field.key == RESUME {
+        // `--resume CONFIG` must not take the file for the value.
+        arg = arg.num_args(0..=1).require_equals(true).default_missing_value("auto");
+    }
     Some(arg)
 }
 
@@ -272,6 +283,13 @@ fn overwrite_option() -> Arg {
         .long("overwrite")
         .action(ArgAction::SetTrue)
         .help("Move a run that is already in the work folder aside, under a dated name")
+}
+
+fn allow_changes_option() -> Arg {
+    Arg::new("allow-changes")
+        .long("allow-changes")
+        .action(ArgAction::SetTrue)
+        .help("Resume although values that decide the numbers have changed")
 }
 
 fn verbosity_options() -> [Arg; 2] {

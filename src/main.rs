@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         }
     };
     match commands::run(command, &arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             let (error, reporter) = *failure;
             reporter.error(&error);

@@ -7,7 +7,9 @@ use super::value::{Dtype, TensorData, Value};
 use crate::error::{Error, Kind, Problem, Result};
 
 /// The version of the keys beside the four that PyTorch users know. Raised when an older reader would misread them.
-pub const FORMAT_VERSION: i64 = 1;
+///
+/// 2: `position`, `best_epoch`, `dataset` and what else a run resumes from inside an epoch. 1: between epochs only.
+pub const FORMAT_VERSION: i64 = 2;
 
 const MODEL: &str = "model_state";
 const KNOWN: [&str; 5] = ["epoch", MODEL, "optimizer_state", "val_loss", "format_version"];
@@ -262,7 +264,7 @@ mod tests {
         let Value::Dict(mut items) = newer else { unreachable!() };
         items.last_mut().unwrap().1 = Value::Int(FORMAT_VERSION + 1);
         let error = Checkpoint::from_value(path(), Value::Dict(items)).unwrap_err();
-        assert!(error.to_string().contains("has checkpoint format 2; this slt-run knows up to 1"), "{error}");
+        assert!(error.to_string().contains("has checkpoint format 3; this slt-run knows up to 2"), "{error}");
     }
 
     #[test]

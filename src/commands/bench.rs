@@ -109,7 +109,7 @@ fn one_step(c: &Experiment, trainer: &mut Trainer, step: u64) -> Result<Seconds>
     }
     let begun = Instant::now();
     let parameters = trainer.network.parameters();
-    trainer.optimizer.step(parameters, &result.gradients, c.optimization.lr)?;
+    trainer.optimizer.step(parameters, &result.gradients, c.optimization.lr, 1.0)?;
     Ok(Seconds {
         data: data.as_secs_f64(),
         forward: result.forward.as_secs_f64(),

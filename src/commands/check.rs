@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::text::{about, amount, bytes, count, table};
 use super::train::{look_into_files, open_dataset};
 use super::{origins, print, resolve};
-use crate::config::{Experiment, Layers, Resolved};
+use crate::config::{Experiment, Layers, Resolved, Resume};
 use crate::data::{Dataset, Loader, Phase, Request, Summary};
 use crate::error::{Kind, Problem};
 use crate::nn::{Pass, device, threads};
@@ -156,7 +156,7 @@ fn one_step(c: &Experiment, dataset: &Arc<Dataset>, network: &Network) -> Result
         let problem = Problem::new(format!("the loss of one training step is {}", step.loss));
         return Err(Error::new(Kind::Numbers, problem.hint("look at the poses and the initial weights")));
     }
-    let each = training.as_secs_f64() / batch.clips as f64;
+    let each = training.as_secs_f64() / batch.clips.len() as f64;
     let epoch = Duration::try_from_secs_f64(each * dataset.train.len() as f64).unwrap_or(Duration::MAX);
     let run = Duration::try_from_secs_f64(epoch.as_secs_f64() * c.optimization.epochs as f64);
     Ok(format!(
@@ -179,9 +179,9 @@ fn check_work_dir(c: &Experiment, reporter: &Reporter) -> Result<()> {
         return Err(Error::config(format!("run.work_dir {} is a file, not a folder", folder.display()))
             .hint("choose another run.work_dir"));
     }
-    if folder.join("config.toml").exists() {
+    if folder.join("config.toml").exists() && c.run.resume == Resume::Never {
         reporter.warn(&format!(
-            "run.work_dir {} holds a run already: choose another one, or give --overwrite, which moves it aside",
+            "run.work_dir {} holds a run already: choose another one, go on with this one (--resume), or give --overwrite, which moves it aside",
             folder.display()
         ));
     }

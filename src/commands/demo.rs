@@ -9,8 +9,9 @@ use crate::Result;
 use crate::cli::DemoArgs;
 use crate::demo::{Options, draw};
 use crate::observe::reporter::Reporter;
+use crate::train::trainer::Ended;
 
-pub fn demo(mut args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> Result<()> {
+pub fn demo(mut args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> Result<Ended> {
     let default = Options::default();
     let options = Options {
         clips: args.clips.unwrap_or(default.clips),
@@ -28,12 +29,16 @@ pub fn demo(mut args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> 
         drawn.experiment.display(),
     ));
     if args.data_only {
-        return Ok(());
+        return Ok(Ended::Finished);
     }
     args.layers.files = vec![drawn.experiment.clone()];
     let resolved = resolve(args.layers, reporter)?;
     let (experiment_file, overwrite) = (Some(drawn.experiment), args.overwrite);
-    train::run(&resolved, train::Call { experiment_file, init_from: None, overwrite, arguments }, reporter)?;
+    let call = train::Call { experiment_file, init_from: None, overwrite, allow_changes: false, arguments };
+    let ended = train::run(&resolved, call, reporter)?;
+    if ended != Ended::Finished {
+        return Ok(ended);
+    }
     if let Some(accuracy) = last_accuracy(&resolved.experiment.run.work_dir.join("metrics.jsonl")) {
         let right = (accuracy * drawn.val as f64).round();
         let percent = 100.0 * accuracy;
@@ -42,7 +47,7 @@ pub fn demo(mut args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> 
             drawn.val
         ));
     }
-    Ok(())
+    Ok(ended)
 }
 
 /// The validation accuracy of a run's last epoch; `None` where its metrics could not be written.

@@ -14,13 +14,14 @@ use std::io::Write;
 use crate::cli::Command;
 use crate::config::{self, Layers, Resolved};
 use crate::observe::reporter::Reporter;
+use crate::train::trainer::Ended;
 use crate::{Error, Result};
 
-/// Runs `command`; `arguments` is the command line as it was given, for `run.json`.
+/// Runs `command`; `arguments` is the command line as it was given, for `run.json`. Gives the process's exit code.
 ///
 /// # Errors
 /// Everything that can go wrong, for `main` to print and to turn into the exit code.
-pub fn run(command: Command, arguments: &[OsString]) -> Result<(), Box<(Error, Reporter)>> {
+pub fn run(command: Command, arguments: &[OsString]) -> Result<u8, Box<(Error, Reporter)>> {
     let verbosity = match &command {
         Command::Train(args) => args.verbosity,
         Command::Check(args) | Command::Config(args) => args.verbosity,
@@ -30,12 +31,16 @@ pub fn run(command: Command, arguments: &[OsString]) -> Result<(), Box<(Error, R
     let reporter = Reporter::new(verbosity);
     let result = match command {
         Command::Train(args) => train::train(args, arguments, &reporter),
-        Command::Check(args) => check::check(args.layers, &reporter),
-        Command::Config(args) => show::show(args.layers, &reporter),
-        Command::Bench(args) => bench::bench(args, &reporter),
+        Command::Check(args) => check::check(args.layers, &reporter).map(|()| Ended::Finished),
+        Command::Config(args) => show::show(args.layers, &reporter).map(|()| Ended::Finished),
+        Command::Bench(args) => bench::bench(args, &reporter).map(|()| Ended::Finished),
         Command::Demo(args) => demo::demo(args, arguments, &reporter),
     };
-    result.map_err(|error| Box::new((error, reporter)))
+    match result {
+        Ok(Ended::Finished) => Ok(0),
+        Ok(Ended::Stopped(signal)) => Ok(signal.exit_code()),
+        Err(error) => Err(Box::new((error, reporter))),
+    }
 }
 
 /// Resolves an experiment under this process's environment, and passes its warnings on.

@@ -8,22 +8,26 @@ use std::time::{Instant, SystemTime};
 use super::text::{about, amount, count};
 use super::{origins, resolve};
 use crate::cli::TrainArgs;
-use crate::config::{Experiment, Resolved};
+use crate::config::{Change, Experiment, FIELDS, Resolved, Resume};
 use crate::data::Dataset;
 use crate::error::{Kind, Problem};
 use crate::nn::{device, threads};
-use crate::observe::Observer;
 use crate::observe::reporter::Reporter;
-use crate::observe::run_folder::{RunFolder, RunInfo};
+use crate::observe::run_folder::{Resumed, RunFolder, RunInfo};
+use crate::observe::{self, Observer};
 use crate::train::feed::default_workers;
-use crate::train::{Feed, Trainer, state};
+use crate::train::resume::{Changes, Saved};
+use crate::train::stop::{Signal, Stop};
+use crate::train::trainer::{Ended, Surroundings};
+use crate::train::{Feed, Progress, Trainer, state};
 use crate::{Error, Result};
 
-pub fn train(args: TrainArgs, arguments: &[OsString], reporter: &Reporter) -> Result<()> {
+pub fn train(args: TrainArgs, arguments: &[OsString], reporter: &Reporter) -> Result<Ended> {
     let experiment_file = args.layers.files.last().cloned();
     let resolved = resolve(args.layers, reporter)?;
-    let (init_from, overwrite) = (args.init_from.as_deref(), args.overwrite);
-    run(&resolved, Call { experiment_file, init_from, overwrite, arguments }, reporter)
+    let (init_from, overwrite, allow_changes) =
+        (args.init_from.as_deref(), args.overwrite, args.allow_changes);
+    run(&resolved, Call { experiment_file, init_from, overwrite, allow_changes, arguments }, reporter)
 }
 
 /// What a run is told beside the experiment itself.
@@ -34,66 +38,195 @@ pub struct Call<'a> {
     pub init_from: Option<&'a Path>,
     /// Whether to move a run that is in the way aside.
     pub overwrite: bool,
+    /// Whether to go on although the experiment has changed.
+    pub allow_changes: bool,
     /// The command line.
     pub arguments: &'a [OsString],
 }
 
 /// Trains a resolved experiment. Nothing is written before all that it needs is known to be sound.
-pub fn run(resolved: &Resolved, call: Call, reporter: &Reporter) -> Result<()> {
-    run_from_start(resolved, call, reporter).map_err(|error| origins::in_error(error, resolved))
+pub fn run(resolved: &Resolved, call: Call, reporter: &Reporter) -> Result<Ended> {
+    run_from_start(resolved, &call, reporter).map_err(|error| origins::in_error(error, resolved))
 }
 
-fn run_from_start(resolved: &Resolved, call: Call, reporter: &Reporter) -> Result<()> {
+fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Result<Ended> {
     let (started, begun) = (SystemTime::now(), Instant::now());
     let c = &resolved.experiment;
     resolved.to_toml_with_origins().lines().for_each(|line| reporter.verbose(line));
+    let mut earlier = Earlier::find(resolved, call)?;
     let device = device::select(&c.run, |warning| reporter.warn(warning))?;
     let threads = threads::start(threads::available(c.run.threads));
     let dataset = open_dataset(resolved, reporter)?;
+    let fingerprint = dataset.fingerprint();
+    earlier.refuse_other_data(&fingerprint, resolved, call)?;
     // A look into each clip's files costs a hundredth of an epoch, and may save one.
     Error::all(Kind::Data, look_into_files(&dataset, c, reporter))?;
-    let mut trainer = Trainer::new(c, &device)?;
-    if let Some(path) = call.init_from {
-        state::init_from(path, trainer.network.parameters())?;
-    }
+    let mut trainer = Trainer::new(c, &device)?.on_dataset(fingerprint);
+    let steps = dataset.train.len().div_ceil(c.data.batch_size);
+    let (folder, resumed): (_, Option<Vec<Change>>) = match earlier {
+        Earlier::Run { folder, saved: Some(saved), changes } => {
+            saved.restore(&mut trainer, steps, &changes)?;
+            state::repair_best(&trainer, &folder)?;
+            (folder, Some(changes.others.into_iter().chain(changes.harmless).collect()))
+        }
+        earlier => {
+            if let Some(path) = call.init_from {
+                state::init_from(path, trainer.network.parameters())?;
+            }
+            match earlier {
+                Earlier::Run { folder, .. } => (folder, Some(Vec::new())),
+                Earlier::None => (claim(c, call, started, reporter)?, None),
+            }
+        }
+    };
 
-    let (folder, aside) = RunFolder::claim(&c.run.work_dir, call.overwrite, started)?;
-    if let Some(aside) = aside {
-        reporter.info(&format!(
-            "the run that was in {} is now in {}",
-            folder.path().display(),
-            aside.display()
-        ));
+    let place_changes = folder.place_changes(c);
+    let tensorboard = c.data.tensorboard.as_deref();
+    if resumed.is_some() {
+        let (epoch, step) = (trainer.progress.epoch, trainer.progress.step);
+        observe::rewind(reporter, &folder.metrics(), &folder.event_files(), epoch, step);
     }
     folder.write_config(&resolved.to_toml(), &resolved.to_json())?;
+    let mut observer = Observer::open(reporter, &folder.metrics(), tensorboard);
     folder.write_run_json(&RunInfo {
         command_line: call.arguments.iter().map(|text| text.to_string_lossy().into_owned()).collect(),
         started,
         device: device::describe(&device),
         threads,
-        experiment: call.experiment_file,
+        experiment: call.experiment_file.clone(),
+        event_file: observer.event_file().map(Path::to_owned),
+        resumed: resumed.map(|changes| Resumed {
+            epoch: trainer.progress.epoch,
+            step: trainer.progress.step,
+            changes: changes.into_iter().chain(place_changes).collect(),
+        }),
     })?;
     reporter.info(&summary(c, &dataset, &trainer, &device::describe(&device), threads));
+    if trainer.progress.epoch >= c.optimization.epochs {
+        let all = count(c.optimization.epochs, "epoch");
+        reporter.info(&format!("all {all} are done already: there is nothing to go on with"));
+        return Ok(Ended::Finished);
+    }
+    if trainer.progress != Progress::default() {
+        reporter.info(&where_it_stands(&trainer, steps, &folder));
+    }
 
-    let mut feed = Feed::new(&dataset, &c.data, c.run.seed, 0..c.optimization.epochs, &device);
-    let mut observer = Observer::open(reporter, &folder.metrics(), c.data.tensorboard.as_deref());
-    let trained = trainer.run(&mut feed, &mut observer, &folder);
+    let progress = &trainer.progress;
+    let epochs = progress.epoch..c.optimization.epochs.max(progress.epoch);
+    let mut feed = Feed::new(&dataset, &c.data, c.run.seed, epochs, progress.partial.batches, &device);
+    let stop = Stop::on_signals()?;
+    let trained = trainer.run(&mut Surroundings {
+        feed: &mut feed,
+        observer: &mut observer,
+        folder: &folder,
+        stop: &stop,
+    });
     if trained.as_ref().is_err_and(|error| error.kind == Kind::Data) && !folder.last().exists() {
         observer.discard();
         folder.abandon();
     }
-    trained?;
-    let best = match trainer.progress.best_val_loss {
-        loss if loss.is_finite() => format!("the lowest validation loss is {loss:.4}"),
-        _ => "no validation loss was a finite number, so there is no best.pt".to_owned(),
+    let ended = trained.map_err(|error| with_checkpoint(error, &folder))?;
+    match ended {
+        Ended::Stopped(signal) => reporter.warn(&stopped(signal, &trainer, &folder)),
+        Ended::Finished => {
+            reporter.info(&format!(
+                "trained {} in {}: the lowest validation loss is {:.4}; the run is in {}",
+                count(c.optimization.epochs, "epoch"),
+                about(begun.elapsed()),
+                trainer.progress.best_val_loss,
+                folder.path().display(),
+            ));
+        }
+    }
+    Ok(ended)
+}
+
+/// What is in the work folder already.
+enum Earlier {
+    /// Nothing that a run should go on from.
+    None,
+    /// A run to go on with; without a checkpoint, from its start.
+    Run { folder: RunFolder, saved: Option<Box<Saved>>, changes: Changes },
+}
+
+impl Earlier {
+    /// Looks for a run to go on with, where the experiment asks for it, and refuses another experiment's.
+    fn find(resolved: &Resolved, call: &Call) -> Result<Self> {
+        let c = &resolved.experiment;
+        if c.run.resume == Resume::Never || call.overwrite || !RunFolder::holds_run(&c.run.work_dir)? {
+            return Ok(Self::None);
+        }
+        let folder = RunFolder::reopen(&c.run.work_dir)?;
+        if !folder.last().exists() {
+            return Ok(Self::Run { folder, saved: None, changes: Changes::default() });
+        }
+        let saved = Saved::load(&folder.last())?;
+        let changes = saved.changes(c)?;
+        let earlier = Self::Run { folder, saved: Some(Box::new(saved)), changes };
+        earlier.refuse(resolved, call)?;
+        Ok(earlier)
+    }
+
+    fn refuse(&self, resolved: &Resolved, call: &Call) -> Result<()> {
+        match self {
+            Self::Run { folder, changes, .. } if !call.allow_changes => {
+                let origin = |key: &str| {
+                    FIELDS.iter().any(|field| field.key == key).then(|| resolved.origin(key).to_owned())
+                };
+                changes.refuse(&folder.last(), origin)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses data that are not the run's.
+    fn refuse_other_data(&mut self, fingerprint: &str, resolved: &Resolved, call: &Call) -> Result<()> {
+        if let Self::Run { saved: Some(saved), changes, .. } = self {
+            changes.others.extend(saved.dataset_change(fingerprint));
+        }
+        self.refuse(resolved, call)
+    }
+}
+
+/// A folder for a run that starts.
+fn claim(c: &Experiment, call: &Call, started: SystemTime, reporter: &Reporter) -> Result<RunFolder> {
+    let (folder, aside) = RunFolder::claim(&c.run.work_dir, call.overwrite, started)?;
+    if let Some(aside) = aside {
+        let (now, aside) = (folder.path().display(), aside.display());
+        reporter.info(&format!("the run that was in {now} is now in {aside}"));
+    }
+    Ok(folder)
+}
+
+fn where_it_stands(trainer: &Trainer, steps: usize, folder: &RunFolder) -> String {
+    let (progress, last) = (&trainer.progress, folder.last());
+    let within = match progress.partial.batches {
+        0 => String::new(),
+        batches => format!(" and {batches} of {steps} batches of the next"),
     };
-    reporter.info(&format!(
-        "trained {} in {}: {best}; the run is in {}",
-        count(c.optimization.epochs, "epoch"),
-        about(begun.elapsed()),
-        folder.path().display(),
-    ));
-    Ok(())
+    format!("going on from {}, after {}{within}", last.display(), count(progress.epoch, "epoch"))
+}
+
+fn stopped(signal: Signal, trainer: &Trainer, folder: &RunFolder) -> String {
+    let (name, progress) = (signal.name(), &trainer.progress);
+    if !folder.last().exists() {
+        return format!("stopped by {name} before the first step: there is nothing to save");
+    }
+    format!(
+        "stopped by {name} after step {} (epoch {}): saved in {}; the same command with --resume goes on from there",
+        progress.step,
+        progress.epoch + usize::from(progress.partial.batches > 0),
+        folder.last().display()
+    )
+}
+
+/// Says where the last good checkpoint is, below an error that ends a run.
+fn with_checkpoint(error: Error, folder: &RunFolder) -> Error {
+    if folder.last().exists() {
+        error.cause(format!("the last checkpoint is {}; --resume goes on from it", folder.last().display()))
+    } else {
+        error
+    }
 }
 
 /// Opens the dataset and passes its warnings on.

@@ -64,6 +64,8 @@ pub enum Kind {
     AutoOrCount,
     /// `auto` or a size in memory, such as `8GiB`.
     AutoOrBytes,
+    /// `epoch`, a number of steps or a time, such as `30 minutes`.
+    Interval,
 }
 
 /// Which values of a field can work, looking at the field alone. Numbers must be finite under every rule.
@@ -144,6 +146,22 @@ impl Field {
         (!self.section.contains('.')).then(|| format!("--{}", self.name.replace('_', "-")))
     }
 
+    /// Whether the numbers of a run depend on it; the others say where it runs, how it loads and when it saves.
+    #[must_use]
+    pub fn decides_numbers(&self) -> bool {
+        const NO_NUMBER: [&str; 8] = [
+            "data.num_workers",
+            "data.tensorboard",
+            "data.on_bad_clip",
+            "run.work_dir",
+            "run.threads",
+            "run.memory_budget",
+            "run.resume",
+            "run.checkpoint_every",
+        ];
+        !NO_NUMBER.contains(&self.key)
+    }
+
     /// What a person writes for it, with the rule that it must keep: `whole number, at least 1`.
     #[must_use]
     pub fn type_name(&self) -> String {
@@ -155,6 +173,7 @@ impl Field {
             Kind::Device => "`cpu`, `cuda`, `cuda:N`".to_owned(),
             Kind::AutoOrCount => "`auto` or a whole number, at least 1".to_owned(),
             Kind::AutoOrBytes => "`auto` or a size such as `8GiB`".to_owned(),
+            Kind::Interval => "`epoch`, steps such as `500` or a time such as `30 minutes`".to_owned(),
         };
         match self.rule.text() {
             Some(rule) => format!("{kind}, {rule}"),

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::auto::{Chunk, MemoryBudget};
 use super::define::{Field, FieldType, Kind, Preset, Rule, Section, choices, sections};
+use super::interval::CheckpointEvery;
 
 /// A whole experiment, resolved and checked: nothing after this handles an impossible value.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -47,6 +48,8 @@ sections! {
         num_workers: Option<usize> = unset ("the cores at hand, at most 8") => Rule::AtMost(1024),
         /// Folder for TensorBoard's event files.
         tensorboard: Option<PathBuf> = unset ("off"),
+        /// What to do with a clip of which a file vanishes or breaks during training.
+        on_bad_clip: OnBadClip = error,
     }
 
     /// The network, but for the backbones.
@@ -120,6 +123,13 @@ sections! {
         /// Frames of a stream that go through its backbone at a time on the CPU. Fewer take less memory and a second
         /// forward pass; `auto` is all of them where the memory budget allows.
         frames_per_chunk: Chunk = auto,
+        /// Batches of which the gradients make one step, as one batch of that many times the clips would.
+        accumulate: usize = 1 => Rule::Positive,
+        /// Largest norm of all gradients together, as `torch.nn.utils.clip_grad_norm_` cuts it.
+        grad_clip: Option<f64> = unset ("off") => Rule::AboveZero,
+        /// Steps in a row that may be left out because their loss or gradient is not a finite number; one more stops
+        /// the run.
+        skip_nonfinite_steps: usize = 0,
     }
 
     /// Where and on what the experiment runs.
@@ -137,6 +147,10 @@ sections! {
         /// Memory that `frames_per_chunk = "auto"` plans for; `auto` is three quarters of what the machine and its
         /// limits leave.
         memory_budget: MemoryBudget = auto,
+        /// Whether to go on from the work folder's `last.pt`; the flag alone means `auto`.
+        resume: Resume = never,
+        /// How often `last.pt` is written beside the end of each epoch.
+        checkpoint_every: CheckpointEvery = epoch,
     }
 }
 
@@ -161,6 +175,26 @@ choices! {
         StepLr = "steplr",
         /// `CosineAnnealingLR` with `T_max` = `scheduler_tmax` and a lowest rate of 0.
         Cosine = "cosine",
+    }
+}
+
+choices! {
+    /// What to do with a clip of which a file vanishes or breaks during training.
+    OnBadClip {
+        /// Save, and stop with the file's name.
+        Error = "error",
+        /// Go on without the clip, as long as such clips are few.
+        Skip = "skip",
+    }
+}
+
+choices! {
+    /// Whether a run goes on from the checkpoint in its folder.
+    Resume {
+        /// It starts anew, and never over another run.
+        Never = "never",
+        /// Where the folder holds a run it goes on from there; elsewhere it starts.
+        Auto = "auto",
     }
 }
 

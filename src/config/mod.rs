@@ -5,11 +5,13 @@
 //! A new field is a new line in `fields`; a new kind of value is a variant of [`Kind`] and an arm in `value`.
 
 mod auto;
+mod changes;
 mod check;
 mod define;
 mod environment;
 mod fields;
 mod file;
+mod interval;
 mod merge;
 mod reference;
 mod snapshot;
@@ -23,11 +25,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use auto::{Chunk, MemoryBudget};
+pub use changes::{Change, changes};
 pub use define::{Field, FieldType, Kind, Preset, Rule, Section};
 pub use fields::{
-    Backbone, Data, Device, Experiment, FIELDS, Model, Optimization, OptimizerKind, Precision, Run, SECTIONS,
-    SchedulerKind,
+    Backbone, Data, Device, Experiment, FIELDS, Model, OnBadClip, Optimization, OptimizerKind, Precision,
+    Resume, Run, SECTIONS, SchedulerKind,
 };
+pub use interval::CheckpointEvery;
 pub use reference::reference_table;
 
 use crate::error::{Error, Kind as ErrorKind, Result};

@@ -21,10 +21,8 @@ impl Experiment {
     /// the same experiment gives the same file, to the byte, in any folder and with any number of workers.
     #[must_use]
     pub fn to_checkpoint_toml(&self) -> String {
-        const LEFT_OUT: [&str; 5] =
-            ["data.num_workers", "data.tensorboard", "run.work_dir", "run.threads", "run.memory_budget"];
         let json = self.to_json();
-        render(|field| (!LEFT_OUT.contains(&field.key)).then(|| (value(field, &json), None)))
+        render(|field| field.decides_numbers().then(|| (value(field, &json), None)))
     }
 
     /// The experiment as the Python script reads it: a dictionary a section, `model.backbone` in `model`.
@@ -68,7 +66,7 @@ impl Resolved {
 }
 
 /// How an unset field is written, so that it stays unset on top of other files too.
-const UNSET: &str = "\"\"";
+pub(super) const UNSET: &str = "\"\"";
 
 /// What an unset field means.
 fn unset(field: &Field) -> Option<&'static str> {
@@ -100,7 +98,7 @@ fn render(line: impl Fn(&Field) -> Option<(String, Option<String>)>) -> String {
 }
 
 /// A field's value in TOML, looked up in the experiment's JSON form.
-fn value(field: &Field, experiment: &Json) -> String {
+pub(super) fn value(field: &Field, experiment: &Json) -> String {
     let json = field.key.split('.').try_fold(experiment, |json, name| json.get(name)).unwrap_or(&Json::Null);
     match (json, field.kind) {
         // Debug writes the shortest digits that read back as the same f64, and always marks it as a float.
@@ -112,7 +110,7 @@ fn value(field: &Field, experiment: &Json) -> String {
 }
 
 /// A TOML string on one line.
-fn string(text: &str) -> String {
+pub(super) fn string(text: &str) -> String {
     if text.contains(char::is_control) {
         let escaped: String = text
             .chars()

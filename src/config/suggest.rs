@@ -108,7 +108,11 @@ mod tests {
             ("lr", "did you mean optimization.lr?"),
             ("model.depth", "did you mean model.backbone.depth?"),
             ("model.backbone.dephts", "did you mean model.backbone.depth?"),
-            ("run.what", "[run] has work_dir, device, precision, seed, threads, memory_budget"),
+            (
+                "run.what",
+                "[run] has work_dir, device, precision, seed, threads, memory_budget, resume, \
+             checkpoint_every",
+            ),
             ("zzzzzzz", "the sections are [data], [model], [model.backbone], [optimization], [run]"),
         ] {
             assert_eq!(for_key(key), hint, "{key}");

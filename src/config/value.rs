@@ -6,6 +6,7 @@ use toml_edit::{Item, Value as Toml};
 use super::auto::{Chunk, MemoryBudget};
 use super::define::{Field, Kind, Preset};
 use super::fields::Device;
+use super::interval::CheckpointEvery;
 use super::suggest::nearest;
 
 /// Why a value was refused: what follows the field's key in the message, and the cure.
@@ -44,7 +45,7 @@ pub(super) fn from_text(field: &Field, text: &str) -> Result<Value, Mismatch> {
         },
         Kind::Choice(names) => choice(field, names, word),
         Kind::Device => device(field, word),
-        Kind::AutoOrCount | Kind::AutoOrBytes => auto(field, word),
+        Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval => own_type(field, word),
     }
 }
 
@@ -63,7 +64,7 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
                 Kind::Path => path(text),
                 Kind::Choice(names) => choice(field, names, text.trim()),
                 Kind::Device => device(field, text.trim()),
-                Kind::AutoOrCount | Kind::AutoOrBytes => auto(field, text.trim()),
+                Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval => own_type(field, text.trim()),
                 Kind::Whole | Kind::Number => {
                     let hint = match from_text(field, text) {
                         Ok(_) => format!("write it without quotes: {} = {}", field.name, text.trim()),
@@ -76,8 +77,8 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
         (Toml::Integer(number), Kind::Whole) => {
             whole(field, i128::from(*number.value()), &number.value().to_string())
         }
-        (Toml::Integer(number), Kind::AutoOrCount | Kind::AutoOrBytes) => {
-            auto(field, &number.value().to_string())
+        (Toml::Integer(number), Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval) => {
+            own_type(field, &number.value().to_string())
         }
         (Toml::Integer(number), Kind::Number) => Ok(Value::from(*number.value() as f64)),
         (Toml::Float(number), Kind::Number) => Ok(Value::from(*number.value())),
@@ -157,9 +158,11 @@ fn device(field: &Field, word: &str) -> Result<Value, Mismatch> {
     Err(unknown(field, word, near, "cpu, cuda and cuda:N, where N is a device's number"))
 }
 
-fn auto(field: &Field, word: &str) -> Result<Value, Mismatch> {
+/// A value of a type that reads and writes itself.
+fn own_type(field: &Field, word: &str) -> Result<Value, Mismatch> {
     let canonical = match field.kind {
         Kind::AutoOrCount => Chunk::from_text(word).map(|chunk| chunk.to_string()),
+        Kind::Interval => CheckpointEvery::from_text(word).map(|every| every.to_string()),
         _ => MemoryBudget::from_text(word).map(|budget| budget.to_string()),
     };
     match canonical {
@@ -186,6 +189,7 @@ pub(super) fn expected(field: &Field) -> String {
         Kind::Device => "cpu, cuda or cuda:N".into(),
         Kind::AutoOrCount => "auto or a whole number of at least 1".into(),
         Kind::AutoOrBytes => "auto or a size in memory, such as 8GiB".into(),
+        Kind::Interval => "epoch, a number of steps or a time such as 30 minutes".into(),
     }
 }
 

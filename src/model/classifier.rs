@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::decoder::Decoder;
-use super::encoder::Encoder;
+use super::encoder::{BACKBONES, Encoder};
+use super::trace::{Activation, Activations, Trace, unseen};
 use super::vit::VisionTransformer;
 use crate::config;
 use crate::nn::{Builder, Images, Parameters, Pass};
@@ -20,6 +21,11 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// The pass of the images of clips that `pass` is for: its rows are images where those are clips.
+    pub fn images_pass(&self, pass: &Pass) -> Result<Pass> {
+        Ok(Pass { first_row: pass.first_row * self.pad_mask.dim(1)?, ..*pass })
+    }
+
     /// What attention adds to the scores of each key: 0, or minus infinity at padding. (B, 1, 1, T)
     pub fn key_bias(&self) -> Result<Tensor> {
         let (batch, frames) = self.pad_mask.dims2()?;
@@ -55,11 +61,32 @@ impl Classifier {
     }
 
     /// A batch to logits (B, V), as one graph of operations.
+    /// `pass.first_row` counts clips.
     pub fn forward(&self, inputs: &Inputs, pass: &Pass) -> Result<Tensor> {
+        let images_pass = inputs.images_pass(pass)?;
         let backbones = self.backbones().iter().zip(&inputs.images);
         let features: Result<Vec<Tensor>> =
-            backbones.map(|(net, images)| net.forward(images, pass)).collect();
+            backbones.map(|(net, images)| net.forward(images, &images_pass)).collect();
         self.head(&features?, inputs, pass)
+    }
+
+    /// How large the modules' outputs are for a batch, without dropout, in the order of the forward pass. The images
+    /// go through a few at a time.
+    pub fn activations(&self, inputs: &Inputs) -> Result<Vec<Activation>> {
+        const AT_A_TIME: usize = 16;
+        let mut seen = Activations::default();
+        let mut features = Vec::new();
+        for ((net, name), images) in self.backbones().iter().zip(BACKBONES).zip(&inputs.images) {
+            let mut trace = |part: &str, x: &Tensor| seen.see(&format!("encoder.{name}.{part}"), x);
+            let mut parts = Vec::new();
+            for start in (0..images.count()?).step_by(AT_A_TIME) {
+                let some = images.narrow(start, AT_A_TIME.min(images.count()? - start))?;
+                parts.push(net.forward_traced(&some, &Pass::EVALUATION, &mut trace)?);
+            }
+            features.push(Tensor::cat(&parts, 0)?);
+        }
+        self.head_traced(&features, inputs, &Pass::EVALUATION, &mut |name, x| seen.see(name, x))?;
+        Ok(seen.into_inner())
     }
 
     /// The backbones of face, left hand and right hand: the first of the parameters, in this order.
@@ -70,8 +97,15 @@ impl Classifier {
 
     /// All that follows the backbones: their features (N, D) each, to logits (B, V).
     pub fn head(&self, features: &[Tensor], inputs: &Inputs, pass: &Pass) -> Result<Tensor> {
-        let encoded = self.encoder.forward(features, inputs, pass)?;
-        self.decoder.forward(&encoded, &inputs.pad_mask.to_dtype(DType::F32)?)
+        self.head_traced(features, inputs, pass, &mut unseen)
+    }
+
+    fn head_traced(&self, features: &[Tensor], inputs: &Inputs, pass: &Pass, trace: Trace) -> Result<Tensor> {
+        let mut part = |name: &str, x: &Tensor| trace(&format!("encoder.{name}"), x);
+        let encoded = self.encoder.forward(features, inputs, pass, &mut part)?;
+        let logits = self.decoder.forward(&encoded, &inputs.pad_mask.to_dtype(DType::F32)?)?;
+        trace("decoder.lm_head", &logits)?;
+        Ok(logits)
     }
 
     /// The parameters, in PyTorch's order.

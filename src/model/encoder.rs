@@ -6,9 +6,15 @@ use super::classifier::Inputs;
 use super::fusion::Fusion;
 use super::projector::Projector;
 use super::temporal::{Positional, Temporal};
+use super::trace::Trace;
 use super::vit::VisionTransformer;
 use crate::config;
 use crate::nn::{Builder, Pass};
+
+/// The backbones' names: face, left hand, right hand.
+pub(super) const BACKBONES: [&str; 3] = ["face_backbone", "hand_backbone_left", "hand_backbone_right"];
+/// Their projectors' names.
+const PROJECTORS: [&str; 3] = ["face_projector", "hand_left_projector", "hand_right_projector"];
 
 /// Face, left hand, right hand and pose to one vector a frame.
 pub struct Encoder {
@@ -24,17 +30,16 @@ impl Encoder {
     /// Three separate backbones and all that follows them.
     pub fn new(b: &Builder, c: &config::Model) -> Result<Self> {
         let backbone = |name| VisionTransformer::new(&b.pp(name), &c.backbone, c.image_size);
-        let backbones =
-            [backbone("face_backbone")?, backbone("hand_backbone_left")?, backbone("hand_backbone_right")?];
+        let backbones = [backbone(BACKBONES[0])?, backbone(BACKBONES[1])?, backbone(BACKBONES[2])?];
         let projector =
             |name, inputs| Projector::new(&b.pp(name), inputs, c.projector_dim, c.projector_dropout);
         let width = c.backbone.embed_dim;
         Ok(Self {
             backbones,
             projectors: [
-                projector("face_projector", width)?,
-                projector("hand_left_projector", width)?,
-                projector("hand_right_projector", width)?,
+                projector(PROJECTORS[0], width)?,
+                projector(PROJECTORS[1], width)?,
+                projector(PROJECTORS[2], width)?,
             ],
             pose_projector: projector("pose_projector", 3 * c.pose_landmarks)?,
             fusion: Fusion::new(&b.pp("fusion"), 4 * c.projector_dim, c.d_model, c.fusion_dropout)?,
@@ -49,15 +54,22 @@ impl Encoder {
         &self.backbones
     }
 
-    /// The backbones' features (N, D) each, and the batch's poses, to (B, T, D).
-    pub fn forward(&self, features: &[Tensor], inputs: &Inputs, pass: &Pass) -> Result<Tensor> {
+    /// The backbones' features (N, D) each, and the batch's poses, to (B, T, D). `trace` sees what each part gives.
+    pub fn forward(&self, features: &[Tensor], inputs: &Inputs, pass: &Pass, trace: Trace) -> Result<Tensor> {
         let (batch, frames) = inputs.pad_mask.dims2()?;
         let mut streams = Vec::with_capacity(4);
-        for (projector, x) in self.projectors.iter().zip(features) {
-            streams.push(projector.forward(&x.reshape((batch, frames, ()))?, pass)?);
+        for ((projector, name), x) in self.projectors.iter().zip(PROJECTORS).zip(features) {
+            let projected = projector.forward(&x.reshape((batch, frames, ()))?, pass)?;
+            trace(name, &projected)?;
+            streams.push(projected);
         }
-        streams.push(self.pose_projector.forward(&inputs.pose, pass)?);
-        let fused = self.positional.forward(&self.fusion.forward(&streams, pass)?)?;
-        self.temporal.forward(&fused, &inputs.key_bias()?, pass)
+        let pose = self.pose_projector.forward(&inputs.pose, pass)?;
+        trace("pose_projector", &pose)?;
+        streams.push(pose);
+        let fused = self.fusion.forward(&streams, pass)?;
+        trace("fusion", &fused)?;
+        let placed = self.positional.forward(&fused)?;
+        let mut trace = |name: &str, output: &Tensor| trace(&format!("temporal.{name}"), output);
+        self.temporal.forward(&placed, &inputs.key_bias()?, pass, &mut trace)
     }
 }

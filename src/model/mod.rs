@@ -8,7 +8,9 @@ mod fused;
 mod fusion;
 mod projector;
 mod temporal;
+mod trace;
 mod vit;
 
 pub use classifier::{Classifier, Inputs};
+pub use trace::Activation;
 pub use vit::VisionTransformer;

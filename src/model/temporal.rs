@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::trace::Trace;
 use crate::config;
 use crate::nn::{Builder, Dropout, Init, LayerNorm, Linear, MultiheadAttention, Pass};
 
@@ -46,8 +47,14 @@ impl Temporal {
     }
 
     /// (B, T, D) to (B, T, D); `key_bias` (B, 1, 1, T) is minus infinity at frames that are padding.
-    pub fn forward(&self, x: &Tensor, key_bias: &Tensor, pass: &Pass) -> Result<Tensor> {
-        self.layers.iter().try_fold(x.clone(), |x, layer| layer.forward(&x, key_bias, pass))
+    /// `trace` sees what each layer gives.
+    pub fn forward(&self, x: &Tensor, key_bias: &Tensor, pass: &Pass, trace: Trace) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, key_bias, pass)?;
+            trace(&format!("encoder.layers.{i}"), &x)?;
+        }
+        Ok(x)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::trace::{Trace, unseen};
 use crate::config;
 use crate::nn::cpu::vit::{BlockDrops, Shape};
 use crate::nn::{
@@ -114,16 +115,25 @@ impl VisionTransformer {
 
     /// N images to (N, D), as a graph of operations on any device.
     pub fn forward(&self, images: &Images, pass: &Pass) -> Result<Tensor> {
+        self.forward_traced(images, pass, &mut unseen)
+    }
+
+    /// As [`Self::forward`]; `trace` sees what each part gives.
+    pub(super) fn forward_traced(&self, images: &Images, pass: &Pass, trace: Trace) -> Result<Tensor> {
         let patches = self.patch_embed.forward(images)?;
+        trace("patch_embed", &patches)?;
         let (n, _, d) = patches.dims3()?;
         let class = self.cls_token.broadcast_as((n, 1, d))?;
         let tokens = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.pos_embed)?;
         let mut x = self.pos_drop.forward(&tokens, pass)?;
-        for block in &self.blocks {
+        for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, pass)?;
+            trace(&format!("blocks.{i}"), &x)?;
         }
         // Only the class token is used, so only it is normalised.
-        self.norm.forward(&x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)
+        let features = self.norm.forward(&x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)?;
+        trace("norm", &features)?;
+        Ok(features)
     }
 }
 

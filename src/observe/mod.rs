@@ -6,7 +6,7 @@ pub mod reporter;
 pub mod run_folder;
 pub mod tensorboard;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use metrics::{EpochMetrics, MetricsLog};
 use reporter::Reporter;
@@ -33,6 +33,12 @@ impl<'a> Observer<'a> {
         Self { reporter, metrics, tensorboard }
     }
 
+    /// The event file of this start, where there is one.
+    #[must_use]
+    pub fn event_file(&self) -> Option<&Path> {
+        self.tensorboard.as_ref().map(TensorBoard::path)
+    }
+
     /// Training begins: `epochs` in all, from `first_epoch`, of `steps` steps.
     pub fn start(&self, epochs: usize, first_epoch: usize, steps: usize) {
         self.reporter.start(epochs, first_epoch, steps);
@@ -44,9 +50,14 @@ impl<'a> Observer<'a> {
     }
 
     /// Step `step` of the epoch, `step_of_run` of all (both from 1), is done.
-    pub fn step(&mut self, step: usize, step_of_run: u64, loss: f64, lr: f64, images: usize) {
+    pub fn step(&mut self, step: usize, step_of_run: u64, loss: f64, grad_norm: f64, lr: f64, images: usize) {
         self.reporter.step(step, loss, lr, images);
-        self.scalars(&[("loss/step", loss)], step_of_run);
+        self.scalars(&[("loss/step", loss), ("grad_norm/step", grad_norm)], step_of_run);
+    }
+
+    /// A step was left out; `why` is a line.
+    pub fn left_out(&self, why: &str) {
+        self.reporter.warn(&format!("{why}: the step is left out"));
     }
 
     /// Validation of `steps` batches begins.
@@ -59,8 +70,13 @@ impl<'a> Observer<'a> {
         self.reporter.validation_step();
     }
 
-    /// An epoch of `epochs` is done; `best` where its validation loss is the lowest so far.
-    pub fn end_epoch(&mut self, m: &EpochMetrics, epochs: usize, best: bool) {
+    /// Everything so far is to outlive a power cut.
+    pub fn flush(&mut self) {
+        self.tensorboard_does(TensorBoard::flush);
+    }
+
+    /// An epoch of `epochs` is done and saved; `best` where its validation loss is the lowest so far.
+    pub fn end_epoch(&self, m: &EpochMetrics, epochs: usize, best: bool) {
         self.reporter.end_epoch(&format!(
             "Epoch {}/{epochs} - train_loss={:.4} - val_loss={:.4} - val_accuracy={:.4} - lr={:.3e} - {:.1} s{}",
             m.epoch,
@@ -71,6 +87,10 @@ impl<'a> Observer<'a> {
             m.seconds,
             if best { " - best" } else { "" },
         ));
+    }
+
+    /// Writes an epoch's line and points.
+    pub fn record_epoch(&mut self, m: &EpochMetrics) {
         if let Some(Err(error)) = self.metrics.as_mut().map(|log| log.add(m)) {
             warn(self.reporter, NO_METRICS, &error);
             self.metrics = None;
@@ -80,6 +100,7 @@ impl<'a> Observer<'a> {
             ("loss/val", m.val_loss),
             ("accuracy/val", m.val_accuracy),
             ("lr", m.lr),
+            ("grad_norm", m.grad_norm),
         ];
         self.scalars(&scalars, m.epoch as u64);
         self.tensorboard_does(TensorBoard::flush);
@@ -109,6 +130,16 @@ impl<'a> Observer<'a> {
             warn(self.reporter, NO_TENSORBOARD, &error);
             self.tensorboard = None;
         }
+    }
+}
+
+/// Takes back what the curves of a run have ahead of the checkpoint that it goes on from, so that they have neither
+/// gaps nor doubles. Whoever cannot be taken back is warned about; training goes on.
+pub fn rewind(reporter: &Reporter, metrics: &Path, event_files: &[PathBuf], epoch: usize, step: u64) {
+    const DOUBLES: &str = "some of its points may be there twice";
+    kept(reporter, DOUBLES, metrics::rewind(metrics, epoch));
+    for file in event_files {
+        kept(reporter, DOUBLES, tensorboard::rewind(file, epoch, step));
     }
 }
 

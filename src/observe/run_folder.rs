@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
+use crate::config::{Change, Experiment, changes};
 use crate::error::{Error, Kind, Result};
 use crate::files::{folder_of, write_atomically};
 use lock::{Owner, Refused, RunLock};
@@ -22,9 +23,12 @@ const LAST: &str = "last.pt";
 const BEST: &str = "best.pt";
 const METRICS: &str = "metrics.jsonl";
 const DIFF: &str = "git.diff";
+const RUN_JSON: &str = "run.json";
+/// The key of `run.json` that lists the TensorBoard files.
+const EVENT_FILES: &str = "event_files";
 
 /// The files that a run leaves; any of them makes a folder a run's.
-const RUN_FILES: [&str; 7] = [LAST, BEST, METRICS, "config.toml", "config.json", "run.json", DIFF];
+const RUN_FILES: [&str; 7] = [LAST, BEST, METRICS, "config.toml", "config.json", RUN_JSON, DIFF];
 
 /// What proves that a folder can be written; it never stays.
 const PROBE: &str = ".slt-run.probe";
@@ -51,6 +55,21 @@ pub struct RunInfo {
     pub threads: usize,
     /// The experiment file, whose folder is asked for its git commit; `None` where there is no file.
     pub experiment: Option<PathBuf>,
+    /// The TensorBoard file of this start.
+    pub event_file: Option<PathBuf>,
+    /// Where it goes on from, unless it is the run's first start.
+    pub resumed: Option<Resumed>,
+}
+
+/// Where a run goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// Epochs that are done.
+    pub epoch: usize,
+    /// Training steps that are done.
+    pub step: u64,
+    /// What is another than before.
+    pub changes: Vec<Change>,
 }
 
 impl RunFolder {
@@ -169,31 +188,78 @@ impl RunFolder {
     }
 
     /// Writes `run.json`: where the run came from; beside it `git.diff` where the experiment file's repository
-    /// has changes since its commit. Git that is absent, slow or not in use there gives `null`.
+    /// has changes since its commit. Git that is absent, slow or not in use there gives `null`. A resumed run adds
+    /// itself to what is there.
     ///
     /// # Errors
     /// Kind `Run` where a file cannot be written.
     pub fn write_run_json(&self, info: &RunInfo) -> Result<()> {
         let state = info.experiment.as_deref().and_then(|file| git::state(folder_of(file)));
-        if let Some(diff) =
-            state.as_ref().and_then(|state| state.diff.as_ref()).filter(|diff| !diff.is_empty())
-        {
-            self.write(DIFF, diff)?;
-        }
         let started =
             jiff::Timestamp::try_from(info.started).map_or(Value::Null, |time| json!(format!("{time:.0}")));
-        self.write_json(
-            "run.json",
-            &json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "command_line": info.command_line,
-                "started": started,
-                "device": info.device,
-                "threads": info.threads,
-                "host": host_name(),
-                "git": state.as_ref().map(git_json),
-            }),
-        )
+        let start = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "command_line": info.command_line,
+            "started": started,
+            "device": info.device,
+            "threads": info.threads,
+            "host": host_name(),
+            "git": state.as_ref().map(git_json),
+        });
+        let mut files = self.event_files();
+        let mut whole = match (&info.resumed, self.run_json()) {
+            (Some(resumed), Some(mut whole)) => {
+                add_resumption(&mut whole, start, resumed);
+                whole
+            }
+            _ => {
+                let diff = state.as_ref().and_then(|state| state.diff.as_ref());
+                if let Some(diff) = diff.filter(|diff| !diff.is_empty()) {
+                    self.write(DIFF, diff)?;
+                }
+                files.clear();
+                start
+            }
+        };
+        files.extend(info.event_file.as_deref().and_then(|file| std::path::absolute(file).ok()));
+        whole[EVENT_FILES] = files.iter().map(|file| file.to_string_lossy()).collect();
+        self.write_json(RUN_JSON, &whole)
+    }
+
+    /// The TensorBoard files of all starts of this run.
+    #[must_use]
+    pub fn event_files(&self) -> Vec<PathBuf> {
+        let whole = self.run_json().unwrap_or_default();
+        let files = whole[EVENT_FILES].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let is_ours =
+            |file: &PathBuf| file.file_name().and_then(|name| name.to_str()).is_some_and(is_event_file);
+        files.map(PathBuf::from).filter(is_ours).collect()
+    }
+
+    /// What is another in `c` than in the `config.toml` that is here, of all that decides no number.
+    #[must_use]
+    pub fn place_changes(&self, c: &Experiment) -> Vec<Change> {
+        let old = fs::read_to_string(self.path.join("config.toml")).unwrap_or_default();
+        if old.is_empty() {
+            return Vec::new();
+        }
+        changes(&old, c, |field| !field.decides_numbers()).unwrap_or_default()
+    }
+
+    fn run_json(&self) -> Option<Value> {
+        let text = fs::read_to_string(self.path.join(RUN_JSON)).ok()?;
+        serde_json::from_str(&text).ok().filter(Value::is_object)
+    }
+
+    /// Whether `work_dir` holds a run.
+    ///
+    /// # Errors
+    /// Kind `Config` or `Run` where it cannot be looked into.
+    pub fn holds_run(work_dir: &Path) -> Result<bool> {
+        match run_entries(work_dir) {
+            Ok(there) => Ok(!there.run.is_empty()),
+            Err(error) => Err(unusable(work_dir, &error)),
+        }
     }
 
     /// Takes back what this run has written, and the folders made for it, unless there is a checkpoint. A run that
@@ -256,6 +322,18 @@ pub fn host_name() -> Option<String> {
     kernel.or_else(asked).map(|name| name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
+/// Adds a later start to what `run.json` says of the first.
+fn add_resumption(whole: &mut Value, mut start: Value, resumed: &Resumed) {
+    let change = |c: &Change| json!({ "key": c.key, "from": c.from, "to": c.to });
+    start["epoch"] = resumed.epoch.into();
+    start["step"] = resumed.step.into();
+    start["changes"] = resumed.changes.iter().map(change).collect();
+    match &mut whole["resumed"] {
+        Value::Array(earlier) => earlier.push(start),
+        other => *other = json!([start]),
+    }
+}
+
 fn git_json(state: &git::GitState) -> Value {
     let dirty = state.diff.as_ref().map(|diff| !diff.is_empty());
     let mut json = json!({ "commit": state.commit, "branch": state.branch, "dirty": dirty });
@@ -315,7 +393,8 @@ fn holds_a_run(work_dir: &Path, names: &[String], first: &str) -> Error {
         names.join(", ")
     ))
     .hint(
-        "choose another run.work_dir, or give --overwrite, which moves the old run aside under a dated name",
+        "choose another run.work_dir, go on with this one (--resume), or give --overwrite, which moves it aside under a dated \
+         name",
     )
 }
 

@@ -3,6 +3,7 @@
 //! The messages and the framing (length, masked CRC-32C, data, masked CRC-32C) come from tensorboard-rs. Its own
 //! writer is not used: it ends the process's training on a full disk. Here an error is a value, and training goes on.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -91,6 +92,46 @@ impl TensorBoard {
     }
 }
 
+/// Cuts the event file at `path` off where it has points after `epoch` epochs and `step` steps, or half a record.
+///
+/// Tags that end with `/step` count steps, the others epochs; points come in the order of time, so that all that
+/// follows the first one that is too late is too late as well.
+///
+/// # Errors
+///
+/// A run error that names the path.
+pub fn rewind(path: &Path, epoch: usize, step: u64) -> Result<()> {
+    let failed = |error: &io::Error| Error::io(Kind::Run, "cannot take back events of", path, error);
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        read => read.map_err(|error| failed(&error))?,
+    };
+    let mut kept = 0;
+    while let Some((data, length)) = first_record(&bytes[kept..]) {
+        let Ok(event) = Event::parse_from_bytes(data) else { break };
+        let at = u64::try_from(event.get_step()).unwrap_or(0);
+        let is_late = |tag: &str| if tag.ends_with("/step") { at > step } else { at > epoch as u64 };
+        if event.get_summary().get_value().iter().any(|value| is_late(value.get_tag())) {
+            break;
+        }
+        kept += length;
+    }
+    if kept == bytes.len() {
+        return Ok(());
+    }
+    let file = fs::OpenOptions::new().write(true).open(path);
+    file.and_then(|file| file.set_len(kept as u64).and_then(|()| file.sync_all()))
+        .map_err(|error| failed(&error))
+}
+
+/// The data of the first record and the record's length, where it is whole.
+fn first_record(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let (length, _) = bytes.split_first_chunk::<8>()?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+    let end = length.checked_add(16)?;
+    (bytes.len() >= end).then(|| (&bytes[12..end - 4], end))
+}
+
 /// The bytes of one record.
 fn record(event: &Event) -> io::Result<Vec<u8>> {
     let data = event.write_to_bytes().map_err(io::Error::other)?;
@@ -163,6 +204,32 @@ mod tests {
         let value = &events[1].get_summary().get_value()[0];
         assert_eq!((events[1].get_step(), value.get_tag(), value.get_simple_value()), (1, "loss/train", 1.5));
         assert!(events[2].get_summary().get_value()[0].get_simple_value().is_nan());
+    }
+
+    #[test]
+    fn late_points_and_torn_records_are_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut board = TensorBoard::create(folder.path()).unwrap();
+        for (tag, step) in
+            [("loss/step", 1), ("loss/step", 2), ("loss/val", 1), ("loss/step", 3), ("loss/val", 2)]
+        {
+            board.add_scalar(tag, 0.5, step).unwrap();
+        }
+        let path = board.path().to_owned();
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, [whole.as_slice(), &whole[..20]].concat()).unwrap();
+        let points = || {
+            let events = records(&std::fs::read(&path).unwrap());
+            let last = events.last().unwrap();
+            (events.len() - 1, last.get_step())
+        };
+        for (epoch, step, expected) in
+            [(2, 3, (5, 2)), (1, 3, (4, 3)), (1, 2, (3, 1)), (0, 2, (2, 2)), (0, 0, (0, 0))]
+        {
+            rewind(&path, epoch, step).unwrap();
+            assert_eq!(points(), expected, "{epoch} {step}");
+        }
+        rewind(&folder.path().join("none"), 0, 0).unwrap();
     }
 
     #[test]

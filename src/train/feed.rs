@@ -16,6 +16,7 @@ use crate::{Error, Result};
 /// stop where an epoch ends.
 pub struct Feed {
     loader: Loader,
+    dataset: Arc<Dataset>,
     device: Device,
     steps: usize,
     validation_steps: usize,
@@ -27,26 +28,28 @@ pub struct DeviceBatch {
     pub inputs: Inputs,
     /// Class indices (B), u32.
     pub targets: Tensor,
-    /// How many clips it has.
-    pub clips: usize,
+    /// Positions of its clips in the dataset: (B).
+    pub clips: Vec<usize>,
 }
 
 impl Feed {
-    /// Over `epochs` (counted from 0) of `dataset`.
+    /// Over `epochs` (counted from 0) of `dataset`, without the first `done` training batches of the first of them.
     #[must_use]
     pub fn new(
         dataset: &Arc<Dataset>,
         c: &config::Data,
         seed: u64,
         epochs: Range<usize>,
+        done: usize,
         device: &Device,
     ) -> Self {
         let sizes = [c.batch_size, c.val_batch_size.unwrap_or(c.batch_size)];
         let clips = [dataset.train.clone(), dataset.val.clone()];
         let [steps, validation_steps] = [0, 1].map(|split| clips[split].len().div_ceil(sizes[split]));
         let workers = c.num_workers.unwrap_or_else(default_workers);
-        let loader = Loader::new(Arc::clone(dataset), workers, requests(seed, clips, sizes, epochs));
-        Self { loader, device: device.clone(), steps, validation_steps }
+        let loader =
+            Loader::new(Arc::clone(dataset), workers, requests(seed, clips, sizes, epochs).skip(done));
+        Self { loader, dataset: Arc::clone(dataset), device: device.clone(), steps, validation_steps }
     }
 
     /// Training batches an epoch.
@@ -59,6 +62,13 @@ impl Feed {
     #[must_use]
     pub fn validation_steps(&self) -> usize {
         self.validation_steps
+    }
+
+    /// The ids of the clips at `positions`.
+    #[must_use]
+    pub fn ids(&self, positions: &[usize]) -> Vec<String> {
+        let id = |&position: &usize| self.dataset.clips.get(position).map(|clip| clip.id.clone());
+        positions.iter().filter_map(id).collect()
     }
 
     /// The next batch, which is of `phase` and `epoch` (from 0): the loop asks for them in the order of the plan.
@@ -99,6 +109,6 @@ pub fn on_device(batch: Batch, device: &Device) -> Result<DeviceBatch> {
             pad_mask: Tensor::from_vec(mask, (clips, frames), device)?,
         },
         targets: Tensor::from_vec(batch.targets, clips, device)?,
-        clips,
+        clips: batch.clips,
     })
 }

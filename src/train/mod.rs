@@ -1,15 +1,21 @@
 //! Training: the loop and what it is made of.
 
 pub mod feed;
+pub mod gradients;
 pub mod memory;
 pub mod network;
+pub mod nonfinite;
 pub mod optimizer;
+pub mod progress;
+pub mod resume;
 pub mod schedule;
 pub mod state;
+pub mod stop;
 pub mod trainer;
 
 pub use feed::Feed;
 pub use network::Network;
 pub use optimizer::Optimizer;
+pub use progress::Progress;
 pub use schedule::Schedule;
 pub use trainer::Trainer;

@@ -7,7 +7,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 
 use crate::config;
-use crate::model::{Classifier, Inputs};
+use crate::model::{Activation, Classifier, Inputs};
 use crate::nn::cpu::vit::{Shape, Tape, Workspace};
 use crate::nn::{Parameters, Pass, loss};
 use crate::{Error, Result};
@@ -86,7 +86,7 @@ impl Network {
         &self.device
     }
 
-    /// Forward and backward. `targets` (B) are class indices, u32.
+    /// Forward and backward. `targets` (B) are class indices, u32; `pass.first_row` counts clips.
     pub fn train(&self, inputs: &Inputs, targets: &Tensor, pass: &Pass) -> Result<Step> {
         if self.device.is_cpu() {
             return self.train_fused(inputs, targets, pass);
@@ -105,6 +105,7 @@ impl Network {
     fn train_fused(&self, inputs: &Inputs, targets: &Tensor, pass: &Pass) -> Result<Step> {
         let begun = Instant::now();
         let backbones = || self.classifier.backbones().iter().zip(&inputs.images);
+        let images_pass = inputs.images_pass(pass)?;
         let images = inputs.images[0].count()?;
         let chunk = self.chunk.filter(|&chunk| chunk < images);
         let mut buffers = self.buffers.borrow_mut();
@@ -114,7 +115,7 @@ impl Network {
         let mut features = Vec::new();
         for (i, (net, images)) in backbones().enumerate() {
             let tape = if chunk.is_none() { tapes.get_mut(i) } else { None };
-            features.push(Var::from_tensor(&net.fused_forward(images, pass, tape)?)?);
+            features.push(Var::from_tensor(&net.fused_forward(images, &images_pass, tape)?)?);
         }
         let leaves: Vec<Tensor> = features.iter().map(|var| var.as_tensor().clone()).collect();
         let logits = self.classifier.head(&leaves, inputs, pass)?;
@@ -133,7 +134,7 @@ impl Network {
             for start in (0..images).step_by(size) {
                 let count = size.min(images - start);
                 let part = all.narrow(start, count)?;
-                let pass = Pass { first_row: pass.first_row + start, ..*pass };
+                let pass = Pass { first_row: images_pass.first_row + start, ..images_pass };
                 let tape = &mut tapes[if chunk.is_some() { 0 } else { i }];
                 if chunk.is_some() {
                     net.fused_forward(&part, &pass, Some(tape))?;
@@ -159,6 +160,11 @@ impl Network {
         let features: candle_core::Result<Vec<Tensor>> =
             backbones.map(|(net, images)| net.fused_forward(images, &Pass::EVALUATION, None)).collect();
         Ok(self.evaluator.head(&features?, inputs, &Pass::EVALUATION)?)
+    }
+
+    /// How large the modules' outputs are for a batch, without dropout.
+    pub fn activations(&self, inputs: &Inputs) -> Result<Vec<Activation>> {
+        Ok(self.evaluator.activations(inputs)?)
     }
 
     /// The training loss and the number of right classes, without dropout.

@@ -78,12 +78,18 @@ impl Optimizer {
         &self.moments
     }
 
-    /// One step at the learning rate `lr`; `gradients` are in the parameters' order.
-    pub fn step(&mut self, parameters: &Parameters, gradients: &[Tensor], lr: f64) -> Result<()> {
+    /// Goes on after `steps` steps that left `moments`, which have the parameters' sizes and order.
+    pub fn restore(&mut self, steps: u64, moments: Vec<Moments>) {
+        (self.steps, self.moments) = (steps, moments);
+    }
+
+    /// One step at the learning rate `lr`; `gradients` are in the parameters' order, and count `scale` times.
+    pub fn step(&mut self, parameters: &Parameters, gradients: &[Tensor], lr: f64, scale: f64) -> Result<()> {
         self.steps += 1;
         let rule = Rule::new(self.kind, lr, self.weight_decay, self.steps);
+        let scale = scale as f32;
         for (((_, var), gradient), moments) in parameters.iter().zip(gradients).zip(&mut self.moments) {
-            let update = Update { rule, moments: RefCell::new(moments) };
+            let update = Update { rule, scale, moments: RefCell::new(moments) };
             var.as_tensor().inplace_op2(&gradient.contiguous()?, &update)?;
         }
         Ok(())
@@ -126,6 +132,8 @@ impl Rule {
 /// One parameter's update, in place.
 struct Update<'a> {
     rule: Rule,
+    /// What the gradient is multiplied by first; 1 changes no bit.
+    scale: f32,
     moments: RefCell<&'a mut Moments>,
 }
 
@@ -150,6 +158,7 @@ impl InplaceOp2 for Update<'_> {
             candle_core::bail!("parameters and gradients are contiguous")
         };
         let (p, g) = (&mut parameter[start..end], &gradient[from..to]);
+        let scale = self.scale;
         match self.rule {
             Rule::Adam { decay, l2, step_size, root_correction } => {
                 let mut moments = self.moments.borrow_mut();
@@ -158,12 +167,14 @@ impl InplaceOp2 for Update<'_> {
                     .zip(g.par_chunks(GRAIN))
                     .zip(exp_avg.par_chunks_mut(GRAIN))
                     .zip(exp_avg_sq.par_chunks_mut(GRAIN))
-                    .for_each(|(((p, g), m), v)| adam(p, g, m, v, [decay, l2, step_size, root_correction]));
+                    .for_each(|(((p, g), m), v)| {
+                        adam(p, g, m, v, [scale, decay, l2, step_size, root_correction])
+                    });
             }
             Rule::Sgd { lr, l2 } => p
                 .par_chunks_mut(GRAIN)
                 .zip(g.par_chunks(GRAIN))
-                .for_each(|(p, g)| p.iter_mut().zip(g).for_each(|(p, g)| *p -= lr * (g + l2 * *p))),
+                .for_each(|(p, g)| p.iter_mut().zip(g).for_each(|(p, g)| *p -= lr * (g * scale + l2 * *p))),
         }
         Ok(())
     }
@@ -171,11 +182,11 @@ impl InplaceOp2 for Update<'_> {
 
 /// Adam's rule with bias correction
 /// (<https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html>), in PyTorch's order of operations.
-fn adam(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], rule: [f32; 4]) {
-    let [decay, l2, step_size, root_correction] = rule;
+fn adam(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], rule: [f32; 5]) {
+    let [scale, decay, l2, step_size, root_correction] = rule;
     let (beta2, rest1, rest2, eps) = (BETA2 as f32, (1.0 - BETA1) as f32, (1.0 - BETA2) as f32, EPS as f32);
     for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-        let g = g + l2 * *p;
+        let g = g * scale + l2 * *p;
         *m += (g - *m) * rest1;
         *v = *v * beta2 + g * g * rest2;
         *p = *p * decay - step_size * (*m / (v.sqrt() / root_correction + eps));

@@ -110,6 +110,9 @@ mod tests {
                 scheduler_tmax: number("scheduler_tmax", 10.0) as usize,
                 label_smoothing: 0.0,
                 frames_per_chunk: Chunk::Auto,
+                accumulate: 1,
+                grad_clip: None,
+                skip_nonfinite_steps: 0,
             });
             let expected = case["lr_per_epoch"].as_array().expect("a list of rates");
             assert!(expected.len() > 10);

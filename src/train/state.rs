@@ -3,53 +3,111 @@
 use std::path::Path;
 
 use candle_core::{Tensor, Var};
+use rayon::prelude::*;
 
 use crate::checkpoint::optimizer::{AdamMoments, AdamState, SgdState};
 use crate::checkpoint::{
-    Checkpoint, TensorData, Value, link_or_copy, load, match_parameters, model_state, save,
+    Checkpoint, TensorData, Value, link_or_copy, load, match_parameters, model_state, save as save_file,
 };
 use crate::config::{OptimizerKind, SchedulerKind};
+use crate::error::{Kind, Problem};
 use crate::nn::Parameters;
 use crate::nn::parameters::with_slices;
 use crate::observe::run_folder::RunFolder;
 use crate::train::optimizer::{BETA1, BETA2, EPS};
+use crate::train::progress::{Partial, int};
 use crate::train::{Optimizer, Trainer};
 use crate::{Error, Result};
 
-/// Writes `last.pt` after an epoch whose validation loss was `val_loss`, and makes `best.pt` the same file where it
-/// was the `best` so far.
-pub fn save_epoch(trainer: &Trainer, val_loss: f64, best: bool, folder: &RunFolder) -> Result<()> {
+/// Writes `last.pt`: all that going on from here needs.
+///
+/// # Errors
+/// Kind `Numbers` where a parameter or moment is not finite, so that what is on the disk stays healthy; kind `Run` where
+/// the file cannot be written. The earlier `last.pt` is whole then.
+pub fn save(trainer: &Trainer, folder: &RunFolder) -> Result<()> {
     let parameters = trainer.network.parameters();
     let tensors: Vec<&Tensor> = parameters.iter().map(|(_, var)| var.as_tensor()).collect();
     with_slices(&tensors, |slices| {
+        healthy(trainer, slices)?;
         let named = parameters.iter().zip(slices);
         let model = named.map(|((name, var), slice)| (name.to_owned(), TensorData::f32(var.dims(), slice)));
         let checkpoint = Checkpoint {
             epoch: trainer.progress.epoch,
             model: model.collect(),
             optimizer_state: optimizer_state(trainer),
-            val_loss,
+            val_loss: trainer.progress.val_loss,
             extra: extra(trainer),
         };
-        save(&folder.last(), &checkpoint.into_value())
-    })??;
-    if best { link_or_copy(&folder.last(), &folder.best()) } else { Ok(()) }
+        save_file(&folder.last(), &checkpoint.into_value())
+    })?
+}
+
+/// Makes `best.pt` the same file as `last.pt`.
+///
+/// # Errors
+/// Kind `Run` where the disk fails; the earlier `best.pt` is whole then.
+pub fn keep_as_best(folder: &RunFolder) -> Result<()> {
+    link_or_copy(&folder.last(), &folder.best())
+}
+
+/// Makes up for a process that was killed between saving its best epoch and naming it `best.pt`.
+///
+/// # Errors
+/// As [`keep_as_best`].
+pub fn repair_best(trainer: &Trainer, folder: &RunFolder) -> Result<()> {
+    let progress = &trainer.progress;
+    let is_best = progress.epoch > 0 && progress.best_epoch == progress.epoch;
+    if is_best && progress.partial == Partial::default() && !same_file(&folder.last(), &folder.best()) {
+        keep_as_best(folder)?;
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    matches!((id(a), id(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+#[cfg(not(unix))]
+fn same_file(_: &Path, _: &Path) -> bool {
+    false
+}
+
+/// Refuses to save numbers that no training can go on from.
+fn healthy(trainer: &Trainer, parameters: &[&[f32]]) -> Result<()> {
+    let names = || trainer.network.parameters().iter().map(|(name, _)| name);
+    let moments = trainer.optimizer.moments().iter().flat_map(|m| [m.exp_avg.as_slice(), &m.exp_avg_sq]);
+    let bad = |values: &[f32]| values.par_chunks(1 << 16).any(|part| part.iter().any(|v| !v.is_finite()));
+    let sick = names().zip(parameters).find(|(_, values)| bad(values)).map(|(name, _)| name.to_owned());
+    let sick = sick.or_else(|| {
+        let moments_of = names().flat_map(|name| [name, name]);
+        let found = moments_of.zip(moments).find(|(_, values)| bad(values));
+        found.map(|(name, _)| format!("a moment of {name}"))
+    });
+    let Some(name) = sick else { return Ok(()) };
+    let what = format!("{name} is not finite after step {}", trainer.progress.step);
+    let problem = Problem::new(what).cause("nothing was saved: the last checkpoint is the one before");
+    let hint = "lower optimization.lr or set optimization.grad_clip, and go on from the last checkpoint";
+    Err(Error::new(Kind::Numbers, problem.hint(hint)))
 }
 
 /// What resuming needs beside weights and moments.
 fn extra(trainer: &Trainer) -> Vec<(String, Value<'static>)> {
-    let int = |n: u64| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
     let schedule = Value::dict([
         ("last_epoch", int(trainer.schedule.steps())),
         ("lr", Value::Float(trainer.schedule.lr())),
     ]);
-    vec![
-        ("step".to_owned(), int(trainer.progress.step)),
+    let mut all = trainer.progress.to_values();
+    all.extend([
+        ("optimizer_steps".to_owned(), int(trainer.optimizer.steps())),
         ("seed".to_owned(), int(trainer.seed())),
-        ("best_val_loss".to_owned(), Value::Float(trainer.progress.best_val_loss)),
         ("scheduler_state".to_owned(), schedule),
+        ("dataset".to_owned(), Value::Str(trainer.dataset().to_owned())),
         ("config".to_owned(), Value::Str(trainer.config().to_owned())),
-    ]
+    ]);
+    all
 }
 
 /// The optimizer's `state_dict`.
@@ -97,8 +155,15 @@ fn moments<'a>(optimizer: &'a Optimizer, parameters: &Parameters) -> Vec<Option<
 /// # Errors
 /// A data error that names the file, and every key that is missing, left over or misshapen.
 pub fn init_from(path: &Path, parameters: &Parameters) -> Result<()> {
-    let found = model_state(path, load(path)?)?;
-    let matched = match_parameters(path, &parameters.shapes(), &found)?;
+    set_parameters(path, &model_state(path, load(path)?)?, parameters)
+}
+
+/// Sets all parameters to `found`, strictly; `path` is for the messages.
+///
+/// # Errors
+/// As [`init_from`].
+pub fn set_parameters(path: &Path, found: &[(String, TensorData)], parameters: &Parameters) -> Result<()> {
+    let matched = match_parameters(path, &parameters.shapes(), found)?;
     for ((name, var), tensor) in parameters.iter().zip(matched) {
         let values = tensor.to_f32()?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {

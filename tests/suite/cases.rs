@@ -96,7 +96,7 @@ impl Case {
             if step == 0 {
                 self.check_gradients(&network, &result.gradients);
             }
-            optimizer.step(parameters, &result.gradients, schedule.lr()).unwrap();
+            optimizer.step(parameters, &result.gradients, schedule.lr(), 1.0).unwrap();
             schedule.step();
         }
 
@@ -204,6 +204,9 @@ fn optimization(json: &Value) -> Optimization {
         scheduler_tmax: json["scheduler_tmax"].as_u64().unwrap() as usize,
         label_smoothing: json["label_smoothing"].as_f64().unwrap(),
         frames_per_chunk: config::Chunk::Auto,
+        accumulate: 1,
+        grad_clip: None,
+        skip_nonfinite_steps: 0,
     }
 }
 

@@ -206,6 +206,7 @@ batch_size = 4                              # default
 val_batch_size = ""                         # default (unset: as `batch_size`)
 num_workers = ""                            # default (unset: the cores at hand, at most 8)
 tensorboard = ""                            # a.toml:3 (unset: off)
+on_bad_clip = "error"                       # default
 
 [model]
 image_size = 224                 # default
@@ -242,6 +243,9 @@ scheduler_gamma = 0.5      # default
 scheduler_tmax = 10        # default
 label_smoothing = 0.1      # default
 frames_per_chunk = "auto"  # default
+accumulate = 1             # default
+grad_clip = ""             # default (unset: off)
+skip_nonfinite_steps = 0   # default
 
 [run]
 work_dir = "work_dirs/multistream_v9"  # --work-dir work_dirs/multistream_v9
@@ -250,6 +254,8 @@ precision = "amp"                      # default
 seed = 7                               # --seed 7
 threads = ""                           # default (unset: `RAYON_NUM_THREADS`, or the cores at hand)
 memory_budget = "auto"                 # default
+resume = "never"                       # default
+checkpoint_every = "epoch"             # default
 "#;
     assert_eq!(text, expected);
     assert_eq!(from_text(&text), found.experiment);
@@ -295,6 +301,7 @@ fn draw(field: &Field, random: &mut impl Rng) -> String {
         (Kind::Choice(names), _) => names[random.random_range(0..names.len())].into(),
         (Kind::Device, _) => ["cpu", "cuda", "cuda:7"][random.random_range(0..3)].into(),
         (Kind::AutoOrCount, _) => ["auto", "1", "16"][random.random_range(0..3)].into(),
+        (Kind::Interval, _) => ["epoch", "500 steps", "90 minutes"][random.random_range(0..3)].into(),
         (Kind::AutoOrBytes, _) => ["auto", "8GiB", "1000001"][random.random_range(0..3)].into(),
         (Kind::Whole, Rule::Any) => random.random_range(0..=i64::MAX).to_string(),
         (Kind::Whole, _) if field.key.starts_with("optimization") => {

@@ -50,6 +50,7 @@ impl Little {
             val_batch_size: None,
             num_workers: None,
             tensorboard: None,
+            on_bad_clip: config::OnBadClip::Error,
         };
         Self { dir, data, model: model() }
     }

@@ -10,5 +10,7 @@ mod config;
 mod data;
 mod demo;
 mod lock;
+mod numbers;
+mod resume;
 mod run;
 mod support;

@@ -5,9 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use protobuf::Message;
 use slt_run::checkpoint::{self, Checkpoint};
 use slt_run::demo::{Options, draw};
 use tempfile::TempDir;
+use tensorboard_proto::event::{Event, Event_oneof_what};
 
 /// The smallest network that has every part.
 pub const TINY: &str = r#"[data]
@@ -180,4 +182,29 @@ pub fn npz(name: &str, descr: &str, shape: &str, data: &[u8]) -> Vec<u8> {
     writer.write_all(dict.as_bytes()).unwrap();
     writer.write_all(data).unwrap();
     writer.finish().unwrap().into_inner()
+}
+
+/// The scalars of a TensorBoard event file: tag, step, value.
+pub fn event_scalars(file: &Path) -> Vec<(String, i64, f32)> {
+    let bytes = fs::read(file).unwrap();
+    let (mut rest, mut found) = (bytes.as_slice(), Vec::new());
+    let mut events = 0;
+    // A record: length (u64), its checksum (u32), the event, its checksum.
+    while let Some((length, after)) = rest.split_first_chunk::<8>() {
+        let length = u64::from_le_bytes(*length) as usize;
+        let event = Event::parse_from_bytes(&after[4..4 + length]).unwrap();
+        rest = &after[4 + length + 4..];
+        events += 1;
+        match &event.what {
+            Some(Event_oneof_what::file_version(version)) => {
+                assert_eq!((events, version.as_str()), (1, "brain.Event:2"));
+            }
+            Some(Event_oneof_what::summary(summary)) => {
+                let values = summary.get_value().iter();
+                found.extend(values.map(|value| (value.tag.clone(), event.step, value.get_simple_value())));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    found
 }

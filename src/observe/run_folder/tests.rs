@@ -156,6 +156,8 @@ fn configuration_and_origin_are_kept() {
         device: "cpu".into(),
         threads: 2,
         experiment: None,
+        event_file: None,
+        resumed: None,
     };
     folder.write_run_json(&info).unwrap();
     let run: Value = serde_json::from_slice(&fs::read(root.path().join("run.json")).unwrap()).unwrap();
@@ -190,7 +192,15 @@ fn the_repository_of_the_experiment_file_is_recorded() {
     git(&["commit", "-m", "x"]);
     let folder = claimed(&root.path().join("run"));
     let experiment = Some(repository.join("a.toml"));
-    let info = RunInfo { command_line: vec![], started: now(), device: "cpu".into(), threads: 1, experiment };
+    let info = RunInfo {
+        command_line: vec![],
+        started: now(),
+        device: "cpu".into(),
+        threads: 1,
+        experiment,
+        event_file: None,
+        resumed: None,
+    };
     let git_of_run = || {
         folder.write_run_json(&info).unwrap();
         let run: Value = serde_json::from_slice(&fs::read(folder.path().join("run.json")).unwrap()).unwrap();

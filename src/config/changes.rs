@@ -1,0 +1,112 @@
+//! What differs between two experiments, field by field.
+
+use toml_edit::{DocumentMut, Item};
+
+use super::Experiment;
+use super::define::{Field, Kind, Preset};
+use super::fields::FIELDS;
+use super::snapshot;
+
+/// A field of which the value is another one than it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The field's key, such as `optimization.lr`.
+    pub key: String,
+    /// What it was, as an experiment file has it.
+    pub from: String,
+    /// What it is.
+    pub to: String,
+}
+
+/// The fields out of `which` that differ between `old`, a resolved experiment that an slt-run wrote, and `new`. A field
+/// that `old` does not have was added since, and had what is its default now.
+///
+/// # Errors
+/// The reason why `old` is no TOML.
+pub fn changes(old: &str, new: &Experiment, which: impl Fn(&Field) -> bool) -> Result<Vec<Change>, String> {
+    let old: DocumentMut = old.parse().map_err(|error: toml_edit::TomlError| error.message().to_owned())?;
+    let json = new.to_json();
+    let mut found = Vec::new();
+    for field in FIELDS.iter().filter(|field| which(field)) {
+        let to = snapshot::value(field, &json);
+        let from = find(&old, field).or_else(|| default(field));
+        let from = from.unwrap_or_else(|| "nothing".to_owned());
+        if from != to {
+            found.push(Change { key: field.key.to_owned(), from, to });
+        }
+    }
+    Ok(found)
+}
+
+/// A field's value as `old` writes it.
+fn find(old: &DocumentMut, field: &Field) -> Option<String> {
+    let item = field.key.split('.').try_fold(old.as_item(), |item, name| item.get(name))?;
+    match item {
+        Item::Value(value) => Some(value.clone().decorated("", "").to_string()),
+        _ => None,
+    }
+}
+
+/// A field's default as a snapshot writes it.
+fn default(field: &Field) -> Option<String> {
+    match (field.default, field.kind) {
+        (Preset::Required, _) => None,
+        (Preset::Unset, _) => Some(snapshot::UNSET.to_owned()),
+        (Preset::Text(text), Kind::Whole) => Some(text.to_owned()),
+        (Preset::Text(text), Kind::Number) => text.parse::<f64>().ok().map(|number| format!("{number:?}")),
+        (Preset::Text(text), _) => Some(snapshot::string(text)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Layers, Setting, resolve};
+
+    fn experiment(settings: &[(&str, &str)]) -> Experiment {
+        let required = FIELDS.iter().filter(|f| f.default == Preset::Required).map(|f| (f.key, "here"));
+        let setting = |(key, value): (&str, &str)| Setting {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            origin: String::new(),
+        };
+        let settings = required.chain(settings.iter().copied()).map(setting).collect();
+        resolve(&Layers { settings, ..Layers::default() }).unwrap().experiment
+    }
+
+    #[test]
+    fn each_change_is_named_with_both_values() {
+        let old = experiment(&[("optimization.lr", "0.01"), ("data.val_batch_size", "2")]).to_toml();
+        let new = experiment(&[("optimization.optimizer", "sgd"), ("model.backbone.depth", "6")]);
+        let found = changes(&old, &new, |_| true).unwrap();
+        let found: Vec<_> = found.iter().map(|c| (c.key.as_str(), c.from.as_str(), c.to.as_str())).collect();
+        assert_eq!(
+            found,
+            [
+                ("data.val_batch_size", "2", "\"\""),
+                ("model.backbone.depth", "12", "6"),
+                ("optimization.optimizer", "\"adamw\"", "\"sgd\""),
+                ("optimization.lr", "0.01", "0.001"),
+            ]
+        );
+        assert_eq!(changes(&old, &new, |field| field.section == "run").unwrap(), []);
+        assert!(changes("[run", &new, |_| true).is_err());
+    }
+
+    #[test]
+    fn a_field_that_is_new_had_its_default() {
+        let same = experiment(&[]);
+        let old: String = same
+            .to_toml()
+            .lines()
+            .filter(|line| !line.contains(" = ") || line.contains("here"))
+            .fold(String::new(), |text, line| text + line + "\n");
+        assert_eq!(changes(&old, &same, |_| true).unwrap(), []);
+        let other = experiment(&[("optimization.accumulate", "2")]);
+        let found = changes(&old, &other, |_| true).unwrap();
+        assert_eq!(
+            found,
+            [Change { key: "optimization.accumulate".into(), from: "1".into(), to: "2".into() }]
+        );
+    }
+}

@@ -1,0 +1,104 @@
+//! How often something happens: in steps or in time.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value as Json;
+
+use super::define::{FieldType, Kind};
+
+/// How often a checkpoint is written beside the end of each epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum CheckpointEvery {
+    /// Only at the end of an epoch.
+    Epoch,
+    /// After so many training steps.
+    Steps(u64),
+    /// With the first step that ends so long after the last checkpoint.
+    Time(Duration),
+}
+
+/// Units of time and their seconds; the first name of each is the one that is shown.
+const UNITS: [(&[&str], u64); 3] = [
+    (&["hours", "hour", "h"], 3600),
+    (&["minutes", "minute", "min", "m"], 60),
+    (&["seconds", "second", "s"], 1),
+];
+
+impl CheckpointEvery {
+    /// Reads `epoch`, a number of steps (`500`, `500 steps`) or a time (`30 minutes`, `2h`, `90 s`); `None` for
+    /// anything else.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let text = text.trim().to_ascii_lowercase();
+        if text == "epoch" {
+            return Some(Self::Epoch);
+        }
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let number = u64::from(number.parse::<u32>().ok().filter(|&number| number > 0)?);
+        match unit.trim() {
+            "" | "step" | "steps" => Some(Self::Steps(number)),
+            unit => {
+                let (_, seconds) = UNITS.iter().find(|(names, _)| names.contains(&unit))?;
+                Some(Self::Time(Duration::from_secs(number * seconds)))
+            }
+        }
+    }
+}
+
+impl fmt::Display for CheckpointEvery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Epoch => f.write_str("epoch"),
+            Self::Steps(steps) => write!(f, "{steps} steps"),
+            Self::Time(time) => {
+                let whole = UNITS.iter().find(|(_, seconds)| time.as_secs().is_multiple_of(*seconds));
+                let (names, seconds) = whole.unwrap_or(&UNITS[2]);
+                write!(f, "{} {}", time.as_secs() / seconds, names[0])
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for CheckpointEvery {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::from_text(&text).ok_or_else(|| format!("not how often: {text:?}"))
+    }
+}
+
+impl FieldType for CheckpointEvery {
+    const KIND: Kind = Kind::Interval;
+    fn json(&self) -> Json {
+        self.to_string().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_and_times_are_read() {
+        let time = |seconds| CheckpointEvery::Time(Duration::from_secs(seconds));
+        for (text, expected) in [
+            ("Epoch", CheckpointEvery::Epoch),
+            ("500", CheckpointEvery::Steps(500)),
+            ("1 step", CheckpointEvery::Steps(1)),
+            (" 20 steps ", CheckpointEvery::Steps(20)),
+            ("30 min", time(1800)),
+            ("30m", time(1800)),
+            ("2 hours", time(7200)),
+            ("90s", time(90)),
+        ] {
+            assert_eq!(CheckpointEvery::from_text(text), Some(expected), "{text}");
+            assert_eq!(CheckpointEvery::from_text(&expected.to_string()), Some(expected), "{text}");
+        }
+        for text in ["", "0", "-1", "1.5", "0 min", "5 apples", "steps", "99999999999", "every epoch"] {
+            assert_eq!(CheckpointEvery::from_text(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Being told to stop: SIGTERM, SIGINT and SIGUSR1, the last of which SLURM sends before a job's time is over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::{Error, Result};
+
+/// Whether a signal asks the run to save and stop.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicUsize>);
+
+/// A signal that ends a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal(u8);
+
+impl Signal {
+    /// What a shell makes of a process that a signal ended: 128 + its number.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        128_u8.saturating_add(self.0)
+    }
+
+    /// Its name, such as `SIGTERM`.
+    #[must_use]
+    pub fn name(self) -> String {
+        #[cfg(unix)]
+        if let Some(name) = signal_hook::low_level::signal_name(i32::from(self.0)) {
+            return name.to_owned();
+        }
+        format!("signal {}", self.0)
+    }
+}
+
+impl Stop {
+    /// Takes the three signals over from now on: the first one is noted, a second one ends the process at once.
+    ///
+    /// # Errors
+    /// A run error where the system refuses.
+    #[cfg(unix)]
+    pub fn on_signals() -> Result<Self> {
+        use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+        use signal_hook::flag;
+        let (stop, again) = (Self::default(), Arc::new(AtomicBool::new(false)));
+        for signal in [SIGTERM, SIGINT, SIGUSR1] {
+            // In this order: the first signal finds `again` false, and sets it after that.
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again))
+                .and_then(|_| flag::register(signal, Arc::clone(&again)))
+                .and_then(|_| flag::register_usize(signal, Arc::clone(&stop.0), signal as usize))
+                .map_err(|error| Error::run(format!("cannot listen for signal {signal}")).cause(error))?;
+        }
+        Ok(stop)
+    }
+
+    /// Other systems end the process by themselves.
+    ///
+    /// # Errors
+    /// None.
+    #[cfg(not(unix))]
+    pub fn on_signals() -> Result<Self> {
+        Ok(Self::default())
+    }
+
+    /// The signal that has come, if one has.
+    #[must_use]
+    pub fn requested(&self) -> Option<Signal> {
+        u8::try_from(self.0.load(Ordering::Relaxed)).ok().filter(|&number| number > 0).map(Signal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_has_a_name_and_a_code() {
+        let stop = Stop::default();
+        assert_eq!(stop.requested(), None);
+        stop.0.store(15, Ordering::Relaxed);
+        let signal = stop.requested().unwrap();
+        assert_eq!((signal.exit_code(), signal.name().as_str()), (143, "SIGTERM"));
+    }
+}

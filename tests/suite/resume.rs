@@ -1,0 +1,250 @@
+//! Going on: to the bit, from any moment, and only with the same experiment.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::{Outcome, World, event_scalars};
+
+/// Dropout everywhere, more steps than one an epoch, and curves.
+const LIVELY: &[&str] = &[
+    "tiny.toml",
+    "--batch-size=2",
+    "--temporal-dropout=0.2",
+    "--fusion-dropout=0.1",
+    "--set=model.backbone.dropout=0.1",
+    "--set=model.backbone.stochastic_depth=0.2",
+    "--tensorboard=run/tb",
+];
+
+/// The arguments of one run: the common ones, then `more`.
+fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    LIVELY.iter().copied().chain(more.iter().copied()).collect()
+}
+
+/// Epochs in `metrics.jsonl`, each with what must not depend on interruptions.
+fn epochs(world: &World, folder: &str) -> Vec<(u64, String)> {
+    let text = world.read(&format!("{folder}/metrics.jsonl"));
+    let line = |line: &str| {
+        let json: serde_json::Value = serde_json::from_str(line).unwrap();
+        let keep = ["train_loss", "val_loss", "val_accuracy", "lr", "grad_norm", "skipped_steps"];
+        let kept: Vec<String> = keep.iter().map(|key| json[*key].to_string()).collect();
+        (json["epoch"].as_u64().unwrap(), kept.join(" "))
+    };
+    text.lines().map(line).collect()
+}
+
+/// Every point of every curve: tag, step, the value's bits.
+fn points(folder: &Path) -> Vec<(String, i64, u32)> {
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut all: Vec<_> =
+        files.flat_map(|file| event_scalars(&file)).map(|s| (s.0, s.1, s.2.to_bits())).collect();
+    all.sort();
+    all
+}
+
+/// What a finished run leaves, without times.
+#[derive(Debug, PartialEq)]
+struct Left {
+    last: Vec<u8>,
+    best: Vec<u8>,
+    epochs: Vec<(u64, String)>,
+    points: Vec<(String, i64, u32)>,
+}
+
+impl Left {
+    fn of(world: &World) -> Self {
+        Self {
+            last: fs::read(world.path("run/last.pt")).unwrap(),
+            best: fs::read(world.path("run/best.pt")).unwrap(),
+            epochs: epochs(world, "run"),
+            points: points(&world.path("run/tb")),
+        }
+    }
+}
+
+/// As `assert_eq`, without printing megabytes.
+fn assert_same(found: &Left, expected: &Left, what: &str) {
+    assert_eq!(found.epochs, expected.epochs, "{what}");
+    assert_eq!(found.points, expected.points, "{what}");
+    assert!(found.last == expected.last, "{what}: last.pt differs");
+    assert!(found.best == expected.best, "{what}: best.pt differs");
+}
+
+fn start(world: &World, args: &[&str]) -> Child {
+    world.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Waits until `is_so`, or until the process ends.
+fn wait_until(child: &mut Child, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() && child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_mins(1), "it does not happen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn kill(mut child: Child) {
+    let _ = child.kill();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_bit() {
+    let world = World::new();
+    let cases: [&[&str]; 5] = [
+        &["--optimizer=adamw", "--weight-decay=0.1", "--scheduler=cosine", "--scheduler-tmax=3"],
+        &["--optimizer=adam", "--scheduler=steplr", "--scheduler-step-size=2", "--grad-clip=0.5"],
+        // A rate that grows: the best epoch is an early one.
+        &[
+            "--optimizer=sgd",
+            "--lr=0.05",
+            "--scheduler=steplr",
+            "--scheduler-step-size=1",
+            "--scheduler-gamma=3",
+        ],
+        &["--accumulate=2", "--checkpoint-every=1", "--frames-per-chunk=2"],
+        &["--checkpoint-every=2 steps", "--num-workers=0"],
+    ];
+    let mut seen_early_best = false;
+    for case in cases {
+        let args = with(&[case, &["--epochs=5"]].concat());
+        world.ok(&args);
+        let whole = Left::of(&world);
+        seen_early_best |= whole.last != whole.best;
+        for epoch in [1, 3] {
+            fs::remove_dir_all(world.path("run")).unwrap();
+            let mut child = start(&world, &args);
+            let metrics = world.path("run/metrics.jsonl");
+            wait_until(&mut child, || {
+                fs::read_to_string(&metrics).is_ok_and(|text| text.lines().count() >= epoch)
+            });
+            kill(child);
+            world.ok(&[&args, &["--resume"][..]].concat());
+            assert_same(&Left::of(&world), &whole, &format!("{case:?} after {epoch}"));
+        }
+        fs::remove_dir_all(world.path("run")).unwrap();
+    }
+    assert!(seen_early_best, "no case has its best epoch before its last");
+}
+
+#[test]
+fn more_epochs_are_the_same_run() {
+    let world = World::new();
+    let args = with(&["--scheduler=cosine"]);
+    world.ok(&[&args, &["--epochs=4"][..]].concat());
+    let whole = Left::of(&world);
+    fs::remove_dir_all(world.path("run")).unwrap();
+    world.ok(&[&args, &["--epochs=1"][..]].concat());
+    // Other logs and workers are noted, and change nothing.
+    world.ok(&[&args, &["--epochs=4", "--resume", "--num-workers=0", "--threads=1"][..]].concat());
+    assert_same(&Left::of(&world), &whole, "1 + 3 epochs");
+    let run: serde_json::Value = serde_json::from_str(&world.read("run/run.json")).unwrap();
+    assert_eq!((&run["resumed"][0]["epoch"], &run["resumed"][0]["step"]), (&1.into(), &3.into()));
+    let changes: BTreeMap<&str, (&str, &str)> = run["resumed"][0]["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| (c["key"].as_str().unwrap(), (c["from"].as_str().unwrap(), c["to"].as_str().unwrap())))
+        .collect();
+    assert_eq!(changes["optimization.epochs"], ("1", "4"));
+    assert_eq!(changes["data.num_workers"], ("\"\"", "0"));
+    assert_eq!(changes["run.threads"], ("\"\"", "1"));
+    // All done: it says so and changes nothing.
+    let again = world.ok(&[&args, &["--epochs=4", "--resume"][..]].concat());
+    again.says(&["all 4 epochs are done already"]);
+    assert_same(&Left::of(&world), &whole, "nothing left to do");
+}
+
+#[test]
+fn with_nothing_to_go_on_from_it_starts() {
+    let world = World::new();
+    world.ok(&["tiny.toml", "--resume"]);
+    let first = fs::read(world.path("run/last.pt")).unwrap();
+    // A run that was killed before its first checkpoint.
+    fs::remove_file(world.path("run/last.pt")).unwrap();
+    fs::remove_file(world.path("run/best.pt")).unwrap();
+    world.ok(&["tiny.toml", "--set", "run.resume=auto"]);
+    assert!(fs::read(world.path("run/last.pt")).unwrap() == first);
+    assert_eq!(epochs(&world, "run").len(), 2);
+    world.run(&["tiny.toml"]).says(&["run holds a run already", "--resume"]);
+}
+
+/// Sends `signal` to `child` and waits for its end.
+fn signal(child: Child, signal: &str) -> Outcome {
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    Outcome::of(&child.wait_with_output().unwrap())
+}
+
+#[test]
+fn signals_save_and_stop_and_the_run_goes_on_to_the_bit() {
+    let world = World::new();
+    let args = with(&["--epochs=60", "--batch-size=1"]);
+    world.ok(&args);
+    let whole = Left::of(&world);
+    let mut inside = 0;
+    for (name, code) in [("-TERM", 143), ("-INT", 130), ("-USR1", 138)] {
+        fs::remove_dir_all(world.path("run")).unwrap();
+        let mut child = world.command(&args).stderr(Stdio::piped()).spawn().unwrap();
+        wait_until(&mut child, || world.path("run/last.pt").exists());
+        let stopped = signal(child, name);
+        assert_eq!(stopped.code, code, "{}", stopped.stderr);
+        stopped.says(&[&format!("stopped by SIG{}", &name[1..]), "saved in run/last.pt", "--resume"]);
+        let checkpoint = world.checkpoint("run/last.pt");
+        let position = checkpoint.extra.iter().find(|(key, _)| key == "position").unwrap();
+        inside += position.1.get("batches").unwrap().as_int().unwrap();
+        world.ok(&[&args, &["--resume"][..]].concat());
+        assert_same(&Left::of(&world), &whole, name);
+    }
+    assert!(inside > 0, "no signal came inside an epoch");
+}
+
+#[test]
+fn another_experiment_is_refused_with_both_values() {
+    let world = World::new();
+    world.ok(&["tiny.toml"]);
+    let before = world.files();
+    let refused =
+        world.run(&["tiny.toml", "--resume", "--lr=0.5", "--optimizer=sgd", "--epochs=3", "--num-workers=0"]);
+    assert_eq!(refused.code, 2);
+    refused.says(&[
+        "optimization.lr was 0.001 in run/last.pt and is 0.5 (--lr 0.5) now",
+        "optimization.optimizer was \"adamw\" in run/last.pt and is \"sgd\" (--optimizer sgd) now",
+        "--allow-changes",
+    ]);
+    assert!(
+        !refused.stderr.contains("epochs was") && !refused.stderr.contains("workers"),
+        "{}",
+        refused.stderr
+    );
+    let fewer = world.run(&["tiny.toml", "--resume", "--epochs=1"]);
+    assert_eq!(fewer.code, 2);
+    fewer.says(&["optimization.epochs was 2 in run/last.pt and is 1 (--epochs 1) now"]);
+    // Another model never fits.
+    let model = world.run(&["tiny.toml", "--resume", "--d-model=32", "--allow-changes", "--epochs=3"]);
+    assert_eq!(model.code, 3, "{}", model.stderr);
+    model.says(&["run/last.pt has parameters of another shape", "no flag resumes with another model"]);
+    assert_eq!(world.files(), before);
+
+    world.ok(&["tiny.toml", "--resume", "--lr=0.5", "--optimizer=sgd", "--epochs=3", "--allow-changes"]);
+    assert_eq!(epochs(&world, "run").len(), 3);
+    assert!(world.read("run/run.json").contains("optimization.lr"));
+}
+
+#[test]
+fn other_data_are_another_experiment() {
+    let world = World::new();
+    world.ok(&["tiny.toml"]);
+    let table = world.read("data/subs.csv");
+    let (id, _) = world.clip();
+    let line = table.lines().find(|line| line.contains(&id)).unwrap().to_owned();
+    let other = format!("{line} otra vez");
+    world.write("data/subs.csv", table.replace(&line, &other));
+    let refused = world.run(&["tiny.toml", "--resume", "--epochs=3"]);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    refused.says(&["the data (ids and texts of both splits) was "]);
+    world.ok(&["tiny.toml", "--resume", "--epochs=3", "--allow-changes"]);
+}
