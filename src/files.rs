@@ -1,11 +1,17 @@
 //! Replacing files as a whole: the one place where a run puts a file in the place of another.
 //!
-//! A crash, a full disk or a failing write at any moment leaves the earlier file as it was.
+//! A crash, a full disk or a failing write at any moment leaves the earlier file as it was. Tests prove it: everything
+//! that is done to the disk goes through [`disk`], where `fault` can make each operation fail.
+
+mod disk;
+mod fault;
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+
+pub use disk::{DiskFile, create_dir, hard_link, remove_dir, remove_file, rename};
 
 /// Writes `bytes` as the file `path`, as [`replace`] does.
 ///
@@ -22,7 +28,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// Whatever the disk says. The temporary file is removed and the old file, if any, is untouched.
-pub fn replace(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+pub fn replace(path: &Path, fill: impl FnOnce(&mut DiskFile) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary(path)?;
     let written = create(&temporary).and_then(|mut file| {
         fill(&mut file)?;
@@ -38,12 +44,8 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> i
 /// Whatever the disk says; `to` then is what it was before.
 pub fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
     let temporary = temporary(to)?;
-    let made = remove_leftover(&temporary).and_then(|()| {
-        fs::hard_link(from, &temporary).or_else(|_| {
-            fs::copy(from, &temporary)?;
-            File::open(&temporary)?.sync_all()
-        })
-    });
+    let made = remove_leftover(&temporary)
+        .and_then(|()| hard_link(from, &temporary).or_else(|_| copy(from, &temporary)));
     finish(to, &temporary, made)
 }
 
@@ -52,7 +54,7 @@ pub fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// Whatever the disk says.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    match File::open(folder).and_then(|folder| folder.sync_all()) {
+    match disk::sync_dir(folder) {
         Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
             Ok(())
         }
@@ -73,7 +75,7 @@ pub fn folder_of(path: &Path) -> &Path {
 
 /// Moves a finished temporary file into place, or removes an unfinished one.
 fn finish(path: &Path, temporary: &Path, made: io::Result<()>) -> io::Result<()> {
-    let moved = made.and_then(|()| fs::rename(temporary, path));
+    let moved = made.and_then(|()| rename(temporary, path));
     // Also after success: a rename between two links of one file does nothing and leaves both names.
     let cleaned = remove_leftover(temporary);
     // The first failure is the one to tell.
@@ -81,13 +83,26 @@ fn finish(path: &Path, temporary: &Path, made: io::Result<()>) -> io::Result<()>
 }
 
 /// A leftover of a killed process may be a link to a good checkpoint: it is removed, never written to.
-fn create(temporary: &Path) -> io::Result<File> {
+fn create(temporary: &Path) -> io::Result<DiskFile> {
     remove_leftover(temporary)?;
-    OpenOptions::new().write(true).create_new(true).open(temporary)
+    DiskFile::create_new(temporary)
+}
+
+/// Copies what is in `from` to the new file `to`.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut from = File::open(from)?;
+    let mut to = create(to)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return to.sync_all(),
+            read => to.write_all(&buffer[..read])?,
+        }
+    }
 }
 
 fn remove_leftover(temporary: &Path) -> io::Result<()> {
-    match fs::remove_file(temporary) {
+    match remove_file(temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -103,7 +118,9 @@ fn temporary(path: &Path) -> io::Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::fault::tests::under;
     use super::*;
+    use std::fs;
 
     fn names(folder: &Path) -> Vec<OsString> {
         let mut names: Vec<_> =
@@ -189,5 +206,61 @@ mod tests {
         assert!(link_or_copy(&folder.path().join("none.pt"), &best).is_err());
         assert_eq!(fs::read(&best).unwrap(), b"old");
         assert_eq!(names(folder.path()), ["best.pt"]);
+    }
+
+    /// Lets each operation of `work` fail in turn, in every way, besides those that `always` fail, and looks each time at
+    /// what it left in `path`.
+    fn fail_each(path: &Path, always: &str, prepare: impl Fn(), work: impl Fn() -> io::Result<()>) {
+        let whole = |content: &[u8]| content == b"old" || content == b"the new one";
+        prepare();
+        let (done, operations) = under(&format!("{always}short:1000000"), &work);
+        done.unwrap();
+        assert_eq!(fs::read(path).unwrap(), b"the new one");
+        assert!(operations >= 5);
+        for action in ["ENOSPC", "EIO", "EACCES", "half"] {
+            for number in (1..=operations).flat_map(|n| [n.to_string(), format!("{n}+")]) {
+                prepare();
+                let (result, _) = under(&format!("{always}{action}:{number}"), &work);
+                let content = fs::read(path).unwrap();
+                assert!(whole(&content), "{action}:{number}: {content:?}");
+                assert!(result.is_err() || content == b"the new one", "{action}:{number}");
+                // What is left over, also where cleaning up failed, is not in the way of the next.
+                work().unwrap();
+                assert_eq!(fs::read(path).unwrap(), b"the new one");
+            }
+        }
+        for number in 1..=operations {
+            prepare();
+            let (result, _) = under(&format!("{always}short:{number}"), &work);
+            result.unwrap();
+            assert_eq!(fs::read(path).unwrap(), b"the new one");
+        }
+    }
+
+    #[test]
+    fn each_operation_of_replacing_may_fail() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("last.pt");
+        let prepare = || write_atomically(&path, b"old").unwrap();
+        fail_each(&path, "", prepare, || write_atomically(&path, b"the new one"));
+        assert_eq!(names(folder.path()), ["last.pt"]);
+    }
+
+    #[test]
+    fn each_operation_of_linking_may_fail() {
+        let folder = tempfile::tempdir().unwrap();
+        let (last, best) = (folder.path().join("last.pt"), folder.path().join("best.pt"));
+        let prepare = &|| {
+            write_atomically(&best, b"old").unwrap();
+            write_atomically(&last, b"the new one").unwrap();
+        };
+        fail_each(&best, "", prepare, || {
+            let linked = link_or_copy(&last, &best);
+            assert_eq!(fs::read(&last).unwrap(), b"the new one");
+            linked
+        });
+        // Without links it is a copy. The link is the second operation.
+        fail_each(&best, "EACCES:2,", prepare, || link_or_copy(&last, &best));
+        assert_eq!(names(folder.path()), ["best.pt", "last.pt"]);
     }
 }

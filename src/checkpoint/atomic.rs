@@ -1,18 +1,17 @@
 //! Checkpoints that are replaced as a whole ([`crate::files`]), with errors that say what to do.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
 use crate::error::{Error, Kind, Problem, Result};
-use crate::files;
+use crate::files::{self, DiskFile};
 
 /// Writes a new file with `fill` and puts it in the place of `path` once it is on the disk.
 ///
 /// # Errors
 ///
 /// A run error that names the path. The old file, if any, is untouched.
-pub fn replace(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+pub fn replace(path: &Path, fill: impl FnOnce(&mut DiskFile) -> io::Result<()>) -> Result<()> {
     files::replace(path, fill).map_err(|error| failed(path, &error))
 }
 

@@ -1,13 +1,14 @@
 //! A file that grows by whole records: a failed write leaves no half of one behind.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
+
+use crate::files::DiskFile;
 
 /// A file open for adding records at its end.
 #[derive(Debug)]
 pub(super) struct AppendFile {
-    file: File,
+    file: DiskFile,
     /// The length up to the last whole record.
     whole: u64,
     /// Whether bytes of a failed record may lie behind `whole`.
@@ -17,10 +18,8 @@ pub(super) struct AppendFile {
 impl AppendFile {
     /// Opens `path`, which must not exist yet where `new` is set.
     pub fn open(path: &Path, new: bool) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.append(true);
-        let mut file = if new { options.create_new(true) } else { options.create(true) }.open(path)?;
-        let whole = file.seek(SeekFrom::End(0))?;
+        let file = DiskFile::append(path, new)?;
+        let whole = file.file().seek(SeekFrom::End(0))?;
         Ok(Self { file, whole, torn: false })
     }
 

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::config::{Change, Experiment, changes};
 use crate::error::{Error, Kind, Result};
-use crate::files::{folder_of, write_atomically};
+use crate::files::{self, folder_of, write_atomically};
 use lock::{Owner, Refused, RunLock};
 
 const LAST: &str = "last.pt";
@@ -164,11 +164,11 @@ impl RunFolder {
     fn try_writing(&self) -> Result<()> {
         for name in RUN_FILES.into_iter().chain([PROBE]) {
             // What cannot be removed is named when the file is written.
-            let _ = fs::remove_file(self.path.join(format!("{name}.tmp")));
+            let _ = files::remove_file(&self.path.join(format!("{name}.tmp")));
         }
         let probe = self.path.join(PROBE);
         // A file system without room for one block accepts the name and fails here.
-        let written = write_atomically(&probe, &[0; 4096]).and_then(|()| fs::remove_file(&probe));
+        let written = write_atomically(&probe, &[0; 4096]).and_then(|()| files::remove_file(&probe));
         written.map_err(|error| unusable(&self.path, &error))
     }
 
@@ -270,7 +270,7 @@ impl RunFolder {
         }
         for name in RUN_FILES {
             // What cannot be removed is named when the next run claims the folder.
-            let _ = fs::remove_file(self.path.join(name));
+            let _ = files::remove_file(&self.path.join(name));
         }
         self.give_back();
     }
@@ -416,7 +416,7 @@ fn make_folder(path: &Path) -> io::Result<Vec<PathBuf>> {
         path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
     let mut made = Vec::new();
     for folder in missing.into_iter().rev() {
-        match fs::create_dir(folder) {
+        match files::create_dir(folder) {
             Ok(()) => made.push(folder.to_owned()),
             // Another process was faster, or the path goes through `..`.
             Err(_) if folder.is_dir() => {}
@@ -432,7 +432,7 @@ fn make_folder(path: &Path) -> io::Result<Vec<PathBuf>> {
 /// Removes folders of [`make_folder`] that nobody has put anything into.
 fn remove_folders(made: &[PathBuf]) {
     for folder in made.iter().rev() {
-        let _ = fs::remove_dir(folder);
+        let _ = files::remove_dir(folder);
     }
 }
 
@@ -456,7 +456,7 @@ fn fresh_folder(path: &Path, now: SystemTime) -> io::Result<PathBuf> {
             dated.push(format!("-{attempt}"));
         }
         let folder = path.with_file_name(dated);
-        match fs::create_dir(&folder) {
+        match files::create_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => return made.map(|()| folder),
         }
@@ -467,11 +467,11 @@ fn fresh_folder(path: &Path, now: SystemTime) -> io::Result<PathBuf> {
 /// Moves entries from one folder to another one that is new, and back again if one cannot be moved.
 fn move_entries(from: &Path, to: &Path, names: &[&String]) -> io::Result<PathBuf> {
     for (done, name) in names.iter().enumerate() {
-        if let Err(error) = fs::rename(from.join(name), to.join(name)) {
+        if let Err(error) = files::rename(&from.join(name), &to.join(name)) {
             for name in names.iter().take(done) {
-                fs::rename(to.join(name), from.join(name))?;
+                files::rename(&to.join(name), &from.join(name))?;
             }
-            let _ = fs::remove_dir(to);
+            let _ = files::remove_dir(to);
             return Err(error);
         }
     }

@@ -9,6 +9,7 @@ mod cli;
 mod config;
 mod data;
 mod demo;
+mod faults;
 mod lock;
 mod numbers;
 mod resume;

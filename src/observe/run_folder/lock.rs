@@ -8,7 +8,7 @@
 //! few seconds, and a newcomer watches whether that still happens before it takes over: neither clocks nor process
 //! numbers of different machines are compared.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -16,6 +16,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+
+use crate::files::{self, DiskFile};
 
 /// The file, in the run's folder. It is removed when the run ends, unless the run is killed.
 pub(super) const LOCK: &str = ".slt-run.lock";
@@ -89,7 +91,7 @@ pub(super) struct RunLock {
     owner: Owner,
     heartbeat: Mutex<Option<Heartbeat>>,
     /// Its being open is what holds the lock.
-    _file: File,
+    _file: DiskFile,
 }
 
 impl RunLock {
@@ -114,7 +116,7 @@ impl RunLock {
         drop(self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take());
         if read(&self.path).is_some_and(|owner| self.owner.is(&owner)) {
             // Left over it harms nobody.
-            let _ = fs::remove_file(&self.path);
+            let _ = files::remove_file(&self.path);
         }
     }
 }
@@ -131,9 +133,9 @@ impl Owner {
     }
 
     /// Writes it over what `file` holds.
-    fn write(&self, mut file: &File) -> io::Result<()> {
+    fn write(&self, file: &mut DiskFile) -> io::Result<()> {
         let line = serde_json::to_string(self).map_err(io::Error::other)? + "\n";
-        file.rewind()?;
+        file.file().rewind()?;
         file.write_all(line.as_bytes())?;
         file.set_len(line.len() as u64)?;
         file.sync_data()
@@ -151,8 +153,8 @@ pub(super) fn look(folder: &Path) -> Result<(), Refused> {
 fn acquire(path: &Path, owner: Owner, terms: &Terms) -> Result<RunLock, Refused> {
     let mut tried = 0;
     loop {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        let reach = match (terms.lock)(&file) {
+        let mut file = DiskFile::update(path)?;
+        let reach = match (terms.lock)(file.file()) {
             Ok(reach) => reach,
             Err(TryLockError::Error(error)) => return Err(error.into()),
             Err(TryLockError::WouldBlock) => {
@@ -165,15 +167,15 @@ fn acquire(path: &Path, owner: Owner, terms: &Terms) -> Result<RunLock, Refused>
             }
         };
         // An owner that ended in between has removed the file: a lock on that one keeps nobody out.
-        if reach != Reach::Nobody && !is_at(&file, path)? {
+        if reach != Reach::Nobody && !is_at(file.file(), path)? {
             continue;
         }
         let heartbeat = match reach {
             Reach::Everyone => {
-                owner.write(&file).inspect_err(|_| _ = fs::remove_file(path))?;
+                owner.write(&mut file).inspect_err(|_| _ = files::remove_file(path))?;
                 None
             }
-            _ => Some(take_over(path, &file, &owner, reach, terms)?),
+            _ => Some(take_over(path, &mut file, &owner, reach, terms)?),
         };
         let heartbeat = Mutex::new(heartbeat);
         return Ok(RunLock { path: path.to_owned(), owner, heartbeat, _file: file });
@@ -183,7 +185,7 @@ fn acquire(path: &Path, owner: Owner, terms: &Terms) -> Result<RunLock, Refused>
 /// Becomes the owner where the system's locks do not tell whether there is another one.
 fn take_over(
     path: &Path,
-    file: &File,
+    file: &mut DiskFile,
     owner: &Owner,
     reach: Reach,
     terms: &Terms,
@@ -229,13 +231,13 @@ struct Heartbeat {
 }
 
 impl Heartbeat {
-    fn start(file: File, mut owner: Owner, every: Duration) -> io::Result<Self> {
+    fn start(mut file: DiskFile, mut owner: Owner, every: Duration) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let thread = std::thread::Builder::new().name("lock".to_owned()).spawn(move || {
             while stopped.recv_timeout(every) == Err(mpsc::RecvTimeoutError::Timeout) {
                 owner.beat += 1;
                 // A disk that fails for a while must not cost the run; the next beat may come through.
-                let _ = owner.write(&file);
+                let _ = owner.write(&mut file);
             }
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
@@ -331,6 +333,7 @@ fn is_mounted_with_local_locks(mounts: &str, dev: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::OpenOptions;
 
     fn owner(pid: u32, host: &str) -> Owner {
         Owner { pid, host: host.to_owned(), started: "2026-01-01T00:00:00Z".to_owned(), beat: 0 }

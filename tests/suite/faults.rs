@@ -1,0 +1,199 @@
+//! Every operation on a run's files fails in turn, and the process is killed at each: what was saved stays whole.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use slt_run::config::{self, Layers};
+use slt_run::nn::Parameters;
+use slt_run::train::{Network, state};
+
+use crate::support::{Outcome, World};
+
+/// What `src/files/fault.rs` reads.
+const VARIABLE: &str = "SLTRUN_FAULT";
+
+/// An operation of a run that nothing disturbs.
+struct Operation {
+    number: usize,
+    what: String,
+    /// The file's name, without the run's folder.
+    file: String,
+}
+
+impl Operation {
+    fn is(&self, what: &str, file: &str) -> bool {
+        self.what == what && self.file == file
+    }
+
+    /// Whether it belongs to a log, which may cost a warning and no more.
+    fn is_log(&self) -> bool {
+        self.file == "metrics.jsonl" || self.file.starts_with("events.out.tfevents.")
+    }
+}
+
+/// A run of two epochs, again and again in new folders.
+struct Repeated {
+    world: World,
+    operations: Vec<Operation>,
+}
+
+impl Repeated {
+    fn new() -> Self {
+        let world = World::new();
+        let mut repeated = Self { world, operations: Vec::new() };
+        let outcome = repeated.run("whole", "list:operations");
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+        let list = repeated.world.read("operations");
+        repeated.operations = list
+            .lines()
+            .map(|line| {
+                let [number, what, path] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
+                let file = path.rsplit('/').next().unwrap().to_owned();
+                Operation { number: number.parse().unwrap(), what: what.to_owned(), file }
+            })
+            .collect();
+        repeated
+    }
+
+    /// Trains into `folder`, and TensorBoard's events into a folder beside it.
+    fn run(&self, folder: &str, fault: &str) -> Outcome {
+        let logs = format!("{folder}-logs");
+        let args = ["tiny.toml", "--work-dir", folder, "--tensorboard", &logs, "--num-workers", "0"];
+        let mut command = self.world.command(&args);
+        command.env(VARIABLE, fault).env("RAYON_NUM_THREADS", "1");
+        Outcome::of(&command.output().unwrap())
+    }
+
+    /// How often the checkpoint `name` was replaced before operation `number` was done.
+    fn saved(&self, name: &str, number: usize) -> usize {
+        let moved = format!("{name}.tmp");
+        let before = self.operations.iter().take_while(|operation| operation.number < number);
+        before.filter(|operation| operation.is("rename", &moved)).count()
+    }
+
+    /// Calls `check` with each of `faults` on each operation that it applies to, on two threads.
+    fn each(&self, faults: &[&str], check: impl Fn(&Operation, &str) + Sync) {
+        let all: Vec<_> = faults
+            .iter()
+            .flat_map(|&fault| self.operations.iter().map(move |operation| (fault, operation)))
+            // Elsewhere these are as the fault that strikes as a whole.
+            .filter(|(fault, operation)| !matches!(*fault, "half" | "tear") || operation.what == "write")
+            .collect();
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while let Some((fault, operation)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        check(operation, fault);
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// The checkpoints of `folder` are those of the epochs that had been saved, and fit the network to the last key.
+fn checkpoints_are_whole(runs: &Repeated, folder: &str, saved_before: usize, name: &str) {
+    let path = runs.world.path(folder);
+    let parameters = network(&runs.world.path("tiny.toml"));
+    for file in ["last.pt", "best.pt"] {
+        let saved = runs.saved(file, saved_before);
+        assert_eq!(path.join(file).exists(), saved > 0, "{name}: {file}");
+        if saved > 0 {
+            state::init_from(&path.join(file), &parameters).unwrap();
+            // Both epochs of this run are its best so far.
+            assert_eq!(runs.world.checkpoint(&format!("{folder}/{file}")).epoch, saved, "{name}: {file}");
+        }
+    }
+}
+
+fn network(experiment: &Path) -> Parameters {
+    let layers = Layers { files: vec![experiment.to_owned()], ..Layers::default() };
+    let model = config::resolve(&layers).unwrap().experiment.model;
+    Network::new(&model, 0.1, &candle_core::Device::Cpu, 1).unwrap().parameters().clone()
+}
+
+/// What goes on in a folder after a fault. A resume belongs here.
+fn goes_on(runs: &Repeated, folder: &str, name: &str) {
+    // Nothing is left that would be in the way of another run there.
+    let left: BTreeSet<String> = match fs::read_dir(runs.world.path(folder)) {
+        Ok(entries) => entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect(),
+        Err(_) => BTreeSet::new(),
+    };
+    let known = ["config.toml", "config.json", "run.json", "metrics.jsonl", "last.pt", "best.pt"];
+    let probe = [".slt-run.lock", ".slt-run.probe"];
+    for file in left {
+        let stem = file.strip_suffix(".tmp").unwrap_or(&file);
+        assert!(known.contains(&stem) || probe.contains(&stem), "{name}: {file} is left");
+    }
+}
+
+#[test]
+fn every_operation_may_fail() {
+    let runs = Repeated::new();
+    let counted = |what: &str| runs.operations.iter().filter(|operation| operation.what == what).count();
+    assert!(counted("write") > 20 && counted("sync") > 8 && counted("rename") >= 7 && counted("link") == 2);
+    runs.each(&["ENOSPC", "half"], |operation, fault| {
+        let (number, what, file) = (operation.number, &operation.what, &operation.file);
+        let name = format!("{fault} at {number}, {what} {file}");
+        let folder = format!("{fault}{number}");
+        let outcome = runs.run(&folder, &format!("{fault}:{number}"));
+        let stderr = &outcome.stderr;
+        let survives = operation.is_log()
+            // A copy takes the link's place.
+            || operation.what == "link"
+            // What cannot be cleaned up is for the next run.
+            || what == "remove" && outcome.code == 0;
+        if survives {
+            assert_eq!(outcome.code, 0, "{name}: {stderr}");
+            let warned = stderr.contains("the run goes on without ");
+            assert_eq!(warned, operation.is_log(), "{name}: {stderr}");
+            checkpoints_are_whole(&runs, &folder, usize::MAX, &name);
+        } else {
+            assert_eq!(outcome.code, 1, "{name}: {stderr}");
+            let target = match file.strip_suffix(".tmp") {
+                Some(file) if !file.starts_with('.') => format!("{folder}/{file}"),
+                _ => folder.clone(),
+            };
+            outcome.says(&[&target, "No space left on device", "hint: make room on that disk"]);
+            assert_eq!(stderr.matches("error: ").count(), 1, "{name}: {stderr}");
+            checkpoints_are_whole(&runs, &folder, number, &name);
+        }
+        goes_on(&runs, &folder, &name);
+    });
+}
+
+#[test]
+fn the_disk_may_be_full_from_any_operation_on() {
+    let runs = Repeated::new();
+    runs.each(&["ENOSPC"], |operation, fault| {
+        let (number, what, file) = (operation.number, &operation.what, &operation.file);
+        let name = format!("{fault} from {number} on, {what} {file}");
+        let folder = format!("{fault}{number}");
+        let outcome = runs.run(&folder, &format!("{fault}:{number}+"));
+        let mut rest = runs.operations.iter().filter(|operation| operation.number >= number);
+        let saves = rest.any(|operation| {
+            operation.file.strip_suffix(".tmp").is_some() || operation.what == "sync folder"
+        });
+        assert_eq!(outcome.code, i32::from(saves), "{name}: {}", outcome.stderr);
+        checkpoints_are_whole(&runs, &folder, number, &name);
+        goes_on(&runs, &folder, &name);
+    });
+}
+
+#[cfg(unix)]
+#[test]
+fn the_process_may_be_killed_at_every_operation() {
+    let runs = Repeated::new();
+    runs.each(&["kill", "tear"], |operation, fault| {
+        let (number, what, file) = (operation.number, &operation.what, &operation.file);
+        let name = format!("{fault} at {number}, {what} {file}");
+        let folder = format!("{fault}{number}");
+        let outcome = runs.run(&folder, &format!("{fault}:{number}"));
+        assert_eq!(outcome.code, -1, "{name}: {}", outcome.stderr);
+        checkpoints_are_whole(&runs, &folder, number, &name);
+        goes_on(&runs, &folder, &name);
+    });
+}
