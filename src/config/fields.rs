@@ -46,10 +46,11 @@ sections! {
         val_batch_size: Option<usize> = unset ("as `batch_size`") => Rule::Positive,
         /// Threads that load data; 0 loads in the training thread. Results never depend on it.
         num_workers: Option<usize> = unset ("the cores at hand, at most 8") => Rule::AtMost(1024),
+        /// What a clip costs that cannot be loaded during training: the run, or itself, where no more than 1 % of them are
+        /// so.
+        on_bad_clip: OnBadClip = error,
         /// Folder for TensorBoard's event files.
         tensorboard: Option<PathBuf> = unset ("off"),
-        /// What to do with a clip of which a file vanishes or breaks during training.
-        on_bad_clip: OnBadClip = error,
     }
 
     /// The network, but for the backbones.
@@ -155,6 +156,16 @@ sections! {
 }
 
 choices! {
+    /// What to do about a clip whose files vanish or break after the start of a run.
+    OnBadClip {
+        /// The run saves and stops, naming the file.
+        Error = "error",
+        /// Its batches do without it; it is counted and listed.
+        Skip = "skip",
+    }
+}
+
+choices! {
     /// An optimizer, as PyTorch defines it.
     OptimizerKind {
         /// Adam with decoupled weight decay.
@@ -175,16 +186,6 @@ choices! {
         StepLr = "steplr",
         /// `CosineAnnealingLR` with `T_max` = `scheduler_tmax` and a lowest rate of 0.
         Cosine = "cosine",
-    }
-}
-
-choices! {
-    /// What to do with a clip of which a file vanishes or breaks during training.
-    OnBadClip {
-        /// Save, and stop with the file's name.
-        Error = "error",
-        /// Go on without the clip, as long as such clips are few.
-        Skip = "skip",
     }
 }
 

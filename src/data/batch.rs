@@ -1,5 +1,6 @@
 //! What the trainer asks for and what it gets: requests, samples, batches.
 
+use super::bad_clips::SkippedClip;
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
 use std::ops::Range;
@@ -112,6 +113,9 @@ pub struct Batch {
     pub miss_mask: [Vec<bool>; 2],
     /// The classes of the clips' texts: `(B)`.
     pub targets: Vec<u32>,
+    /// Clips of the request that are left out, in its order: with `data.on_bad_clip = "skip"`, those that could not be
+    /// loaded. A batch may be left without any.
+    pub skipped: Vec<SkippedClip>,
     /// `T`, `H` and `P`.
     pub sizes: Sizes,
 }
@@ -129,6 +133,7 @@ impl Batch {
             pad_mask: vec![true; frames],
             miss_mask: [(); 2].map(|()| vec![false; frames]),
             targets: vec![0; number],
+            skipped: Vec::new(),
             sizes,
         }
     }
@@ -144,6 +149,16 @@ impl Batch {
         }
         copy_to(&mut self.targets, position, &[sample.target]);
     }
+
+    /// Leaves out the clips that are not marked in `keep`, which has a mark for each.
+    pub(super) fn retain(&mut self, keep: &[bool]) {
+        keep_parts(&mut self.clips, keep);
+        self.images.iter_mut().for_each(|images| keep_parts(images, keep));
+        keep_parts(&mut self.pose, keep);
+        keep_parts(&mut self.pad_mask, keep);
+        self.miss_mask.iter_mut().for_each(|mask| keep_parts(mask, keep));
+        keep_parts(&mut self.targets, keep);
+    }
 }
 
 /// Copies `one` to the `position`-th place of its length in `all`.
@@ -151,6 +166,17 @@ fn copy_to<T: Copy>(all: &mut [T], position: usize, one: &[T]) {
     if let Some(place) = all.get_mut(position * one.len()..(position + 1) * one.len()) {
         place.copy_from_slice(one);
     }
+}
+
+/// Moves those of `all`'s equal parts together that are marked in `keep`, which has a mark for each.
+fn keep_parts<T: Copy>(all: &mut Vec<T>, keep: &[bool]) {
+    let each = all.len() / keep.len().max(1);
+    let mut kept = 0;
+    for (at, _) in keep.iter().enumerate().filter(|(_, keep)| **keep) {
+        all.copy_within(at * each..(at + 1) * each, kept * each);
+        kept += 1;
+    }
+    all.truncate(kept * each);
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::pose::{self, Pose};
 use super::sampling::{frame_at, sample_indices, stride, union};
 use super::target::text_target;
 use super::{count, some_of};
-use crate::config;
+use crate::config::{self, OnBadClip};
 use crate::error::{Error, Kind, Problem, Result};
 use crate::random::{Purpose, stream};
 use rand::RngExt;
@@ -67,6 +67,8 @@ pub struct Dataset {
     pub sizes: Sizes,
     /// How many classes there are.
     pub vocab_size: usize,
+    /// What a clip costs that cannot be loaded.
+    pub on_bad_clip: OnBadClip,
     pub(super) landmarks: usize,
     seed: u64,
     warnings: Vec<String>,
@@ -134,6 +136,7 @@ impl Dataset {
                 pose: 3 * model.pose_landmarks,
             },
             vocab_size: model.vocab_size,
+            on_bad_clip: data.on_bad_clip,
             landmarks: model.pose_landmarks,
             seed,
             warnings,

@@ -1,11 +1,13 @@
 //! Batches ahead of the trainer: threads load single clips, and the batches come out in the order of the requests.
 
+use super::bad_clips::SkippedClip;
 use super::batch::{Batch, Request, Sample};
 use super::dataset::Dataset;
 use super::guarded;
 use super::image::Decoder;
-use crate::error::{Error, Result};
-use std::collections::VecDeque;
+use crate::config::OnBadClip;
+use crate::error::{Error, Kind, Result};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,8 +43,8 @@ struct Filling {
     batch: Option<Batch>,
     /// Clips that are not done.
     left: usize,
-    /// The error of the first clip, in the order of the batch, that has one.
-    error: Option<(usize, Error)>,
+    /// The errors of the clips that have one, by their position in the batch.
+    errors: BTreeMap<usize, Error>,
 }
 
 /// What the threads and the loader share.
@@ -99,7 +101,8 @@ impl Loader {
     }
 
     /// The next batch, in the order of the requests; `None` after the last. An error belongs to its batch alone: of
-    /// several, the first clip's; the batches after it follow.
+    /// several, the first clip's; the batches after it follow. Where the dataset says to skip bad clips, they are left
+    /// out of the batch, and only what is no file's fault is an error.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<Result<(Request, Batch)>> {
         let start = Instant::now();
@@ -171,17 +174,27 @@ impl Drop for Loader {
 
 impl Slot {
     fn new(request: &Request) -> Self {
-        Self(Mutex::new(Filling { batch: None, left: request.clips.len(), error: None }))
+        Self(Mutex::new(Filling { batch: None, left: request.clips.len(), errors: BTreeMap::new() }))
     }
 
-    /// The complete batch, or the error of its first clip that has one.
+    /// The complete batch, or the error of its first clip that has one and may not be skipped.
     fn take(&self, dataset: &Dataset, request: Request) -> Result<(Request, Batch)> {
         let mut filling = lock(&self.0);
-        if let Some((_, error)) = filling.error.take() {
-            return Err(error);
-        }
         let batch = filling.batch.take();
-        let batch = batch.unwrap_or_else(|| Batch::new(request.clips.clone(), dataset.sizes));
+        let mut batch = batch.unwrap_or_else(|| Batch::new(request.clips.clone(), dataset.sizes));
+        let mut keep = vec![true; request.clips.len()];
+        for (position, error) in std::mem::take(&mut filling.errors) {
+            let clip = request.clips.get(position).and_then(|&clip| dataset.clips.get(clip));
+            let id = clip.map_or("", |clip| clip.id.as_str());
+            if dataset.on_bad_clip == OnBadClip::Error || error.kind != Kind::Data {
+                return Err(error.context(format!("cannot load the clip {id}")));
+            }
+            batch.skipped.push(SkippedClip::new(id, &error));
+            keep.get_mut(position).into_iter().for_each(|keep| *keep = false);
+        }
+        if !batch.skipped.is_empty() {
+            batch.retain(&keep);
+        }
         Ok((request, batch))
     }
 }
@@ -237,11 +250,7 @@ fn load_clip(
             filling.batch.get_or_insert_with(batch).put(position, &sample);
         }
         Err(error) => {
-            let id = dataset.clips.get(clip).map_or("", |clip| clip.id.as_str());
-            let error = error.context(format!("cannot load the clip {id}"));
-            if filling.error.as_ref().is_none_or(|(first, _)| position < *first) {
-                filling.error = Some((position, error));
-            }
+            filling.errors.insert(position, error);
         }
     }
     scratch.sample = Some(sample);

@@ -4,6 +4,7 @@
 //! Shapes in this module: `B` clips of a batch, `T` frames (`model.sequence_length`), `H` = `W` =
 //! `model.image_size`, `P` = `3 * model.pose_landmarks`. Pixels stay bytes until they are on the device.
 
+mod bad_clips;
 mod batch;
 mod dataset;
 mod frames;
@@ -18,6 +19,7 @@ mod target;
 
 use std::cell::Cell;
 
+pub use bad_clips::{BadClips, SkippedClip};
 pub use batch::{Batch, Phase, Request, Sample, Sizes, requests, training_order};
 pub use dataset::{Clip, Dataset, Stream};
 pub use frames::FrameTable;

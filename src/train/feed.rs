@@ -7,7 +7,7 @@ use std::time::Duration;
 use candle_core::{Device, Tensor};
 
 use crate::config;
-use crate::data::{Batch, Dataset, Loader, Phase, requests};
+use crate::data::{Batch, Dataset, Loader, Phase, SkippedClip, requests};
 use crate::model::Inputs;
 use crate::nn::Images;
 use crate::{Error, Result};
@@ -28,8 +28,11 @@ pub struct DeviceBatch {
     pub inputs: Inputs,
     /// Class indices (B), u32.
     pub targets: Tensor,
-    /// Positions of its clips in the dataset: (B).
+    /// Positions of its clips in the dataset: (B). None where all of them had to be skipped: there is nothing to compute
+    /// then.
     pub clips: Vec<usize>,
+    /// Clips that it lacks because they could not be loaded (`data.on_bad_clip = "skip"`).
+    pub skipped: Vec<SkippedClip>,
 }
 
 impl Feed {
@@ -110,5 +113,21 @@ pub fn on_device(batch: Batch, device: &Device) -> Result<DeviceBatch> {
         },
         targets: Tensor::from_vec(batch.targets, clips, device)?,
         clips: batch.clips,
+        skipped: batch.skipped,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Sizes;
+
+    #[test]
+    fn a_batch_without_clips_is_one() {
+        let mut batch = Batch::new(Vec::new(), Sizes { frames: 3, image_size: 2, pose: 6 });
+        batch.skipped.push(SkippedClip { id: "a".to_owned(), problem: "gone".to_owned() });
+        let batch = on_device(batch, &Device::Cpu).unwrap();
+        assert_eq!((batch.clips.len(), batch.skipped[0].id.as_str()), (0, "a"));
+        assert_eq!(batch.inputs.pose.dims(), [0, 3, 6]);
+    }
 }

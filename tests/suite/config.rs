@@ -205,8 +205,8 @@ val_index = "data/lsa_t/index/val.csv"      # --val-index data/lsa_t/index/val.c
 batch_size = 4                              # default
 val_batch_size = ""                         # default (unset: as `batch_size`)
 num_workers = ""                            # default (unset: the cores at hand, at most 8)
-tensorboard = ""                            # a.toml:3 (unset: off)
 on_bad_clip = "error"                       # default
+tensorboard = ""                            # a.toml:3 (unset: off)
 
 [model]
 image_size = 224                 # default

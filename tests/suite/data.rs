@@ -380,6 +380,55 @@ fn errors_come_in_their_place_and_the_rest_follows() {
 }
 
 #[test]
+fn bad_clips_are_left_out_where_they_may_be() {
+    let mut little = five();
+    little.data.on_bad_clip = config::OnBadClip::Skip;
+    let dataset = Arc::new(little.open());
+    let batch = |clips: &[usize]| Request { phase: Phase::Validation, epoch: 0, clips: clips.to_vec() };
+    let load = |workers, asked: Vec<Request>| {
+        let mut loader = Loader::new(Arc::clone(&dataset), workers, asked.into_iter());
+        let mut got = Vec::new();
+        while let Some(next) = loader.next() {
+            got.push(next);
+        }
+        got
+    };
+    let sound = load(0, vec![batch(&[0, 3])]).remove(0).unwrap().1;
+    assert!(sound.skipped.is_empty());
+    // After the listing: a frame of b vanishes, one of c is cut off, the pose of e breaks.
+    std::fs::remove_file(little.path("face").join("b_f003.jpg")).unwrap();
+    let frame = std::fs::read(little.path("hand_r").join("c_f003.jpg")).unwrap();
+    std::fs::write(little.path("hand_r").join("c_f003.jpg"), &frame[..frame.len() / 2]).unwrap();
+    std::fs::write(little.path("pose").join("e.npz"), b"PK").unwrap();
+    let asked = vec![batch(&[1, 0, 2, 3, 4]), batch(&[2, 1]), batch(&[0, 99]), batch(&[3])];
+    let alone = load(0, asked.clone());
+    let (request, first) = alone[0].as_ref().unwrap();
+    assert_eq!(request.clips, [1, 0, 2, 3, 4]);
+    let ids: Vec<&str> = first.skipped.iter().map(|clip| clip.id.as_str()).collect();
+    assert_eq!(ids, ["b", "c", "e"]);
+    for (clip, [file, why]) in first.skipped.iter().zip([
+        ["face/b_f003.jpg", "No such file"],
+        ["hand_r/c_f003.jpg", "truncated"],
+        ["pose/e.npz", "not a whole npz file"],
+    ]) {
+        assert!(clip.problem.contains(file) && clip.problem.contains(why), "{}", clip.problem);
+    }
+    // What is left is the batch of the clips that are left.
+    let mut left = first.clone();
+    left.skipped.clear();
+    assert!(left == sound);
+    let (_, empty) = alone[1].as_ref().unwrap();
+    assert_eq!((empty.skipped.len(), empty.clips.len(), empty.targets.len()), (2, 0, 0));
+    assert!(empty.images.iter().all(Vec::is_empty) && empty.pose.is_empty() && empty.pad_mask.is_empty());
+    // No file's fault, so no clip to skip.
+    assert!(alone[2].is_err());
+    assert_eq!(alone[3].as_ref().unwrap().1.clips, [3]);
+    for workers in [1, 4] {
+        assert!(load(workers, asked.clone()) == alone, "{workers} workers");
+    }
+}
+
+#[test]
 fn a_loader_is_dropped_at_any_moment() {
     let little = five();
     let dataset = Arc::new(little.open());
