@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use super::text::{about, amount, count};
 use super::{origins, resolve};
 use crate::cli::TrainArgs;
-use crate::config::{Change, Experiment, FIELDS, Resolved, Resume};
+use crate::config::{Change, Experiment, FIELDS, OnBadClip, Resolved, Resume};
 use crate::data::Dataset;
 use crate::error::{Kind, Problem};
 use crate::nn::{device, threads};
@@ -60,8 +60,14 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     let fingerprint = dataset.fingerprint();
     earlier.refuse_other_data(&fingerprint, resolved, call)?;
     // A look into each clip's files costs a hundredth of an epoch, and may save one.
-    Error::all(Kind::Data, look_into_files(&dataset, c, reporter))?;
-    let mut trainer = Trainer::new(c, &device)?.on_dataset(fingerprint);
+    let problems = look_into_files(&dataset, c, reporter);
+    if matches!(earlier, Earlier::Run { .. }) && c.data.on_bad_clip == OnBadClip::Skip {
+        // What broke while the run trained must not keep it from going on: it is counted when its turn comes.
+        problems.iter().for_each(|problem| reporter.warn(&problem.what));
+    } else {
+        Error::all(Kind::Data, problems)?;
+    }
+    let mut trainer = Trainer::new(c, &device)?.on_dataset(fingerprint, dataset.clips.len());
     let steps = dataset.train.len().div_ceil(c.data.batch_size);
     let (folder, resumed): (_, Option<Vec<Change>>) = match earlier {
         Earlier::Run { folder, saved: Some(saved), changes } => {

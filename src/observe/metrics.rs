@@ -41,6 +41,8 @@ pub struct EpochMetrics {
 #[derive(Debug)]
 pub struct MetricsLog {
     file: AppendFile,
+    /// Lines that could not be written yet.
+    pending: String,
     path: PathBuf,
 }
 
@@ -53,19 +55,24 @@ impl MetricsLog {
     pub fn open(path: &Path) -> Result<Self> {
         let file =
             AppendFile::open(path, false).map_err(|e| Error::io(Kind::Run, "cannot open", path, &e))?;
-        Ok(Self { file, path: path.to_owned() })
+        Ok(Self { file, pending: String::new(), path: path.to_owned() })
     }
 
-    /// Adds a line in one write, so that a reader never sees half of one.
+    /// Adds a line in one write, so that a reader never sees half of one. A line that cannot be written is kept for
+    /// the next call.
     ///
     /// # Errors
     ///
     /// A run error that names the path; the lines before are whole.
     pub fn add(&mut self, metrics: &EpochMetrics) -> Result<()> {
-        let line = serde_json::to_string(metrics).map_err(std::io::Error::other);
-        line.and_then(|line| self.file.add(format!("{line}\n").as_bytes()))
-            .and_then(|()| self.file.sync())
-            .map_err(|e| Error::io(Kind::Run, "cannot write", &self.path, &e))
+        let line = serde_json::to_string(metrics).map_err(io::Error::other);
+        line.and_then(|line| {
+            self.pending.extend([&line, "\n"]);
+            self.file.add(self.pending.as_bytes())?;
+            self.pending.clear();
+            self.file.sync()
+        })
+        .map_err(|e| Error::io(Kind::Run, "cannot write", &self.path, &e))
     }
 }
 

@@ -13,15 +13,20 @@ use reporter::Reporter;
 use tensorboard::TensorBoard;
 
 use crate::Result;
+use crate::data::SkippedClip;
 
 const NO_METRICS: &str = "the run goes on without metrics.jsonl";
 const NO_TENSORBOARD: &str = "the run goes on without TensorBoard";
+const UNTIL: &str = "until it can be written";
 
 /// Everyone who is told how training goes. None of them can stop it: a log that cannot be written costs a warning.
 pub struct Observer<'a> {
     reporter: &'a Reporter,
     metrics: Option<MetricsLog>,
     tensorboard: Option<TensorBoard>,
+    /// Whether the last write to each failed: one warning is enough for a disk that is full.
+    metrics_failed: bool,
+    tensorboard_failed: bool,
 }
 
 impl<'a> Observer<'a> {
@@ -30,7 +35,7 @@ impl<'a> Observer<'a> {
         let metrics = kept(reporter, NO_METRICS, MetricsLog::open(metrics));
         let tensorboard =
             tensorboard.and_then(|folder| kept(reporter, NO_TENSORBOARD, TensorBoard::create(folder)));
-        Self { reporter, metrics, tensorboard }
+        Self { reporter, metrics, tensorboard, metrics_failed: false, tensorboard_failed: false }
     }
 
     /// The event file of this start, where there is one.
@@ -53,6 +58,11 @@ impl<'a> Observer<'a> {
     pub fn step(&mut self, step: usize, step_of_run: u64, loss: f64, grad_norm: f64, lr: f64, images: usize) {
         self.reporter.step(step, loss, lr, images);
         self.scalars(&[("loss/step", loss), ("grad_norm/step", grad_norm)], step_of_run);
+    }
+
+    /// A clip cannot be loaded, and the run goes on without it.
+    pub fn bad_clip(&self, clip: &SkippedClip) {
+        self.reporter.warn(&format!("{}; the run goes on without the clip {}", clip.problem, clip.id));
     }
 
     /// A step was left out; `why` is a line.
@@ -91,10 +101,8 @@ impl<'a> Observer<'a> {
 
     /// Writes an epoch's line and points.
     pub fn record_epoch(&mut self, m: &EpochMetrics) {
-        if let Some(Err(error)) = self.metrics.as_mut().map(|log| log.add(m)) {
-            warn(self.reporter, NO_METRICS, &error);
-            self.metrics = None;
-        }
+        let added = self.metrics.as_mut().map(|log| log.add(m));
+        tell(self.reporter, added, NO_METRICS, &mut self.metrics_failed);
         let scalars = [
             ("loss/train", m.train_loss),
             ("loss/val", m.val_loss),
@@ -126,10 +134,8 @@ impl<'a> Observer<'a> {
     }
 
     fn tensorboard_does(&mut self, work: impl FnOnce(&mut TensorBoard) -> Result<()>) {
-        if let Some(Err(error)) = self.tensorboard.as_mut().map(work) {
-            warn(self.reporter, NO_TENSORBOARD, &error);
-            self.tensorboard = None;
-        }
+        let done = self.tensorboard.as_mut().map(work);
+        tell(self.reporter, done, NO_TENSORBOARD, &mut self.tensorboard_failed);
     }
 }
 
@@ -140,6 +146,18 @@ pub fn rewind(reporter: &Reporter, metrics: &Path, event_files: &[PathBuf], epoc
     kept(reporter, DOUBLES, metrics::rewind(metrics, epoch));
     for file in event_files {
         kept(reporter, DOUBLES, tensorboard::rewind(file, epoch, step));
+    }
+}
+
+/// Warns about the first of several failures in a row.
+fn tell(reporter: &Reporter, done: Option<Result<()>>, consequence: &str, failed: &mut bool) {
+    match done {
+        Some(Err(error)) if !*failed => {
+            warn(reporter, &format!("{consequence} {UNTIL}"), &error);
+            *failed = true;
+        }
+        Some(Ok(())) => *failed = false,
+        _ => {}
     }
 }
 

@@ -15,6 +15,7 @@ use tensorboard_rs::summary;
 
 use super::append::AppendFile;
 use crate::error::{Error, Kind, Result};
+use crate::files::DiskFile;
 
 /// A file of scalars that TensorBoard shows.
 #[derive(Debug)]
@@ -119,7 +120,7 @@ pub fn rewind(path: &Path, epoch: usize, step: u64) -> Result<()> {
     if kept == bytes.len() {
         return Ok(());
     }
-    let file = fs::OpenOptions::new().write(true).open(path);
+    let file = DiskFile::update(path);
     file.and_then(|file| file.set_len(kept as u64).and_then(|()| file.sync_all()))
         .map_err(|error| failed(&error))
 }

@@ -106,6 +106,10 @@ impl Saved {
         for _ in 0..self.progress.epoch {
             trainer.schedule.step();
         }
+        if let Some(Value::Dict(clips)) = self.extra("bad_clips") {
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            trainer.bad_clips.restore(clips.iter().filter_map(|(id, why)| Some((text(id)?, text(why)?))));
+        }
         trainer.progress = self.progress;
         Ok(())
     }

@@ -100,7 +100,9 @@ fn extra(trainer: &Trainer) -> Vec<(String, Value<'static>)> {
         ("lr", Value::Float(trainer.schedule.lr())),
     ]);
     let mut all = trainer.progress.to_values();
+    let bad_clips = trainer.bad_clips.ids().iter().map(|(id, why)| (id.clone(), Value::Str(why.clone())));
     all.extend([
+        ("bad_clips".to_owned(), Value::dict(bad_clips)),
         ("optimizer_steps".to_owned(), int(trainer.optimizer.steps())),
         ("seed".to_owned(), int(trainer.seed())),
         ("scheduler_state".to_owned(), schedule),

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::config::{CheckpointEvery, Experiment};
-use crate::data::Phase;
+use crate::data::{BadClips, Phase};
 use crate::error::Kind;
 use crate::nn::Pass;
 use crate::observe::metrics::EpochMetrics;
@@ -31,6 +31,8 @@ pub struct Trainer {
     pub schedule: Schedule,
     /// Where the run stands.
     pub progress: Progress,
+    /// The clips that it had to do without.
+    pub bad_clips: BadClips,
     accumulator: Accumulator,
     rules: Rules,
     seed: u64,
@@ -102,6 +104,7 @@ impl Trainer {
             optimizer,
             schedule: Schedule::new(&c.optimization),
             progress: Progress::default(),
+            bad_clips: BadClips::new(0),
             accumulator: Accumulator::default(),
             rules: Rules {
                 epochs: c.optimization.epochs,
@@ -117,10 +120,10 @@ impl Trainer {
         })
     }
 
-    /// Notes which data it trains on, for its checkpoints: [`crate::data::Dataset::fingerprint`].
+    /// Notes which data it trains on: `clips` in all, with the [`crate::data::Dataset::fingerprint`].
     #[must_use]
-    pub fn on_dataset(mut self, fingerprint: String) -> Self {
-        self.dataset = fingerprint;
+    pub fn on_dataset(mut self, fingerprint: String, clips: usize) -> Self {
+        (self.dataset, self.bad_clips) = (fingerprint, BadClips::new(clips));
         self
     }
 
@@ -207,7 +210,7 @@ impl Trainer {
             lr: self.schedule.lr(),
             grad_norm: partial.grad_norm.get(),
             skipped_steps: partial.skipped_steps,
-            bad_clips: Vec::new(),
+            bad_clips: self.bad_clips.ids().keys().cloned().collect(),
             seconds: begun.elapsed().as_secs_f64(),
             images_per_second: (clips * self.images_a_clip) as f64 / train_seconds,
             data_wait_seconds: with.feed.take_wait().as_secs_f64(),
@@ -234,7 +237,10 @@ impl Trainer {
         let mut window = Window { batches: self.rules.accumulate.min(left), ..Window::default() };
         for _ in 0..window.batches {
             let batch = with.feed.next(Phase::Train, epoch - 1)?;
-            self.forward_backward(batch, &mut window)?;
+            self.count_skipped(&batch, with)?;
+            if !batch.clips.is_empty() {
+                self.forward_backward(batch, &mut window)?;
+            }
         }
         if window.loss.weight > 0 {
             self.progress.step += 1;
@@ -242,6 +248,16 @@ impl Trainer {
         }
         self.accumulator.clear()?;
         self.progress.partial.batches += window.batches;
+        Ok(())
+    }
+
+    /// Notes the clips that a batch lacks.
+    fn count_skipped(&mut self, batch: &DeviceBatch, with: &Surroundings) -> Result<()> {
+        for clip in &batch.skipped {
+            if self.bad_clips.add(clip)? {
+                with.observer.bad_clip(clip);
+            }
+        }
         Ok(())
     }
 
@@ -321,7 +337,7 @@ impl Trainer {
 
     /// One pass over the validation clips: its mean loss and the share of clips whose class was right, or the signal
     /// that ended it.
-    fn validate(&self, epoch: usize, with: &mut Surroundings) -> Result<Result<(f64, f64), Signal>> {
+    fn validate(&mut self, epoch: usize, with: &mut Surroundings) -> Result<Result<(f64, f64), Signal>> {
         let (mut loss, mut correct) = (Mean::default(), 0);
         with.observer.begin_validation(with.feed.validation_steps());
         for _ in 0..with.feed.validation_steps() {
@@ -329,6 +345,11 @@ impl Trainer {
                 return Ok(Err(signal));
             }
             let batch = with.feed.next(Phase::Validation, epoch - 1)?;
+            self.count_skipped(&batch, with)?;
+            if batch.clips.is_empty() {
+                with.observer.validation_step();
+                continue;
+            }
             let score = self.network.evaluate(&batch.inputs, &batch.targets)?;
             if !score.loss.is_finite() {
                 let found = Nonfinite {

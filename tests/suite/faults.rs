@@ -66,6 +66,14 @@ impl Repeated {
         Outcome::of(&command.output().unwrap())
     }
 
+    /// Goes on with the run in `folder`, undisturbed.
+    fn resume(&self, folder: &str) -> Outcome {
+        let logs = format!("{folder}-logs");
+        let args =
+            ["tiny.toml", "--work-dir", folder, "--tensorboard", &logs, "--num-workers", "0", "--resume"];
+        Outcome::of(&self.world.command(&args).env("RAYON_NUM_THREADS", "1").output().unwrap())
+    }
+
     /// How often the checkpoint `name` was replaced before operation `number` was done.
     fn saved(&self, name: &str, number: usize) -> usize {
         let moved = format!("{name}.tmp");
@@ -115,7 +123,7 @@ fn network(experiment: &Path) -> Parameters {
     Network::new(&model, 0.1, &candle_core::Device::Cpu, 1).unwrap().parameters().clone()
 }
 
-/// What goes on in a folder after a fault. A resume belongs here.
+/// After a fault the same command with `--resume` ends with the checkpoints of a run that nothing disturbed.
 fn goes_on(runs: &Repeated, folder: &str, name: &str) {
     // Nothing is left that would be in the way of another run there.
     let left: BTreeSet<String> = match fs::read_dir(runs.world.path(folder)) {
@@ -127,6 +135,13 @@ fn goes_on(runs: &Repeated, folder: &str, name: &str) {
     for file in left {
         let stem = file.strip_suffix(".tmp").unwrap_or(&file);
         assert!(known.contains(&stem) || probe.contains(&stem), "{name}: {file} is left");
+    }
+    let resumed = runs.resume(folder);
+    assert_eq!(resumed.code, 0, "{name}: {}", resumed.stderr);
+    for file in ["last.pt", "best.pt"] {
+        let same = fs::read(runs.world.path(folder).join(file)).unwrap()
+            == fs::read(runs.world.path("whole").join(file)).unwrap();
+        assert!(same, "{name}: {file} differs after --resume");
     }
 }
 

@@ -103,6 +103,7 @@ fn a_run_leaves_what_is_documented() {
         "best_epoch",
         "nonfinite_in_a_row",
         "position",
+        "bad_clips",
         "optimizer_steps",
         "seed",
         "scheduler_state",
