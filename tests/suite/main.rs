@@ -11,6 +11,7 @@ mod data;
 mod demo;
 mod faults;
 mod lock;
+mod mid_run;
 mod numbers;
 mod resume;
 mod run;
