@@ -19,7 +19,26 @@ fn keep_freed_memory() {
     unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, -1) };
 }
 
+/// Keeps the system from backing the heap with pages of 2 MiB. The allocator asks for them, and then every gap between
+/// two blocks is resident: 7 % of a training step's memory, for 2 % of its time.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn use_small_pages() {
+    unsafe extern "C" {
+        fn prctl(option: i32, ...) -> i32;
+    }
+    /// `PR_SET_THP_DISABLE` of `linux/prctl.h`.
+    const DISABLE_HUGE_PAGES: i32 = 41;
+    let [on, unused] = [1_u64, 0];
+    // SAFETY: sets a flag of this process; where the system does not know it, nothing happens.
+    unsafe { prctl(DISABLE_HUGE_PAGES, on, unused, unused, unused) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn use_small_pages() {}
+
 fn main() -> ExitCode {
+    use_small_pages();
     keep_freed_memory();
     data::silence_guarded_panics();
     let arguments: Vec<OsString> = std::env::args_os().collect();

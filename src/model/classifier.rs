@@ -85,7 +85,9 @@ impl Classifier {
             }
             features.push(Tensor::cat(&parts, 0)?);
         }
-        self.head_traced(&features, inputs, &Pass::EVALUATION, &mut |name, x| seen.see(name, x))?;
+        let mean =
+            self.mean_traced(&features, inputs, &Pass::EVALUATION, &mut |name, x| seen.see(name, x))?;
+        seen.see("decoder.lm_head", &self.decoder.classify(&mean)?)?;
         Ok(seen.into_inner())
     }
 
@@ -97,15 +99,24 @@ impl Classifier {
 
     /// All that follows the backbones: their features (N, D) each, to logits (B, V).
     pub fn head(&self, features: &[Tensor], inputs: &Inputs, pass: &Pass) -> Result<Tensor> {
-        self.head_traced(features, inputs, pass, &mut unseen)
+        self.decoder.classify(&self.mean(features, inputs, pass)?)
     }
 
-    fn head_traced(&self, features: &[Tensor], inputs: &Inputs, pass: &Pass, trace: Trace) -> Result<Tensor> {
+    /// The backbones' features (N, D) each, to one vector a clip: (B, D).
+    pub fn mean(&self, features: &[Tensor], inputs: &Inputs, pass: &Pass) -> Result<Tensor> {
+        self.mean_traced(features, inputs, pass, &mut unseen)
+    }
+
+    fn mean_traced(&self, features: &[Tensor], inputs: &Inputs, pass: &Pass, trace: Trace) -> Result<Tensor> {
         let mut part = |name: &str, x: &Tensor| trace(&format!("encoder.{name}"), x);
         let encoded = self.encoder.forward(features, inputs, pass, &mut part)?;
-        let logits = self.decoder.forward(&encoded, &inputs.pad_mask.to_dtype(DType::F32)?)?;
-        trace("decoder.lm_head", &logits)?;
-        Ok(logits)
+        Decoder::mean(&encoded, &inputs.pad_mask.to_dtype(DType::F32)?)
+    }
+
+    /// What makes logits of these vectors; its two parameters are the last.
+    #[must_use]
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
 
     /// The parameters, in PyTorch's order.

@@ -23,19 +23,21 @@ impl VisionTransformer {
     }
 
     /// Adds the loss's gradients for the backbone's parameters, in their order, to `gradients`; `d_features` (N, D) is
-    /// the gradient of what [`Self::fused_forward`] gave for the same images and pass. The tape is used up.
+    /// the gradient of what [`Self::fused_forward`] gave for the same images and pass. The tape is used up; with
+    /// `free`, its memory goes as the gradients', empty before, comes.
+    #[allow(clippy::too_many_arguments)]
     pub fn fused_backward(
         &self,
         images: &Images,
         pass: &Pass,
         tape: &mut Tape,
+        free: bool,
         workspace: &mut Workspace,
         d_features: &Tensor,
         gradients: &mut [Vec<f32>],
     ) -> Result<()> {
         let (shape, drops) = (self.shape(), self.drops(pass));
         let d_features = d_features.flatten_all()?.to_vec1::<f32>()?;
-        let mut gradients: Vec<&mut [f32]> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
         self.with_weights(|weights| {
             with_pixels(images, |pixels| {
                 vit::backward(
@@ -44,9 +46,10 @@ impl VisionTransformer {
                     pixels,
                     drops.as_ref(),
                     tape,
+                    free,
                     workspace,
                     &d_features,
-                    &mut gradients,
+                    gradients,
                 );
                 Ok(())
             })
@@ -135,9 +138,9 @@ mod tests {
 
         let vars: Vec<(String, Var)> =
             b.parameters().iter().map(|(name, var)| (name.to_owned(), var.clone())).collect();
-        let mut gradients: Vec<Vec<f32>> = vars.iter().map(|(_, var)| vec![0.0; var.elem_count()]).collect();
+        let mut gradients = vec![Vec::new(); vars.len()];
         let mut workspace = Workspace::default();
-        net.fused_backward(&images, &pass, &mut tape, &mut workspace, &pull, &mut gradients)?;
+        net.fused_backward(&images, &pass, &mut tape, true, &mut workspace, &pull, &mut gradients)?;
         for ((name, var), found) in vars.iter().zip(gradients) {
             let mut found = Tensor::from_vec(found, var.dims(), &Device::Cpu)?;
             let mut expected = store.get(var).expect("a gradient").clone();

@@ -139,7 +139,7 @@ impl Builder {
         }
         let mut rng = stream(state.seed, Purpose::Init, [state.parameters.len() as u64, 0]);
         let values = init.draw(shape.iter().product(), &mut rng);
-        let var = Var::from_tensor(&Tensor::from_vec(values, shape, &state.device)?)?;
+        let var = Var::from_vec(values, shape, &state.device)?;
         let tensor = var.as_tensor().clone();
         state.parameters.entries.push((path, var));
         Ok(tensor)

@@ -100,8 +100,11 @@ impl Network {
         Ok(Step { loss, gradients, forward, backward: begun.elapsed().saturating_sub(forward) })
     }
 
-    /// As a graph only from the backbones' features on; the backbones themselves are fused. In chunks, their forward
-    /// pass keeps nothing and is computed again for each chunk when the gradients come back.
+    /// As a graph only from the backbones' features to one vector a clip; the backbones themselves are fused. In chunks,
+    /// their forward pass keeps nothing and is computed again for each chunk when the gradients come back.
+    ///
+    /// Memory is highest when the backbones' tapes are full. What can wait comes after them: the gradient of the
+    /// classes' weight, and, where the tapes are used but once, the backbones' gradients, which take their place.
     fn train_fused(&self, inputs: &Inputs, targets: &Tensor, pass: &Pass) -> Result<Step> {
         let begun = Instant::now();
         let backbones = || self.classifier.backbones().iter().zip(&inputs.images);
@@ -118,17 +121,22 @@ impl Network {
             features.push(Var::from_tensor(&net.fused_forward(images, &images_pass, tape)?)?);
         }
         let leaves: Vec<Tensor> = features.iter().map(|var| var.as_tensor().clone()).collect();
-        let logits = self.classifier.head(&leaves, inputs, pass)?;
+        let mean = self.classifier.mean(&leaves, inputs, pass)?;
+        let (vectors, decoder) = (mean.detach(), self.evaluator.decoder());
+        let logits = Var::from_tensor(&decoder.classify(&vectors)?)?;
         let loss = loss::cross_entropy(&logits, targets, self.label_smoothing)?;
         let forward = begun.elapsed();
-        let store = loss.backward()?;
+        let d_logits = gradient(&loss.backward()?, "the logits", &logits)?;
+        let d_mean = d_logits.matmul(decoder.weight())?;
+        // The sum's gradient for `mean` is `d_mean`.
+        let store = (mean * d_mean)?.sum_all()?.backward()?;
 
         let mut parameters = self.parameters().iter();
         let mut gradients = Vec::with_capacity(self.parameters().len());
         for (i, ((net, all), feature)) in backbones().zip(&features).enumerate() {
             let vars: Vec<&Var> =
                 parameters.by_ref().take(net.parameter_count()).map(|(_, var)| var).collect();
-            let mut sums: Vec<Vec<f32>> = vars.iter().map(|var| vec![0.0; var.elem_count()]).collect();
+            let mut sums = vec![Vec::new(); vars.len()];
             let d_features = gradient(&store, "a backbone's features", feature)?;
             let size = chunk.unwrap_or(images);
             for start in (0..images).step_by(size) {
@@ -140,13 +148,19 @@ impl Network {
                     net.fused_forward(&part, &pass, Some(tape))?;
                 }
                 let d_features = d_features.narrow(0, start, count)?;
-                net.fused_backward(&part, &pass, tape, workspace, &d_features, &mut sums)?;
+                let free = chunk.is_none();
+                net.fused_backward(&part, &pass, tape, free, workspace, &d_features, &mut sums)?;
             }
             for (var, sum) in vars.into_iter().zip(sums) {
                 gradients.push(Tensor::from_vec(sum, var.dims(), &self.device)?);
             }
         }
-        gradients.extend(gradients_of(parameters, &store)?);
+        let between = self.parameters().len().saturating_sub(gradients.len() + 2);
+        gradients.extend(gradients_of(parameters.take(between), &store)?);
+        if let (None, Some(tape)) = (chunk, tapes.last_mut()) {
+            tape.free(decoder.weight().elem_count());
+        }
+        gradients.extend([d_logits.t()?.matmul(&vectors)?, d_logits.sum(0)?]);
         let loss = f64::from(loss.to_scalar::<f32>()?);
         Ok(Step { loss, gradients, forward, backward: begun.elapsed().saturating_sub(forward) })
     }

@@ -9,7 +9,9 @@ use super::tape::{Part, SCRATCH, Scratch, Tape, Workspace, room};
 use super::{A_BLOCK, BEFORE_BLOCKS, Block, Drops, GROUP, Group, Pixels, Shape, UNIT, Weights};
 
 /// The loss's gradients for all parameters, in PyTorch's order, added to `gradients`; `d_features` (N, D) is that of
-/// the features which [`forward`] gave with this `tape`, which is used up.
+/// the features which [`forward`] gave with this `tape`, which is used up. Gradients that are empty count as zero.
+///
+/// With `free`, the tape's memory goes as the gradients' comes, block by block, so that they need none of their own.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     shape: &Shape,
@@ -17,19 +19,21 @@ pub fn backward(
     pixels: Pixels,
     drops: Option<&Drops>,
     tape: &mut Tape,
+    free: bool,
     workspace: &mut Workspace,
     d_features: &[f32],
-    gradients: &mut [&mut [f32]],
+    gradients: &mut [Vec<f32>],
 ) {
     let (d, s, images) = (shape.width, shape.tokens(), tape.images);
-    let Workspace { d_out, d_hidden, d_mid, d_in, d_patches, patches } = workspace;
+    let Workspace { d_out, d_hidden, d_mid, d_in, mixed, d_patches, patches } = workspace;
     let all = images * s * d;
     let (mut d_out, mut d_in) = (room(d_out, all), room(d_in, all));
-    let (d_mid, d_hidden) = (room(d_mid, all), room(d_hidden, images * s * shape.hidden));
+    let (d_mid, mixed) = (room(d_mid, all), room(mixed, all));
+    let d_hidden = room(d_hidden, images * s * shape.hidden);
     d_out[..images * d].fill(0.0);
     let norm = weights.all.len() - 2;
     let (before, after) = gradients.split_at_mut(norm);
-    if let [d_weight, d_bias] = after {
+    if let [d_weight, d_bias] = &mut slices(after, &weights.all[norm..])[..] {
         let (weight, bias) = weights.pair(norm);
         rows::layer_norm_backward(
             &mut d_out[..images * d],
@@ -48,16 +52,27 @@ pub fn backward(
             d_hidden: &mut d_hidden[..queries * shape.hidden],
             d_mid: &mut d_mid[..queries * d],
             d_in: &mut *d_in,
+            mixed: &mut mixed[..queries * d],
         };
-        let (_, rest) = before.split_at_mut(BEFORE_BLOCKS + A_BLOCK * i);
-        let (these, _) = rest.split_at_mut(A_BLOCK);
+        let range = BEFORE_BLOCKS + A_BLOCK * i..BEFORE_BLOCKS + A_BLOCK * (i + 1);
+        let these = &mut slices(&mut before[range.clone()], &weights.all[range])[..];
         let block = &mut tape.blocks[i];
         block_backward(shape, &weights.block(i), i, drops, block.all(shape, i, images), &mut flow, these);
         weight_gradients(shape, i, &block.all(shape, i, images), &flow, these);
         std::mem::swap(&mut d_out, &mut d_in);
+        if free {
+            block.free(these.iter().map(|gradient| gradient.len()).sum());
+        }
     }
     let spare = (room(d_patches, images * shape.patches() * d), patches);
-    embed_backward(shape, pixels, drops, d_out, spare, &mut before[..BEFORE_BLOCKS]);
+    let these = &mut slices(&mut before[..BEFORE_BLOCKS], &weights.all[..BEFORE_BLOCKS]);
+    embed_backward(shape, pixels, drops, d_out, spare, these);
+}
+
+/// Gradients as slices of their parameters' lengths: those that are empty become zeros.
+fn slices<'a>(gradients: &'a mut [Vec<f32>], parameters: &[&[f32]]) -> Vec<&'a mut [f32]> {
+    let pairs = gradients.iter_mut().zip(parameters);
+    pairs.map(|(gradient, parameter)| room(gradient, parameter.len())).collect()
 }
 
 /// Gradients on their way through a block, over all images or one group's.
@@ -67,6 +82,7 @@ struct Flow<'a> {
     d_hidden: &'a mut [f32], // (N Q, M): of the MLP's hidden layer before GELU
     d_mid: &'a mut [f32],    // (N Q, D): after attention; becomes that of the attention's branch
     d_in: &'a mut [f32],     // (N S, D): of the input
+    mixed: &'a mut [f32],    // (N Q, D): the heads' outputs, computed again
 }
 
 /// A group's gradients of a block's small parameters: those of `LayerNorm`s and biases, in the block's order with the
@@ -104,7 +120,10 @@ fn block_backward(
         .zip(flow.d_hidden.chunks_mut(each * shape.hidden))
         .zip(flow.d_mid.chunks_mut(each * d))
         .zip(flow.d_in.chunks_mut(GROUP * s * d))
-        .map(|((((part, d_out), d_hidden), d_mid), d_in)| (part, Flow { d_out, d_hidden, d_mid, d_in }))
+        .zip(flow.mixed.chunks_mut(each * d))
+        .map(|(((((part, d_out), d_hidden), d_mid), d_in), mixed)| {
+            (part, Flow { d_out, d_hidden, d_mid, d_in, mixed })
+        })
         .collect();
     let template = &*gradients;
     let sums: Vec<Small> = parts
@@ -184,11 +203,11 @@ fn attention_backward(
     group.drop_path(|drops| drops.blocks[index].path[0], flow.d_mid, queries * d);
     rows::add_column_sums(d_out_bias, flow.d_mid);
 
-    let mut d_mixed = std::mem::take(&mut scratch.hidden);
-    let mixed = room(&mut d_mixed, rows * d);
-    product((rows, d, d), Matrix::rows(flow.d_mid, d), Matrix::rows(w.out_proj.0, d), mixed, d, Into::Set);
-    attend_backward(shape, index, group, part.qkv, mixed, scratch);
-    scratch.hidden = d_mixed;
+    let mut buffer = std::mem::take(&mut scratch.mixed);
+    let d_mixed = room(&mut buffer, rows * d);
+    product((rows, d, d), Matrix::rows(flow.d_mid, d), Matrix::rows(w.out_proj.0, d), d_mixed, d, Into::Set);
+    attend_backward(shape, index, group, part.qkv, d_mixed, flow.mixed, scratch);
+    scratch.mixed = buffer;
 
     let dy = room(&mut scratch.tokens, part.x.len());
     let weight = w.in_proj.0;
@@ -214,13 +233,15 @@ fn attention_backward(
 }
 
 /// Attention's backward for each image and head: `d_mixed` (G Q, D) is the gradient of the heads' outputs, and `qkv`
-/// becomes its own gradient. The attention weights are computed again, which costs less than keeping them.
+/// becomes its own gradient. The attention weights and the outputs, `mixed`, are computed again, which costs less than
+/// keeping them.
 fn attend_backward(
     shape: &Shape,
     index: usize,
     group: &Group,
     qkv: &mut [f32],
     d_mixed: &[f32],
+    mixed: &mut [f32],
     scratch: &mut Scratch,
 ) {
     let (d, s, head, queries) =
@@ -229,9 +250,11 @@ fn attend_backward(
     let Scratch { scores, dscores, heads, mask, .. } = scratch;
     let (p, dp) = (room(scores, queries * s), room(dscores, queries * s));
     let own = room(heads, 3 * s * head);
-    for (i, (qkv, d_mixed)) in
-        qkv.chunks_exact_mut(s * 3 * d).zip(d_mixed.chunks_exact(queries * d)).enumerate()
-    {
+    let images = qkv
+        .chunks_exact_mut(s * 3 * d)
+        .zip(d_mixed.chunks_exact(queries * d))
+        .zip(mixed.chunks_exact_mut(queries * d));
+    for (i, ((qkv, d_mixed), mixed)) in images.enumerate() {
         let mask = group.attention_mask(index, i, shape.heads * s * s, mask);
         for h in 0..shape.heads {
             for (which, own) in own.chunks_exact_mut(s * head).enumerate() {
@@ -252,6 +275,8 @@ fn attend_backward(
             } else {
                 rows::softmax_backward(dp, p, s, factor);
             }
+            let out = &mut mixed[h * head..];
+            product((queries, s, head), Matrix::rows(p, s), slot(2), out, d, Into::Set);
             let at = |which: usize| which * d + h * head;
             product((s, queries, head), Matrix::rows(p, s).t(), d_head, &mut qkv[at(2)..], 3 * d, Into::Set);
             product((queries, s, head), Matrix::rows(dp, s), slot(1), &mut qkv[at(0)..], 3 * d, Into::Set);
@@ -286,7 +311,7 @@ fn weight_gradients(shape: &Shape, index: usize, block: &Part, flow: &Flow, grad
             (of(flow.d_out, d).t(), of(flow.d_hidden, m).t(), of(flow.d_mid, d).t());
         parallel_product((d, rows, m), d_out, of(block.hidden, m), fc2, m, Into::Add);
         parallel_product((m, rows, d), d_hidden, of(block.mid, d), fc1, d, Into::Add);
-        parallel_product((d, rows, d), d_mid, of(block.mixed, d), out_proj, d, Into::Add);
+        parallel_product((d, rows, d), d_mid, of(flow.mixed, d), out_proj, d, Into::Add);
         let (x, d_qkv, all) = (&block.x[start * s * d..], &block.qkv[start * s * 3 * d..], count * s);
         if queries == s {
             let d_qkv = Matrix::rows(d_qkv, 3 * d).t();

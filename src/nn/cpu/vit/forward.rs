@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::super::gemm::{Into, Matrix, product};
 use super::super::rows;
-use super::tape::{BlockTape, Part, SCRATCH, Scratch, Tape, room};
+use super::tape::{Part, SCRATCH, Scratch, Tape, room};
 use super::{Block, Drops, GROUP, Group, Pixels, Shape, Weights};
 use crate::nn::images::{MEAN, STD};
 
@@ -21,8 +21,7 @@ pub fn forward(
     let d = shape.width;
     let mut features = vec![0.0; images * d];
     if let Some(tape) = tape {
-        tape.images = images;
-        tape.blocks.resize_with(shape.depth, BlockTape::default);
+        tape.reserve(shape, images);
         let last = room(&mut tape.last, images * d);
         let mut groups: Vec<Vec<Part>> = Vec::new();
         for (i, block) in tape.blocks.iter_mut().enumerate() {
@@ -159,16 +158,17 @@ fn block_forward(
 ) {
     let (d, m, queries) = (shape.width, shape.hidden, shape.queries(index));
     let rows = group.images * queries;
-    let Scratch { tokens, hidden, scores, mask, .. } = scratch;
+    let Scratch { tokens, mixed, hidden, scores, mask, .. } = scratch;
 
     let y = room(tokens, part.x.len());
     rows::layer_norm(y, part.x, w.norm1.0, w.norm1.1);
     project_qkv(shape, w, queries, y, part.qkv);
-    attend(shape, index, group, part, scores, mask);
+    let mixed = room(mixed, rows * d);
+    attend(shape, index, group, part.qkv, mixed, scores, mask);
 
     let y = room(tokens, rows * d);
     let size = (rows, d, d);
-    product(size, Matrix::rows(part.mixed, d), Matrix::rows(w.out_proj.0, d).t(), y, d, Into::Set);
+    product(size, Matrix::rows(mixed, d), Matrix::rows(w.out_proj.0, d).t(), y, d, Into::Set);
     rows::add_bias(y, w.out_proj.1);
     group.drop_path(|drops| drops.blocks[index].path[0], y, queries * d);
     add_residual(part.mid, part.x, y, d, queries, shape.tokens());
@@ -224,12 +224,13 @@ fn project_qkv(shape: &Shape, w: &Block, queries: usize, y: &[f32], qkv: &mut [f
     }
 }
 
-/// Attention of each image and head: `part.qkv` to `part.mixed`.
+/// Attention of each image and head: `qkv` to the heads' outputs, `mixed` (G Q, D).
 fn attend(
     shape: &Shape,
     index: usize,
     group: &Group,
-    part: &mut Part,
+    qkv: &[f32],
+    mixed: &mut [f32],
     scores: &mut Vec<f32>,
     mask: &mut Vec<f32>,
 ) {
@@ -237,7 +238,7 @@ fn attend(
         (shape.width, shape.tokens(), shape.width / shape.heads, shape.queries(index));
     let factor = 1.0 / (head as f32).sqrt();
     let scores = room(scores, queries * s);
-    let images = part.qkv.chunks_exact(s * 3 * d).zip(part.mixed.chunks_exact_mut(queries * d));
+    let images = qkv.chunks_exact(s * 3 * d).zip(mixed.chunks_exact_mut(queries * d));
     for (i, (qkv, mixed)) in images.enumerate() {
         let mask = group.attention_mask(index, i, shape.heads * s * s, mask);
         for h in 0..shape.heads {

@@ -66,13 +66,13 @@ impl Shape {
     /// Bytes that the backward pass needs for an image besides the tape.
     #[must_use]
     pub fn backward_bytes(&self) -> usize {
-        4 * (self.tokens() * (4 * self.width + self.hidden) + self.patches() * self.pixels())
+        4 * (self.tokens() * (5 * self.width + self.hidden) + self.patches() * self.pixels())
     }
 
     /// Bytes that a [`Tape`] keeps for an image.
     #[must_use]
     pub fn tape_bytes(&self) -> usize {
-        let block = |i| self.tokens() * 4 * self.width + self.queries(i) * (2 * self.width + self.hidden);
+        let block = |i| self.tokens() * 4 * self.width + self.queries(i) * (self.width + self.hidden);
         4 * ((0..self.depth).map(block).sum::<usize>() + self.width)
     }
 }

@@ -5,7 +5,8 @@ use std::cell::RefCell;
 use super::{GROUP, Shape};
 
 /// What the backward pass needs of the forward pass: each block's buffers, over all images. It grows to what a forward
-/// pass needs and is used again for the next: memory that is mapped anew costs its clearing.
+/// pass needs and is used again for the next: memory that is mapped anew costs its clearing. The attention weights and
+/// the heads' outputs are not on it: computing them again costs less than keeping them.
 #[derive(Default)]
 pub struct Tape {
     pub(super) images: usize,
@@ -14,12 +15,42 @@ pub struct Tape {
     pub(super) last: Vec<f32>,
 }
 
+impl Tape {
+    /// Makes room for `images` images. Buffers of one kind are made one after another, so that those that are freed
+    /// together leave one large place and not many small ones.
+    pub(super) fn reserve(&mut self, shape: &Shape, images: usize) {
+        self.images = images;
+        self.blocks.resize_with(shape.depth, BlockTape::default);
+        let (d, rows) = (shape.width, images * shape.tokens());
+        let queries: Vec<usize> = (0..shape.depth).map(|block| images * shape.queries(block)).collect();
+        for block in &mut self.blocks {
+            room(&mut block.x, rows * d);
+        }
+        for (block, queries) in self.blocks.iter_mut().zip(&queries) {
+            room(&mut block.mid, queries * d);
+        }
+        for (block, queries) in self.blocks.iter_mut().zip(&queries) {
+            room(&mut block.hidden, queries * shape.hidden);
+        }
+        for block in &mut self.blocks {
+            room(&mut block.qkv, rows * 3 * d);
+        }
+    }
+
+    /// Frees buffers that hold at least `numbers` together, or all: room for what comes when the tape is used up.
+    pub fn free(&mut self, numbers: usize) {
+        let mut left = numbers;
+        for block in &mut self.blocks {
+            left = left.saturating_sub(block.free(left));
+        }
+    }
+}
+
 /// Rows of `S` tokens an image, or 1 in the last block for those marked Q.
 #[derive(Default)]
 pub(super) struct BlockTape {
     pub(super) x: Vec<f32>,      // (N S, D): the block's input
     pub(super) qkv: Vec<f32>,    // (N S, 3 D)
-    pub(super) mixed: Vec<f32>,  // (N Q, D): the heads' outputs
     pub(super) mid: Vec<f32>,    // (N Q, D): after attention
     pub(super) hidden: Vec<f32>, // (N Q, M): before GELU
 }
@@ -28,7 +59,6 @@ pub(super) struct BlockTape {
 pub(super) struct Part<'a> {
     pub(super) x: &'a mut [f32],
     pub(super) qkv: &'a mut [f32],
-    pub(super) mixed: &'a mut [f32],
     pub(super) mid: &'a mut [f32],
     pub(super) hidden: &'a mut [f32],
 }
@@ -40,10 +70,20 @@ impl BlockTape {
         Part {
             x: room(&mut self.x, rows * d),
             qkv: room(&mut self.qkv, rows * 3 * d),
-            mixed: room(&mut self.mixed, queries * d),
             mid: room(&mut self.mid, queries * d),
             hidden: room(&mut self.hidden, queries * shape.hidden),
         }
+    }
+
+    /// Frees buffers that hold at least `numbers` together, or all; how many they held.
+    pub(super) fn free(&mut self, numbers: usize) -> usize {
+        let mut freed = 0;
+        for buffer in [&mut self.x, &mut self.mid, &mut self.hidden, &mut self.qkv] {
+            if freed < numbers {
+                freed += std::mem::take(buffer).capacity();
+            }
+        }
+        freed
     }
 }
 
@@ -53,14 +93,12 @@ impl<'a> Part<'a> {
         let (d, rows, queries) = (shape.width, GROUP * shape.tokens(), GROUP * shape.queries(block));
         let x = self.x.chunks_mut(rows * d);
         let qkv = self.qkv.chunks_mut(rows * 3 * d);
-        let mixed = self.mixed.chunks_mut(queries * d);
         let mid = self.mid.chunks_mut(queries * d);
         let hidden = self.hidden.chunks_mut(queries * shape.hidden);
         x.zip(qkv)
-            .zip(mixed)
             .zip(mid)
             .zip(hidden)
-            .map(|((((x, qkv), mixed), mid), hidden)| Part { x, qkv, mixed, mid, hidden })
+            .map(|(((x, qkv), mid), hidden)| Part { x, qkv, mid, hidden })
             .collect()
     }
 }
@@ -72,6 +110,7 @@ pub struct Workspace {
     pub(super) d_hidden: Vec<f32>,
     pub(super) d_mid: Vec<f32>,
     pub(super) d_in: Vec<f32>,
+    pub(super) mixed: Vec<f32>,
     pub(super) d_patches: Vec<f32>,
     pub(super) patches: Vec<f32>,
 }
@@ -80,6 +119,7 @@ pub struct Workspace {
 #[derive(Default)]
 pub(super) struct Scratch {
     pub(super) tokens: Vec<f32>,  // (G S, D)
+    pub(super) mixed: Vec<f32>,   // (G Q, D)
     pub(super) hidden: Vec<f32>,  // (G S, M)
     pub(super) scores: Vec<f32>,  // (S, S)
     pub(super) dscores: Vec<f32>, // (S, S)
