@@ -19,7 +19,7 @@ pub enum Command {
     Check(ConfigArgs),
     /// `slt-run config CONFIG…`: print the resolved experiment with the origin of each value.
     Config(ConfigArgs),
-    /// `slt-run bench CONFIG…`: time training steps on data made in memory.
+    /// `slt-run bench CONFIG…`: time training steps, validation or loading.
     Bench(BenchArgs),
     /// `slt-run demo [DIR]`: draw a small dataset and train on it.
     Demo(DemoArgs),
@@ -54,12 +54,25 @@ pub struct ConfigArgs {
 pub struct BenchArgs {
     /// The experiment; the caller fills in the environment and what has no use.
     pub layers: Layers,
-    /// Steps to time.
+    /// What to time.
+    pub subject: Subject,
+    /// How often to time it.
     pub steps: usize,
     /// Print one line of JSON instead of a table.
     pub json: bool,
     /// How much to say.
     pub verbosity: Verbosity,
+}
+
+/// What `slt-run bench` times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A training step on data made in memory.
+    Training,
+    /// A validation batch on data made in memory.
+    Evaluation,
+    /// Loading the training clips of the experiment's dataset.
+    Data,
 }
 
 /// `slt-run demo [DIR]`. What is not given is for the demo to choose.
@@ -100,12 +113,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
     Ok(match matches.subcommand() {
         Some(("check", matches)) => Command::Check(config_args(matches)),
         Some(("config", matches)) => Command::Config(config_args(matches)),
-        Some(("bench", matches)) => Command::Bench(BenchArgs {
-            layers: layers(matches),
-            steps: matches.get_one::<u64>("steps").map_or(5, |&steps| steps as usize),
-            json: matches.get_flag("json"),
-            verbosity: verbosity(matches),
-        }),
+        Some(("bench", matches)) => Command::Bench(bench_args(matches)),
         Some(("demo", matches)) => Command::Demo(demo_args(matches)),
         _ => Command::Train(TrainArgs {
             layers: layers(&matches),
@@ -171,10 +179,19 @@ fn bench_command() -> clap::Command {
         .about("Time training steps of an experiment on data made in memory; needs no dataset")
         .args(experiment_options())
         .arg(
+            Arg::new("evaluation")
+                .long("evaluation")
+                .action(ArgAction::SetTrue)
+                .help("Time validation batches instead: forward only, without dropout or a graph"),
+        )
+        .arg(Arg::new("data").long("data").action(ArgAction::SetTrue).conflicts_with("evaluation").help(
+            "Time loading the experiment's training clips instead, by one thread and by data.num_workers",
+        ))
+        .arg(
             Arg::new("steps")
                 .long("steps")
                 .value_name("N")
-                .help("Steps to time [5]")
+                .help("Steps, batches or passes over the clips to time [5]")
                 .value_parser(value_parser!(u64).range(1..=1_000_000)),
         )
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one line of JSON"))
@@ -310,6 +327,21 @@ fn verbosity_options() -> [Arg; 2] {
 
 fn config_args(matches: &ArgMatches) -> ConfigArgs {
     ConfigArgs { layers: layers(matches), verbosity: verbosity(matches) }
+}
+
+fn bench_args(matches: &ArgMatches) -> BenchArgs {
+    let subject = match (matches.get_flag("evaluation"), matches.get_flag("data")) {
+        (true, _) => Subject::Evaluation,
+        (_, true) => Subject::Data,
+        _ => Subject::Training,
+    };
+    BenchArgs {
+        layers: layers(matches),
+        subject,
+        steps: matches.get_one::<u64>("steps").map_or(5, |&steps| steps as usize),
+        json: matches.get_flag("json"),
+        verbosity: verbosity(matches),
+    }
 }
 
 fn demo_args(matches: &ArgMatches) -> DemoArgs {
@@ -472,6 +504,14 @@ mod tests {
         let Command::Check(args) = parsed("check a.toml --epochs 1 -q").unwrap() else { panic!() };
         assert_eq!((args.layers.settings.len(), args.verbosity), (1, Verbosity::Quiet));
         assert!(matches!(parsed("config a.toml b.toml --set a.b=c").unwrap(), Command::Config(_)));
+        let bench = |line| match parsed(line).unwrap() {
+            Command::Bench(args) => (args.subject, args.steps, args.json),
+            other => panic!("{line}: {other:?}"),
+        };
+        assert_eq!(bench("bench a.toml"), (Subject::Training, 5, false));
+        assert_eq!(bench("bench a.toml --evaluation --steps 2 --json"), (Subject::Evaluation, 2, true));
+        assert_eq!(bench("bench a.toml --data"), (Subject::Data, 5, false));
+        assert_eq!(refused("bench a.toml --data --evaluation").0, 2);
         let Command::Demo(args) = parsed("demo").unwrap() else { panic!() };
         assert_eq!((args.dir, args.clips, args.data_only), ("demo".into(), None, false));
         let line = "demo x --clips 9 --frames 8 --size 64 --signs 3 --seed 5 --data-only --set run.seed=1";

@@ -1,23 +1,26 @@
-//! `slt-run bench`: times real training steps on data made in memory.
+//! `slt-run bench`: times training steps or validation batches on data made in memory, or the loading of real clips.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use rand::Rng;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{print, resolve};
-use crate::cli::BenchArgs;
-use crate::config::{Experiment, Setting};
-use crate::data::{Batch, Sizes};
+use super::train::open_dataset;
+use super::{origins, print, resolve};
+use crate::cli::{BenchArgs, Subject};
+use crate::config::{Experiment, Resolved, Setting};
+use crate::data::{Batch, Dataset, Loader, Sizes, requests};
 use crate::nn::{Pass, device, threads};
 use crate::observe::reporter::Reporter;
 use crate::random::{Purpose, stream};
-use crate::train::feed::on_device;
+use crate::train::feed::{default_workers, on_device};
 use crate::train::{Trainer, memory};
 use crate::{Error, Result};
 
-/// What an experiment must have for a run, and a benchmark has no use for.
+/// What an experiment must have for a run, and a benchmark without a dataset has no use for.
 const UNUSED: [&str; 8] = [
+    "run.work_dir",
     "data.face_dir",
     "data.hand_left_dir",
     "data.hand_right_dir",
@@ -25,8 +28,92 @@ const UNUSED: [&str; 8] = [
     "data.metadata_csv",
     "data.train_index",
     "data.val_index",
-    "run.work_dir",
 ];
+
+/// The same work, timed several times.
+struct Timing {
+    /// Images that it takes each time.
+    images: usize,
+    /// The seconds of each time, the fastest first.
+    seconds: Vec<f64>,
+}
+
+impl Timing {
+    fn new(images: usize, mut seconds: Vec<f64>) -> Self {
+        seconds.sort_by(f64::total_cmp);
+        Self { images, seconds }
+    }
+
+    fn fastest(&self) -> f64 {
+        self.seconds.first().copied().unwrap_or(f64::NAN)
+    }
+
+    fn median(&self) -> f64 {
+        self.seconds.get(self.seconds.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    fn images_per_s(&self) -> f64 {
+        self.images as f64 / self.median()
+    }
+
+    /// The keys that `scripts/torch_peer.py step` prints for PyTorch, then `more`.
+    fn json(&self, more: Value) -> String {
+        let mut report = json!({
+            "images": self.images,
+            "step_s_min": self.fastest(),
+            "step_s_median": self.median(),
+            "images_per_s": self.images_per_s(),
+            "peak_rss_gib": peak_gib(),
+        });
+        if let (Value::Object(report), Value::Object(more)) = (&mut report, more) {
+            report.extend(more);
+        }
+        format!("{report}\n")
+    }
+
+    /// For a person: `noun` is what was timed; `more` are further lines, a title and a value each.
+    fn text(&self, noun: &str, more: &[(&str, String)]) -> String {
+        let mut lines = vec![
+            (format!("images a {noun}"), self.images.to_string()),
+            (
+                noun.to_owned(),
+                format!(
+                    "{:.3} s fastest, {:.3} s median of {}",
+                    self.fastest(),
+                    self.median(),
+                    self.seconds.len()
+                ),
+            ),
+            ("images a second".to_owned(), format!("{:.1}", self.images_per_s())),
+        ];
+        lines.extend(more.iter().map(|(title, value)| ((*title).to_owned(), value.clone())));
+        let peak = peak_gib().map_or_else(|| "unknown".to_owned(), |gib| format!("{gib:.2} GiB"));
+        lines.push(("peak memory".to_owned(), peak));
+        let width = lines.iter().map(|(title, _)| title.len()).max().unwrap_or(0);
+        lines.iter().map(|(title, value)| format!("{title:width$} {value}\n")).collect()
+    }
+}
+
+pub fn bench(mut args: BenchArgs, reporter: &Reporter) -> Result<()> {
+    let unused = if args.subject == Subject::Data { &UNUSED[..1] } else { &UNUSED };
+    args.layers.presets = unused
+        .iter()
+        .map(|key| Setting {
+            key: (*key).to_owned(),
+            value: "unused".to_owned(),
+            origin: "slt-run bench".to_owned(),
+        })
+        .collect();
+    let resolved = resolve(args.layers, reporter)?;
+    let times = args.steps.max(1);
+    let text = match args.subject {
+        Subject::Training => training(&resolved.experiment, times, args.json, reporter)?,
+        Subject::Evaluation => evaluation(&resolved.experiment, times, args.json, reporter)?,
+        Subject::Data => data(&resolved, times, args.json, reporter)
+            .map_err(|error| origins::in_error(error, &resolved))?,
+    };
+    print(&text)
+}
 
 /// The seconds of one step.
 #[derive(Clone, Copy, Debug)]
@@ -44,64 +131,46 @@ impl Seconds {
     }
 }
 
-pub fn bench(mut args: BenchArgs, reporter: &Reporter) -> Result<()> {
-    let unused = |key: &&str| Setting {
-        key: (*key).to_owned(),
-        value: "unused".to_owned(),
-        origin: "slt-run bench".to_owned(),
-    };
-    args.layers.presets = UNUSED.iter().map(unused).collect();
-    let resolved = resolve(args.layers, reporter)?;
-    let c = &resolved.experiment;
+fn training(c: &Experiment, steps: usize, json: bool, reporter: &Reporter) -> Result<String> {
     let device = device::select(&c.run, |warning| reporter.warn(warning))?;
     let threads = threads::start(threads::available(c.run.threads));
     let mut trainer = Trainer::new(c, &device)?;
     let mut seconds = Vec::new();
-    for step in 0..args.steps.max(1) {
+    for step in 0..steps {
         let these = one_step(c, &mut trainer, step as u64)?;
         reporter.verbose(&format!("step {}: {these:?}", step + 1));
         seconds.push(these);
     }
     seconds.sort_by(|a, b| a.step().total_cmp(&b.step()));
-    let (fastest, median) = (seconds[0], seconds[seconds.len() / 2]);
+    let median = seconds[seconds.len() / 2];
     let images = 3 * c.data.batch_size * c.model.sequence_length;
-    let images_per_s = images as f64 / median.step();
-    let peak = memory::peak_resident().map(|bytes| bytes as f64 / f64::from(1 << 30));
-    if args.json {
-        let report = json!({
-            "images": images,
-            "step_s_min": fastest.step(),
-            "step_s_median": median.step(),
-            "images_per_s": images_per_s,
+    let timing = Timing::new(images, seconds.iter().map(Seconds::step).collect());
+    if json {
+        return Ok(timing.json(json!({
             "forward_s": median.forward,
             "backward_s": median.backward,
             "optimizer_s": median.optimizer,
             "data_s": median.data,
-            "peak_rss_gib": peak,
             "threads": threads,
             "device": device::describe(&device),
             "parameters": trainer.network.parameters().elements(""),
-        });
-        return print(&format!("{report}\n"));
+            "frames_per_chunk": trainer.plan.chunk,
+        })));
     }
-    print(&format!(
-        "images a step   {images}\nstep            {:.3} s fastest, {:.3} s median of {}\nimages a second {images_per_s:.1}\n\
-         forward         {:.3} s\nbackward        {:.3} s\noptimizer       {:.3} s\ndata            {:.3} s\n\
-         peak memory     {}\nthreads         {threads}\n",
-        fastest.step(),
-        median.step(),
-        seconds.len(),
-        median.forward,
-        median.backward,
-        median.optimizer,
-        median.data,
-        peak.map_or("unknown".to_owned(), |gib| format!("{gib:.2} GiB")),
-    ))
+    let s = |seconds: f64| format!("{seconds:.3} s");
+    let lines = [
+        ("forward", s(median.forward)),
+        ("backward", s(median.backward)),
+        ("optimizer", s(median.optimizer)),
+        ("data", s(median.data)),
+        ("threads", threads.to_string()),
+    ];
+    Ok(timing.text("step", &lines))
 }
 
 fn one_step(c: &Experiment, trainer: &mut Trainer, step: u64) -> Result<Seconds> {
     let begun = Instant::now();
-    let batch = on_device(random_batch(c, step), trainer.network.device())?;
+    let batch = on_device(random_batch(c, c.data.batch_size, step), trainer.network.device())?;
     let data = begun.elapsed();
     let result = trainer.network.train(&batch.inputs, &batch.targets, &Pass::training(c.run.seed, step))?;
     if !result.loss.is_finite() {
@@ -118,15 +187,85 @@ fn one_step(c: &Experiment, trainer: &mut Trainer, step: u64) -> Result<Seconds>
     })
 }
 
-/// Noise of the shape that the loader's batches have.
-fn random_batch(c: &Experiment, step: u64) -> Batch {
+/// What validation does with a batch: logits, loss and the number of right classes.
+fn evaluation(c: &Experiment, batches: usize, json: bool, reporter: &Reporter) -> Result<String> {
+    let device = device::select(&c.run, |warning| reporter.warn(warning))?;
+    let threads = threads::start(threads::available(c.run.threads));
+    let trainer = Trainer::new(c, &device)?;
+    let clips = c.data.val_batch_size.unwrap_or(c.data.batch_size);
+    let mut seconds = Vec::new();
+    for at in 0..batches {
+        let batch = on_device(random_batch(c, clips, at as u64), &device)?;
+        let begun = Instant::now();
+        let score = trainer.network.evaluate(&batch.inputs, &batch.targets)?;
+        seconds.push(begun.elapsed().as_secs_f64());
+        if !score.loss.is_finite() {
+            return Err(Error::run(format!("the loss of batch {} is {}", at + 1, score.loss)));
+        }
+    }
+    let timing = Timing::new(3 * clips * c.model.sequence_length, seconds);
+    if json {
+        return Ok(timing.json(json!({ "threads": threads, "device": device::describe(&device) })));
+    }
+    Ok(timing.text("batch", &[("threads", threads.to_string())]))
+}
+
+/// From files to the bytes of batches: passes over the training clips in an epoch's order, first in one thread, then in
+/// as many as a run would have.
+fn data(resolved: &Resolved, passes: usize, json: bool, reporter: &Reporter) -> Result<String> {
+    let c = &resolved.experiment;
+    let begun = Instant::now();
+    let dataset = open_dataset(resolved, reporter)?;
+    let open = begun.elapsed().as_secs_f64();
+    let workers = c.data.num_workers.unwrap_or_else(default_workers);
+    let alone = load(c, &dataset, 0, passes)?;
+    let timing = load(c, &dataset, workers, passes)?;
+    if json {
+        return Ok(timing.json(json!({
+            "workers": workers,
+            "one_thread_s_min": alone.fastest(),
+            "one_thread_images_per_s": alone.images_per_s(),
+            "open_s": open,
+        })));
+    }
+    let lines = [
+        ("threads", workers.max(1).to_string()),
+        ("in one thread", format!("{:.1} images a second", alone.images_per_s())),
+        ("tables, listings", format!("{open:.3} s")),
+    ];
+    Ok(timing.text("pass", &lines))
+}
+
+fn load(c: &Experiment, dataset: &Arc<Dataset>, workers: usize, passes: usize) -> Result<Timing> {
+    let (mut seconds, mut clips) = (Vec::new(), 0);
+    for pass in 0..passes {
+        let plan = [dataset.train.clone(), Vec::new()];
+        let requests = requests(c.run.seed, plan, [c.data.batch_size; 2], pass..pass + 1);
+        let begun = Instant::now();
+        let mut loader = Loader::new(Arc::clone(dataset), workers, requests);
+        clips = 0;
+        while let Some(batch) = loader.next() {
+            clips += batch?.1.targets.len();
+        }
+        seconds.push(begun.elapsed().as_secs_f64());
+    }
+    Ok(Timing::new(3 * clips * c.model.sequence_length, seconds))
+}
+
+/// The most memory that the process has had resident, in GiB.
+fn peak_gib() -> Option<f64> {
+    memory::peak_resident().map(|bytes| bytes as f64 / f64::from(1 << 30))
+}
+
+/// `clips` clips of noise, of the shape that the loader's batches have.
+fn random_batch(c: &Experiment, clips: usize, step: u64) -> Batch {
     let mut rng = stream(c.run.seed, Purpose::Bench, [step, 0]);
     let sizes = Sizes {
         frames: c.model.sequence_length,
         image_size: c.model.image_size,
         pose: 3 * c.model.pose_landmarks,
     };
-    let mut batch = Batch::new((0..c.data.batch_size).collect(), sizes);
+    let mut batch = Batch::new((0..clips).collect(), sizes);
     batch.images.iter_mut().for_each(|images| rng.fill_bytes(images));
     for value in &mut batch.pose {
         *value = (f64::from(rng.next_u32()) / f64::from(u32::MAX)) as f32;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::format_push_string, clippy::needless_for_each)]
 
 mod bad_input;
+mod bench;
 mod cases;
 mod checkpoint;
 mod checkpoint_hostile;
