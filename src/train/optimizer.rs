@@ -192,3 +192,6 @@ fn adam(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], rule: [f32; 5]) 
         *p = *p * decay - step_size * (*m / (v.sqrt() / root_correction + eps));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,5 +15,6 @@ mod lock;
 mod mid_run;
 mod numbers;
 mod resume;
+mod gradients;
 mod run;
 mod support;

@@ -102,3 +102,6 @@ fn run(
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

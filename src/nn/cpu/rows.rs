@@ -164,3 +164,6 @@ vectorised! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
