@@ -1,5 +1,6 @@
 //! `slt-run bench`: times training steps or validation batches on data made in memory, or the loading of real clips.
 
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -90,7 +91,11 @@ impl Timing {
         let peak = peak_gib().map_or_else(|| "unknown".to_owned(), |gib| format!("{gib:.2} GiB"));
         lines.push(("peak memory".to_owned(), peak));
         let width = lines.iter().map(|(title, _)| title.len()).max().unwrap_or(0);
-        lines.iter().map(|(title, value)| format!("{title:width$} {value}\n")).collect()
+        let mut text = String::new();
+        for (title, value) in lines {
+            let _ = writeln!(text, "{title:width$} {value}");
+        }
+        text
     }
 }
 

@@ -42,7 +42,7 @@ fn section(kind: OptimizerKind) -> Result<Optimization> {
 /// One number's way through the steps, its gradients given.
 fn plain(kind: OptimizerKind, start: f64, gradients: &[f64]) -> f64 {
     let (mut p, mut m, mut v) = (start, 0.0, 0.0);
-    for (step, gradient) in gradients.iter().enumerate() {
+    for (steps, gradient) in (1..).zip(gradients) {
         let mut g = *gradient;
         match kind {
             OptimizerKind::AdamW => p *= 1.0 - LR * DECAY,
@@ -52,7 +52,6 @@ fn plain(kind: OptimizerKind, start: f64, gradients: &[f64]) -> f64 {
             p -= LR * g;
             continue;
         }
-        let steps = step as i32 + 1;
         m = BETA1 * m + (1.0 - BETA1) * g;
         v = BETA2 * v + (1.0 - BETA2) * g * g;
         let (mean, square) = (m / (1.0 - BETA1.powi(steps)), v / (1.0 - BETA2.powi(steps)));
