@@ -75,7 +75,7 @@ fn steps_follow_the_formula() -> Result<()> {
         for step in 1..=4 {
             let gradients: candle_core::Result<Vec<Tensor>> =
                 SIZES.iter().map(|&size| Tensor::from_vec(numbers(size, step), size, &Device::Cpu)).collect();
-            optimizer.step(&parameters, &gradients?, LR)?;
+            optimizer.step(&parameters, &gradients?, LR, 1.0)?;
         }
         assert_eq!(optimizer.steps(), 4);
         for (_, var) in parameters.iter() {
