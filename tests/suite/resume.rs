@@ -202,6 +202,60 @@ fn signals_save_and_stop_and_the_run_goes_on_to_the_bit() {
     assert!(inside > 0, "no signal came inside an epoch");
 }
 
+/// A network that takes its time, with more to validate on than to train on.
+const SLOW: &[&str] = &[
+    "tiny.toml",
+    "--image-size=224",
+    "--set=model.backbone.embed_dim=96",
+    "--set=model.backbone.depth=8",
+    "--train-index=data/index/val.csv",
+    "--val-index=data/index/train.csv",
+    "--val-batch-size=1",
+    "--epochs=1",
+    "--tensorboard=run/tb",
+];
+
+/// Starts a slow run and waits until it has trained its only step.
+fn in_validation(world: &World, more: &[&str]) -> Child {
+    let args = [SLOW, more].concat();
+    let mut child = world.command(&args).stderr(Stdio::piped()).spawn().unwrap();
+    let curves = world.path("run/tb");
+    wait_until(&mut child, || curves.is_dir() && points(&curves).iter().any(|point| point.0 == "loss/step"));
+    child
+}
+
+#[test]
+fn a_signal_in_validation_saves_what_was_trained() {
+    let world = World::new();
+    world.ok(SLOW);
+    let whole = Left::of(&world);
+    fs::remove_dir_all(world.path("run")).unwrap();
+    let stopped = signal(in_validation(&world, &[]), "-TERM");
+    assert_eq!(stopped.code, 143, "{}", stopped.stderr);
+    stopped.says(&["stopped by SIGTERM after step 1 (epoch 1): saved in run/last.pt"]);
+    let checkpoint = world.checkpoint("run/last.pt");
+    let position = checkpoint.extra.iter().find(|(key, _)| key == "position").unwrap();
+    assert_eq!((checkpoint.epoch, position.1.get("batches").unwrap().as_int()), (0, Some(1)));
+    world.ok(&[SLOW, &["--resume"]].concat());
+    assert_same(&Left::of(&world), &whole, "after a signal in validation");
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let world = World::new();
+    // One validation batch of seconds, in which the first signal has to wait.
+    let child = in_validation(&world, &["--val-batch-size=6", "--sequence-length=30", "--threads=1"]);
+    let pid = child.id().to_string();
+    let kill = |name: &str| std::process::Command::new("kill").args([name, pid.as_str()]).status().unwrap();
+    assert!(kill("-TERM").success());
+    std::thread::sleep(Duration::from_millis(20));
+    let begun = Instant::now();
+    let stopped = signal(child, "-INT");
+    assert_eq!(stopped.code, 130, "{}", stopped.stderr);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(!world.path("run/last.pt").exists());
+}
+
 #[test]
 fn another_experiment_is_refused_with_both_values() {
     let world = World::new();
