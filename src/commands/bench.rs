@@ -16,7 +16,7 @@ use crate::nn::{Pass, device, threads};
 use crate::observe::reporter::Reporter;
 use crate::random::{Purpose, stream};
 use crate::train::feed::{default_workers, on_device};
-use crate::train::{Trainer, memory};
+use crate::train::{Trainer, gradients, memory};
 use crate::{Error, Result};
 
 /// What an experiment must have for a run, and a benchmark without a dataset has no use for.
@@ -178,10 +178,12 @@ fn one_step(c: &Experiment, trainer: &mut Trainer, step: u64) -> Result<Seconds>
     let batch = on_device(random_batch(c, c.data.batch_size, step), trainer.network.device())?;
     let data = begun.elapsed();
     let result = trainer.network.train(&batch.inputs, &batch.targets, &Pass::training(c.run.seed, step))?;
-    if !result.loss.is_finite() {
-        return Err(Error::run(format!("the loss of step {} is {}", step + 1, result.loss)));
-    }
     let begun = Instant::now();
+    let norm = gradients::norm(&result.gradients)?;
+    if !(result.loss.is_finite() && norm.is_finite()) {
+        let (step, loss) = (step + 1, result.loss);
+        return Err(Error::run(format!("the loss of step {step} is {loss}, its gradient's norm {norm}")));
+    }
     let parameters = trainer.network.parameters();
     trainer.optimizer.step(parameters, &result.gradients, c.optimization.lr, 1.0)?;
     Ok(Seconds {

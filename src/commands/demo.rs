@@ -35,7 +35,7 @@ pub fn demo(mut args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> 
     let resolved = resolve(args.layers, reporter)?;
     let (experiment_file, overwrite) = (Some(drawn.experiment), args.overwrite);
     let call = train::Call { experiment_file, init_from: None, overwrite, allow_changes: false, arguments };
-    let ended = train::run(&resolved, call, reporter)?;
+    let ended = train::run(&resolved, &call, reporter)?;
     if ended != Ended::Finished {
         return Ok(ended);
     }

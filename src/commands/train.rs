@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use super::text::{about, amount, count};
 use super::{origins, resolve};
 use crate::cli::TrainArgs;
-use crate::config::{Change, Experiment, FIELDS, OnBadClip, Resolved, Resume};
+use crate::config::{Experiment, FIELDS, OnBadClip, Resolved, Resume};
 use crate::data::Dataset;
 use crate::error::{Kind, Problem};
 use crate::nn::{device, threads};
@@ -27,7 +27,7 @@ pub fn train(args: TrainArgs, arguments: &[OsString], reporter: &Reporter) -> Re
     let resolved = resolve(args.layers, reporter)?;
     let (init_from, overwrite, allow_changes) =
         (args.init_from.as_deref(), args.overwrite, args.allow_changes);
-    run(&resolved, Call { experiment_file, init_from, overwrite, allow_changes, arguments }, reporter)
+    run(&resolved, &Call { experiment_file, init_from, overwrite, allow_changes, arguments }, reporter)
 }
 
 /// What a run is told beside the experiment itself.
@@ -45,8 +45,8 @@ pub struct Call<'a> {
 }
 
 /// Trains a resolved experiment. Nothing is written before all that it needs is known to be sound.
-pub fn run(resolved: &Resolved, call: Call, reporter: &Reporter) -> Result<Ended> {
-    run_from_start(resolved, &call, reporter).map_err(|error| origins::in_error(error, resolved))
+pub fn run(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Result<Ended> {
+    run_from_start(resolved, call, reporter).map_err(|error| origins::in_error(error, resolved))
 }
 
 fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Result<Ended> {
@@ -58,37 +58,43 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     let threads = threads::start(threads::available(c.run.threads));
     let dataset = open_dataset(resolved, reporter)?;
     let fingerprint = dataset.fingerprint();
-    earlier.refuse_other_data(&fingerprint, resolved, call)?;
+    if let Some(earlier) = &mut earlier {
+        earlier.refuse_other_data(&fingerprint, resolved, call)?;
+    }
     // A look into each clip's files costs a hundredth of an epoch, and may save one.
     let problems = look_into_files(&dataset, c, reporter);
-    if matches!(earlier, Earlier::Run { .. }) && c.data.on_bad_clip == OnBadClip::Skip {
+    if earlier.is_some() && c.data.on_bad_clip == OnBadClip::Skip {
         // What broke while the run trained must not keep it from going on: it is counted when its turn comes.
-        problems.iter().for_each(|problem| reporter.warn(&problem.what));
+        for problem in problems {
+            reporter.warn(&problem.what);
+        }
     } else {
         Error::all(Kind::Data, problems)?;
     }
     let mut trainer = Trainer::new(c, &device)?.on_dataset(fingerprint, dataset.clips.len());
     let steps = dataset.train.len().div_ceil(c.data.batch_size);
-    let (folder, resumed): (_, Option<Vec<Change>>) = match earlier {
-        Earlier::Run { folder, saved: Some(saved), changes } => {
+    let is_resumed = earlier.is_some();
+    let (folder, changes) = match earlier {
+        Some(Earlier { folder, saved: Some(saved), changes }) => {
             saved.restore(&mut trainer, steps, &changes)?;
             state::repair_best(&trainer, &folder)?;
-            (folder, Some(changes.others.into_iter().chain(changes.harmless).collect()))
+            (folder, [changes.others, changes.harmless].concat())
         }
         earlier => {
             if let Some(path) = call.init_from {
                 state::init_from(path, trainer.network.parameters())?;
             }
-            match earlier {
-                Earlier::Run { folder, .. } => (folder, Some(Vec::new())),
-                Earlier::None => (claim(c, call, started, reporter)?, None),
-            }
+            let folder = match earlier {
+                Some(earlier) => earlier.folder,
+                None => claim(c, call, started, reporter)?,
+            };
+            (folder, Vec::new())
         }
     };
 
     let place_changes = folder.place_changes(c);
     let tensorboard = c.data.tensorboard.as_deref();
-    if resumed.is_some() {
+    if is_resumed {
         let (epoch, step) = (trainer.progress.epoch, trainer.progress.step);
         observe::rewind(reporter, &folder.metrics(), &folder.event_files(), epoch, step);
     }
@@ -101,7 +107,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         threads,
         experiment: call.experiment_file.clone(),
         event_file: observer.event_file().map(Path::to_owned),
-        resumed: resumed.map(|changes| Resumed {
+        resumed: is_resumed.then(|| Resumed {
             epoch: trainer.progress.epoch,
             step: trainer.progress.step,
             changes: changes.into_iter().chain(place_changes).collect(),
@@ -147,49 +153,44 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     Ok(ended)
 }
 
-/// What is in the work folder already.
-enum Earlier {
-    /// Nothing that a run should go on from.
-    None,
-    /// A run to go on with; without a checkpoint, from its start.
-    Run { folder: RunFolder, saved: Option<Box<Saved>>, changes: Changes },
+/// A run in the work folder that is to be gone on with.
+struct Earlier {
+    folder: RunFolder,
+    /// Its checkpoint; without one it begins at its start.
+    saved: Option<Saved>,
+    changes: Changes,
 }
 
 impl Earlier {
-    /// Looks for a run to go on with, where the experiment asks for it, and refuses another experiment's.
-    fn find(resolved: &Resolved, call: &Call) -> Result<Self> {
+    /// Looks for one, where the experiment asks for it, and refuses another experiment's.
+    fn find(resolved: &Resolved, call: &Call) -> Result<Option<Self>> {
         let c = &resolved.experiment;
         if c.run.resume == Resume::Never || call.overwrite || !RunFolder::holds_run(&c.run.work_dir)? {
-            return Ok(Self::None);
+            return Ok(None);
         }
         let folder = RunFolder::reopen(&c.run.work_dir)?;
-        if !folder.last().exists() {
-            return Ok(Self::Run { folder, saved: None, changes: Changes::default() });
+        let mut earlier = Self { folder, saved: None, changes: Changes::default() };
+        if earlier.folder.last().exists() {
+            let saved = Saved::load(&earlier.folder.last())?;
+            earlier.changes = saved.changes(c)?;
+            earlier.saved = Some(saved);
         }
-        let saved = Saved::load(&folder.last())?;
-        let changes = saved.changes(c)?;
-        let earlier = Self::Run { folder, saved: Some(Box::new(saved)), changes };
         earlier.refuse(resolved, call)?;
-        Ok(earlier)
+        Ok(Some(earlier))
     }
 
     fn refuse(&self, resolved: &Resolved, call: &Call) -> Result<()> {
-        match self {
-            Self::Run { folder, changes, .. } if !call.allow_changes => {
-                let origin = |key: &str| {
-                    FIELDS.iter().any(|field| field.key == key).then(|| resolved.origin(key).to_owned())
-                };
-                changes.refuse(&folder.last(), origin)
-            }
-            _ => Ok(()),
+        if call.allow_changes {
+            return Ok(());
         }
+        let is_field = |key: &str| FIELDS.iter().any(|field| field.key == key);
+        self.changes.refuse(&self.folder.last(), |key| is_field(key).then(|| resolved.origin(key).to_owned()))
     }
 
     /// Refuses data that are not the run's.
     fn refuse_other_data(&mut self, fingerprint: &str, resolved: &Resolved, call: &Call) -> Result<()> {
-        if let Self::Run { saved: Some(saved), changes, .. } = self {
-            changes.others.extend(saved.dataset_change(fingerprint));
-        }
+        let change = self.saved.as_ref().and_then(|saved| saved.dataset_change(fingerprint));
+        self.changes.others.extend(change);
         self.refuse(resolved, call)
     }
 }

@@ -89,7 +89,10 @@ impl Dataset {
                 }
             }
         }
-        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        digest.finalize().iter().fold(String::new(), |mut text, byte| {
+            text.extend(format!("{byte:02x}").chars());
+            text
+        })
     }
 
     /// Reads the CSVs and lists the folders, each once.

@@ -207,19 +207,17 @@ impl RunFolder {
             "git": state.as_ref().map(git_json),
         });
         let mut files = self.event_files();
-        let mut whole = match (&info.resumed, self.run_json()) {
-            (Some(resumed), Some(mut whole)) => {
-                add_resumption(&mut whole, start, resumed);
-                whole
+        let earlier = info.resumed.as_ref().and_then(|resumed| Some((resumed, self.run_json()?)));
+        let mut whole = if let Some((resumed, mut whole)) = earlier {
+            add_resumption(&mut whole, start, resumed);
+            whole
+        } else {
+            let diff = state.as_ref().and_then(|state| state.diff.as_ref());
+            if let Some(diff) = diff.filter(|diff| !diff.is_empty()) {
+                self.write(DIFF, diff)?;
             }
-            _ => {
-                let diff = state.as_ref().and_then(|state| state.diff.as_ref());
-                if let Some(diff) = diff.filter(|diff| !diff.is_empty()) {
-                    self.write(DIFF, diff)?;
-                }
-                files.clear();
-                start
-            }
+            files.clear();
+            start
         };
         files.extend(info.event_file.as_deref().and_then(|file| std::path::absolute(file).ok()));
         whole[EVENT_FILES] = files.iter().map(|file| file.to_string_lossy()).collect();

@@ -57,7 +57,7 @@ impl Nonfinite {
 fn some(clips: &[String]) -> String {
     let mut text = clips.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
     if clips.len() > NAMED {
-        text.push_str(&format!(" and {} more", clips.len() - NAMED));
+        text.extend([" and ", &(clips.len() - NAMED).to_string(), " more"]);
     }
     text
 }

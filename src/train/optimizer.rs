@@ -168,7 +168,7 @@ impl InplaceOp2 for Update<'_> {
                     .zip(exp_avg.par_chunks_mut(GRAIN))
                     .zip(exp_avg_sq.par_chunks_mut(GRAIN))
                     .for_each(|(((p, g), m), v)| {
-                        adam(p, g, m, v, [scale, decay, l2, step_size, root_correction])
+                        adam(p, g, m, v, [scale, decay, l2, step_size, root_correction]);
                     });
             }
             Rule::Sgd { lr, l2 } => p

@@ -388,3 +388,26 @@ fn the_readme_has_the_reference() {
     }
     assert!(found == expected, "the README's reference is out of date: UPDATE_README=1 writes it anew");
 }
+
+#[test]
+fn the_readme_s_faults_name_tests_that_are_there() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, after) = readme.split_once("## What survives what").unwrap();
+    let section = after.split("\n## ").next().unwrap();
+    let table: Vec<&str> = section.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(table.len() > 15);
+    let mut sources = String::new();
+    for folder in ["tests/suite", "tests/fuzz"] {
+        for entry in fs::read_dir(root().join(folder)).unwrap() {
+            sources.push_str(&fs::read_to_string(entry.unwrap().path()).unwrap());
+        }
+    }
+    for row in table {
+        let named = row.trim_end_matches([' ', '|']).rsplit('|').next().unwrap();
+        let names: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "{row}");
+        for name in names {
+            assert!(sources.contains(&format!("fn {name}()")), "no test {name} of {row}");
+        }
+    }
+}

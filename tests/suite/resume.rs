@@ -182,14 +182,17 @@ fn signal(child: Child, signal: &str) -> Outcome {
 #[test]
 fn signals_save_and_stop_and_the_run_goes_on_to_the_bit() {
     let world = World::new();
-    let args = with(&["--epochs=60", "--batch-size=1"]);
+    // Steps that take a while, so that the signal comes between two of them.
+    let slow = ["--image-size=224", "--set=model.backbone.embed_dim=96", "--set=model.backbone.depth=8"];
+    let args = with(&[&slow[..], &["--epochs=2", "--batch-size=1"]].concat());
     world.ok(&args);
     let whole = Left::of(&world);
     let mut inside = 0;
     for (name, code) in [("-TERM", 143), ("-INT", 130), ("-USR1", 138)] {
         fs::remove_dir_all(world.path("run")).unwrap();
         let mut child = world.command(&args).stderr(Stdio::piped()).spawn().unwrap();
-        wait_until(&mut child, || world.path("run/last.pt").exists());
+        let curves = world.path("run/tb");
+        wait_until(&mut child, || curves.is_dir() && points(&curves).iter().any(|point| point.0 == "loss/step"));
         let stopped = signal(child, name);
         assert_eq!(stopped.code, code, "{}", stopped.stderr);
         stopped.says(&[&format!("stopped by SIG{}", &name[1..]), "saved in run/last.pt", "--resume"]);
