@@ -29,8 +29,12 @@ impl<W: Write> ZipWriter<W> {
 
     /// Adds an entry. Each name may be used once; names are short and ASCII.
     pub fn entry(&mut self, name: &str, data: &[u8]) -> io::Result<()> {
-        let header =
-            Header { name, size: data.len() as u64, crc: crc32fast::hash(data), offset: self.position };
+        self.entry_with_checksum(name, data, crc32fast::hash(data))
+    }
+
+    /// [`Self::entry`] with `crc`, the CRC-32 of `data`, known already.
+    pub fn entry_with_checksum(&mut self, name: &str, data: &[u8], crc: u32) -> io::Result<()> {
+        let header = Header { name, size: data.len() as u64, crc, offset: self.position };
         self.put(&header.local())?;
         self.put(data)?;
         self.directory.extend(header.central());
