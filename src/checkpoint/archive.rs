@@ -1,13 +1,12 @@
-//! The zip container of a PyTorch file, opened with distrust: sizes, overlaps and checksums are checked.
+//! The zip container of a PyTorch file: what kind of file it is, and its entries by name.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use zip::result::ZipError;
-use zip::{CompressionMethod, ZipArchive};
-
 use crate::error::{Error, Result};
+use crate::input;
+use crate::zip_read::{Fault, Method, Zip};
 
 /// Some 100,000 tensors take this much to describe; a network of today has hundreds.
 const MAX_PICKLE: u64 = 64 << 20;
@@ -30,7 +29,7 @@ const LOOKS: [(&[u8], &str); 9] = [
 
 /// An open PyTorch file.
 pub(super) struct Archive {
-    zip: ZipArchive<BufReader<File>>,
+    zip: Zip<File>,
     /// The folder that holds everything, with its slash.
     top: String,
     /// The file's size in bytes.
@@ -46,22 +45,9 @@ impl Archive {
     /// messages names the path: the caller puts it in front.
     pub fn open(path: &Path) -> Result<Self> {
         let opened = |e: io::Error| Error::data("it cannot be opened").cause(e);
-        // Asked before opening, because opening a named pipe waits for its writer.
-        if !path.metadata().map_err(opened)?.is_file() {
-            return Err(Error::data("it is not a regular file"));
-        }
-        let mut file = File::open(path).map_err(opened)?;
-        let file_size = file.metadata().map_err(opened)?.len();
+        let (mut file, file_size) = input::open(path).map_err(opened)?;
         sniff(&mut file)?;
-        let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|e| {
-            Error::data("it starts as a zip file, but its directory cannot be read").cause(e).hint(CUT_SHORT)
-        })?;
-        if zip.has_duplicate_names() {
-            return Err(Error::data("two entries have the same name"));
-        }
-        if zip.has_overlapping_entries().map_err(unreadable)? {
-            return Err(Error::data("entries of the zip file overlap, as in a zip bomb"));
-        }
+        let zip = Zip::open(file).map_err(unreadable)?;
         let top = top_folder(&zip)?;
         let mut archive = Self { zip, top, file_size };
         archive.check_kind()?;
@@ -88,45 +74,40 @@ impl Archive {
     }
 
     /// How many bytes the entry `name` has, or `None` where there is no such entry.
-    pub fn size(&mut self, name: &str) -> Option<u64> {
-        let index = self.zip.index_for_name(&format!("{}{name}", self.top))?;
-        self.zip.by_index_raw(index).ok().map(|entry| entry.size())
+    pub fn size(&self, name: &str) -> Option<u64> {
+        self.zip.find(&format!("{}{name}", self.top)).map(|entry| entry.size)
     }
 
     /// The bytes of the entry `name`, of which there must be at most `limit`, with their checksum verified.
     pub fn read(&mut self, name: &str, limit: u64) -> Result<Vec<u8>> {
         let full_name = format!("{}{name}", self.top);
-        let index = self.zip.index_for_name(&full_name);
-        let index = index.ok_or_else(|| Error::data(format!("it has no entry `{}`", name.escape_debug())))?;
-        let mut entry = self.zip.by_index(index).map_err(unreadable)?;
-        if entry.compression() != CompressionMethod::Stored {
+        let missing = || Error::data(format!("it has no entry `{}`", name.escape_debug()));
+        let entry = self.zip.find(&full_name).ok_or_else(missing)?;
+        if entry.method != Method::Stored {
             return Err(Error::data("its entries are compressed, which PyTorch's never are")
                 .hint("unpack it and save it again with torch.save, or zip it with -0"));
         }
-        let size = entry.size();
-        if size > limit || size > self.file_size {
-            return Err(Error::data(format!("entry `{full_name}` claims {size} bytes")));
+        let (size, shown) = (entry.size, entry.shown());
+        if size > limit {
+            return Err(Error::data(format!("entry `{shown}` claims {size} bytes")));
         }
         let mut bytes = Vec::new();
         let reserved = usize::try_from(size).ok().and_then(|n| bytes.try_reserve_exact(n).ok());
-        reserved.ok_or_else(|| Error::data(format!("no memory for the {size} bytes of `{full_name}`")))?;
-        let read = entry.by_ref().take(size.saturating_add(1)).read_to_end(&mut bytes);
-        match read {
-            Ok(n) if n as u64 == size => Ok(bytes),
-            Ok(n) => Err(Error::data(format!("`{full_name}` has {n} of its {size} bytes")).hint(CUT_SHORT)),
-            Err(e) => Err(Error::data(format!("`{full_name}` is damaged")).cause(e).hint(CUT_SHORT)),
+        reserved.ok_or_else(|| Error::data(format!("no memory for the {size} bytes of `{shown}`")))?;
+        let mut reader = self.zip.read(&full_name).map_err(unreadable)?.ok_or_else(missing)?;
+        match reader.read_to_end(&mut bytes) {
+            Ok(_) => Ok(bytes),
+            Err(e) => Err(Error::data(format!("`{shown}` is damaged")).cause(e).hint(CUT_SHORT)),
         }
     }
 }
 
 const CUT_SHORT: &str = "the file is damaged or was cut short: copy it again, or take another checkpoint";
 
-fn unreadable(error: ZipError) -> Error {
-    match error {
-        ZipError::UnsupportedArchive(why) if why.contains("assword") => {
-            Error::data("its entries are encrypted").hint("decrypt it first")
-        }
-        error => Error::data("the zip file is damaged").cause(error).hint(CUT_SHORT),
+fn unreadable(fault: Fault) -> Error {
+    match fault {
+        Fault::Encrypted => Error::data("its entries are encrypted").hint("decrypt it first"),
+        fault => Error::data("it starts as a zip file and is damaged").cause(fault).hint(CUT_SHORT),
     }
 }
 
@@ -158,9 +139,9 @@ fn sniff(file: &mut File) -> Result<()> {
 }
 
 /// The one folder that has a `data.pkl`; PyTorch names it after the file.
-fn top_folder(zip: &ZipArchive<BufReader<File>>) -> Result<String> {
-    let mut tops = zip.file_names_raw().filter_map(|name| {
-        let top = std::str::from_utf8(name).ok()?.strip_suffix("data.pkl")?;
+fn top_folder(zip: &Zip<File>) -> Result<String> {
+    let mut tops = zip.names().filter_map(|name| {
+        let top = name.strip_suffix("data.pkl")?;
         let folder = top.strip_suffix('/')?;
         (!folder.is_empty() && !folder.contains('/')).then(|| top.to_owned())
     });

@@ -11,8 +11,11 @@ use super::globals::Global;
 use super::value::Dtype;
 use crate::error::{Error, Result};
 
-/// More values than any checkpoint has; bounds what a hostile stream of one-byte values may take.
-pub(super) const MAX_NODES: usize = 4_000_000;
+/// More values than any checkpoint has (a tensor takes some 20), which bounds what a hostile stream of one-byte values
+/// may take.
+pub(super) const MAX_NODES: usize = 1_000_000;
+/// More values and collections under construction than Python's own recursion limit lets it write.
+const MAX_MARKS: usize = 10_000;
 
 /// The place of a node in the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +89,7 @@ pub(super) fn unpickle(input: &[u8]) -> Result<Graph> {
         marks: Vec::new(),
         memo: HashMap::new(),
         decoded: 0,
+        references: 0,
     };
     let root =
         machine.run().map_err(|error| error.cause(format!("at byte {} of the object stream", machine.at)))?;
@@ -94,6 +98,10 @@ pub(super) fn unpickle(input: &[u8]) -> Result<Graph> {
 
 fn damaged(what: impl Into<String>) -> Error {
     Error::data(what)
+}
+
+fn too_many() -> Error {
+    damaged(format!("more than {MAX_NODES} values"))
 }
 
 struct Machine<'p> {
@@ -106,6 +114,8 @@ struct Machine<'p> {
     memo: HashMap<u64, Id>,
     /// Bytes made by `_codecs.encode`, which could be asked to copy one long string again and again.
     decoded: usize,
+    /// How often a node was put on the stack.
+    references: usize,
 }
 
 impl<'p> Machine<'p> {
@@ -127,6 +137,9 @@ impl<'p> Machine<'p> {
             // MARK, POP, POP_MARK
             b'(' => {
                 self.marks.push(self.stack.len());
+                if self.marks.len() > MAX_MARKS {
+                    return Err(damaged(format!("more than {MAX_MARKS} collections inside one another")));
+                }
                 Ok(())
             }
             b'0' => self.pop().map(|_| ()),
@@ -184,12 +197,12 @@ impl<'p> Machine<'p> {
         };
         if matches!(op, b'h' | b'j') {
             let id = *self.memo.get(&key).ok_or_else(|| damaged(format!("memo {key} was never stored")))?;
-            self.stack.push(id);
+            self.refer(id)?;
         } else {
             let id = self.top()?;
             self.memo.insert(key, id);
             if self.memo.len() > MAX_NODES {
-                return Err(damaged(format!("more than {MAX_NODES} values")));
+                return Err(too_many());
             }
         }
         Ok(())
@@ -248,10 +261,20 @@ impl<'p> Machine<'p> {
 
     fn push(&mut self, node: Node) -> Result<()> {
         if self.nodes.len() >= MAX_NODES {
-            return Err(damaged(format!("more than {MAX_NODES} values")));
+            return Err(too_many());
         }
-        self.stack.push(Id(self.nodes.len() as u32));
+        self.refer(Id(self.nodes.len() as u32))?;
         self.nodes.push(node);
+        Ok(())
+    }
+
+    /// Puts a node on the stack, which takes two bytes where the node is remembered.
+    fn refer(&mut self, id: Id) -> Result<()> {
+        self.references += 1;
+        if self.references > 4 * MAX_NODES {
+            return Err(too_many());
+        }
+        self.stack.push(id);
         Ok(())
     }
 

@@ -14,6 +14,10 @@ pub const FORMAT_VERSION: i64 = 2;
 const MODEL: &str = "model_state";
 const KNOWN: [&str; 5] = ["epoch", MODEL, "optimizer_state", "val_loss", "format_version"];
 
+/// What to do about a file that is no checkpoint.
+const OTHER: &str =
+    "take a file that slt-run saved, or torch.save({\"model_state\": model.state_dict()}, path)";
+
 /// How many keys of a kind a message names before it only counts the rest.
 const NAMED: usize = 10;
 
@@ -58,8 +62,8 @@ impl<'a> Checkpoint<'a> {
         let mut need = |key: &str, what: &str, found: bool| {
             if !found {
                 let has = value.get(key).map_or_else(|| "nothing".to_owned(), Value::describe);
-                problems
-                    .push(Problem::new(format!("{}: `{key}` should be {what}, not {has}", path.display())));
+                let what = format!("{}: `{key}` should be {what}, not {has}", path.display());
+                problems.push(Problem::new(what).hint(OTHER));
             }
         };
         let epoch = value.get("epoch").and_then(Value::as_int).and_then(|n| usize::try_from(n).ok());
@@ -101,7 +105,9 @@ fn check_version(path: &Path, value: &Value) -> Result<()> {
             path.display()
         ))
         .hint("use the slt-run that wrote it, or a newer one")),
-        Some(_) => Err(Error::data(format!("{}: `format_version` should be a count", path.display()))),
+        Some(_) => {
+            Err(Error::data(format!("{}: `format_version` should be a count", path.display())).hint(OTHER))
+        }
     }
 }
 
@@ -117,7 +123,8 @@ fn split_model<'a>(
             "{} holds {}, not a checkpoint's dict",
             path.display(),
             value.describe()
-        )));
+        ))
+        .hint(OTHER));
     };
     let keyed = items.into_iter().filter_map(|(key, value)| match key {
         Value::Str(key) => Some((key, value)),
@@ -132,7 +139,7 @@ fn split_model<'a>(
             let error =
                 Error::data(format!("{}: `{MODEL}` should be a dict of tensors, not {has}", path.display()));
             let bare = "it seems to be a bare state_dict: save it as torch.save({\"model_state\": state_dict}, path)";
-            return Err(if all_tensors { error.hint(bare) } else { error });
+            return Err(error.hint(if all_tensors { bare } else { OTHER }));
         }
     };
     let mut tensors = Vec::with_capacity(model.len());
@@ -140,7 +147,7 @@ fn split_model<'a>(
         match (key, value) {
             (Value::Str(name), Value::Tensor(tensor)) => tensors.push((name, tensor)),
             (key, value) => {
-                let name = key.as_str().map_or_else(|| key.describe(), str::to_owned);
+                let name = key.as_str().map_or_else(|| key.describe(), shown);
                 let what = format!("{}: `{MODEL}` has {} under `{name}`", path.display(), value.describe());
                 return Err(Error::data(what).hint("it should map parameter names to tensors"));
             }
@@ -212,9 +219,14 @@ fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F64 | Dtype::F16 | Dtype::BF16)
 }
 
+/// `key` without control characters and at a length that fits a message.
+fn shown(key: &str) -> String {
+    key.escape_debug().take(200).collect()
+}
+
 /// The first few of `keys`, a line each, and how many more there are.
 fn first(keys: &[String]) -> String {
-    let mut lines: Vec<_> = keys.iter().take(NAMED).map(|key| key.escape_debug().to_string()).collect();
+    let mut lines: Vec<_> = keys.iter().take(NAMED).map(|key| shown(key)).collect();
     if keys.len() > NAMED {
         lines.push(format!("and {} more", keys.len() - NAMED));
     }

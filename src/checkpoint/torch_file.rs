@@ -78,7 +78,14 @@ fn write_pickled(out: impl Write, pickled: &Pickled) -> io::Result<()> {
 ///
 /// A data error that names the path and says what is wrong with the file.
 pub fn load(path: &Path) -> Result<Value<'static>> {
-    read(path).map_err(|e| e.context(format!("cannot read {} as a PyTorch file", path.display())))
+    read(path).map_err(|mut e| {
+        for problem in &mut e.problems {
+            problem.hint.get_or_insert_with(|| {
+                "take another checkpoint, or save this one anew with torch.save".into()
+            });
+        }
+        e.context(format!("cannot read {} as a PyTorch file", path.display()))
+    })
 }
 
 fn read(path: &Path) -> Result<Value<'static>> {
@@ -305,10 +312,10 @@ impl Builder<'_, '_> {
                 Value::Dict(pairs)
             }
             Node::Tensor { .. } => Value::Tensor(self.tensor(id)?),
-            Node::Opaque(kind) => Value::Opaque((*kind).to_owned()),
-            Node::Bytes(_) => Value::Opaque("byte string".to_owned()),
+            Node::Opaque(kind) => Value::Opaque((*kind).into()),
+            Node::Bytes(_) => Value::Opaque("byte string".into()),
             Node::Global(_) | Node::Storage { .. } | Node::NumpyDtype { .. } => {
-                Value::Opaque("Python class".to_owned())
+                Value::Opaque("Python class".into())
             }
         })
     }

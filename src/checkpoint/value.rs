@@ -189,7 +189,7 @@ pub enum Value<'a> {
     Tensor(TensorData<'a>),
     /// Something harmless that was read but is not interpreted, such as a NumPy array; the text names its type.
     /// It cannot be written.
-    Opaque(String),
+    Opaque(Cow<'static, str>),
 }
 
 impl<'a> Value<'a> {

@@ -2,7 +2,7 @@
 
 use super::table::{self, Row};
 use super::target::normalize;
-use super::{count, some_of};
+use super::{FirstTen, SHOWN, count, some_of_many};
 use crate::error::Problem;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -23,6 +23,8 @@ impl fmt::Display for Source<'_> {
     }
 }
 
+/// The longest name that a file can have, without `_f0.jpg`.
+const MAX_ID: usize = 255 - 7;
 const ID_COLUMNS: &[&str] = &["video_id", "id"];
 const TEXT_COLUMNS: &[&str] = &["texto", "text", "label"];
 
@@ -56,68 +58,128 @@ fn column(header: &Row, names: &[&str]) -> Option<usize> {
 /// All that is wrong with the file: unreadable, not UTF-8, ragged, a column missing, no rows, an empty text, an id
 /// that has two texts.
 pub fn read_metadata(source: &Source) -> Result<Metadata, Vec<Problem>> {
-    let rows = table::read(source).map_err(|problem| vec![problem])?;
-    let Some((header, rows)) = rows.split_first() else { return Err(Vec::new()) };
-    let (Some(id_column), Some(text_column)) = (column(header, ID_COLUMNS), column(header, TEXT_COLUMNS))
-    else {
-        return Err(missing_columns(source, header));
-    };
-    let mut texts = HashMap::<String, (u64, String)>::with_capacity(rows.len());
-    let (mut empty, mut repeated, mut without_id) = (Vec::new(), Vec::new(), Vec::new());
-    let mut problems = Vec::new();
-    for row in rows {
-        let (id, text) = (row.get(id_column).trim(), row.get(text_column));
-        if id.is_empty() {
-            without_id.push(row.line);
-        } else if normalize(text).is_empty() {
-            empty.push(format!("{} ({id})", row.line));
-        } else if let Some((line, other)) = texts.get(id) {
-            if normalize(other) == normalize(text) {
-                repeated.push(id.to_owned());
-            } else {
-                problems.push(two_texts(source, id, (*line, other), (row.line, text)));
-            }
-        } else {
-            texts.insert(id.to_owned(), (row.line, text.to_owned()));
+    let mut reader: Option<Result<MetadataReader, Vec<Problem>>> = None;
+    let read = table::read(source, |row| match &mut reader {
+        None => {
+            let columns = (column(row, ID_COLUMNS), column(row, TEXT_COLUMNS));
+            reader = Some(match columns {
+                (Some(id), Some(text)) => Ok(MetadataReader::new(source, id, text)),
+                _ => Err(missing_columns(source, row)),
+            });
+        }
+        Some(Ok(reader)) => reader.row(row),
+        Some(Err(_)) => {}
+    });
+    read.map_err(|problem| vec![problem])?;
+    reader.unwrap_or(Err(Vec::new()))?.finish()
+}
+
+/// A metadata CSV, half read.
+struct MetadataReader<'s> {
+    source: &'s Source<'s>,
+    id_column: usize,
+    text_column: usize,
+    rows: usize,
+    /// Line and text of each id.
+    texts: HashMap<String, (u64, String)>,
+    empty: FirstTen<String>,
+    repeated: FirstTen<String>,
+    without_id: FirstTen<u64>,
+    /// Ids with two texts: a problem each, for the first ten.
+    problems: Vec<Problem>,
+    more_problems: usize,
+}
+
+impl<'s> MetadataReader<'s> {
+    fn new(source: &'s Source<'s>, id_column: usize, text_column: usize) -> Self {
+        Self {
+            source,
+            id_column,
+            text_column,
+            rows: 0,
+            texts: HashMap::new(),
+            empty: FirstTen::default(),
+            repeated: FirstTen::default(),
+            without_id: FirstTen::default(),
+            problems: Vec::new(),
+            more_problems: 0,
         }
     }
-    if !empty.is_empty() {
-        let what =
-            format!("{source} has {} without a text: lines {}", count(empty.len(), "row"), some_of(&empty));
-        problems.push(Problem::new(what).hint("fill the texts in, or delete these rows"));
+
+    fn row(&mut self, row: &Row) {
+        self.rows += 1;
+        let (id, text) = (row.get(self.id_column).trim(), row.get(self.text_column));
+        if id.is_empty() {
+            self.without_id.push(|| row.line);
+        } else if normalize(text).is_empty() {
+            self.empty.push(|| format!("{} ({})", row.line, shortened(id)));
+        } else if let Some((line, other)) = self.texts.get(id) {
+            if normalize(other) == normalize(text) {
+                self.repeated.push(|| shortened(id));
+            } else if self.problems.len() < SHOWN {
+                self.problems.push(two_texts(self.source, id, (*line, other), (row.line, text)));
+            } else {
+                self.more_problems += 1;
+            }
+        } else {
+            self.texts.insert(id.to_owned(), (row.line, text.to_owned()));
+        }
     }
-    if rows.is_empty() {
-        problems.push(Problem::new(format!("{source} has a header and no rows")));
+
+    fn finish(self) -> Result<Metadata, Vec<Problem>> {
+        let Self { source, mut problems, empty, repeated, without_id, .. } = self;
+        if self.more_problems > 0 {
+            let rows = count(self.more_problems, "more row");
+            problems.push(
+                Problem::new(format!("{source} has {rows} with a second text for an id"))
+                    .hint("keep one row for each id"),
+            );
+        }
+        if !empty.is_empty() {
+            let rows = count(empty.all, "row");
+            problems.push(
+                Problem::new(format!("{source} has {rows} without a text: lines {empty}"))
+                    .hint("fill the texts in, or delete these rows"),
+            );
+        }
+        if self.rows == 0 {
+            problems.push(
+                Problem::new(format!("{source} has a header and no rows"))
+                    .hint("is it the right file, and was it written completely?"),
+            );
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mut warnings = Vec::new();
+        if !repeated.is_empty() {
+            warnings.push(format!("{source} repeats {}: {repeated}", count(repeated.all, "id")));
+        }
+        if !without_id.is_empty() {
+            let rows = count(without_id.all, "row");
+            warnings.push(format!("{source} has {rows} without an id, left out: lines {without_id}"));
+        }
+        Ok(Metadata { texts: self.texts.into_iter().map(|(id, (_, text))| (id, text)).collect(), warnings })
     }
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    let mut warnings = Vec::new();
-    if !repeated.is_empty() {
-        warnings.push(format!("{source} repeats {}: {}", count(repeated.len(), "id"), some_of(&repeated)));
-    }
-    if !without_id.is_empty() {
-        let rows = count(without_id.len(), "row");
-        warnings.push(format!("{source} has {rows} without an id, left out: lines {}", some_of(&without_id)));
-    }
-    Ok(Metadata { texts: texts.into_iter().map(|(id, (_, text))| (id, text)).collect(), warnings })
 }
 
 fn missing_columns(source: &Source, header: &Row) -> Vec<Problem> {
-    let found: Vec<String> = header.fields.iter().map(|field| format!("`{}`", field.trim())).collect();
+    let names = header.fields.iter().take(SHOWN);
+    let found: Vec<String> = names.map(|field| format!("`{}`", shortened(field.trim()))).collect();
+    let found = some_of_many(&found, header.fields.len() - found.len());
     let wanted = [(ID_COLUMNS, "`video_id` (or `id`)"), (TEXT_COLUMNS, "`texto` (or `text`, `label`)")];
     let missing = wanted.into_iter().filter(|(names, _)| column(header, names).is_none());
     missing
         .map(|(_, name)| {
             Problem::new(format!("{source} has no column {name}"))
-                .cause(format!("its first line has the columns {}", some_of(&found)))
+                .cause(format!("its first line has the columns {found}"))
                 .hint("name the columns in the file's first line")
         })
         .collect()
 }
 
 fn two_texts(source: &Source, id: &str, first: (u64, &str), second: (u64, &str)) -> Problem {
-    Problem::new(format!("{source} has two texts for {id}: lines {} and {}", first.0, second.0))
+    Problem::new(format!("{source} has two texts for {}: lines {} and {}", shortened(id), first.0, second.0))
         .cause(format!("{:?} and {:?}", shortened(first.1), shortened(second.1)))
         .hint("keep one of the two rows")
 }
@@ -137,32 +199,40 @@ fn shortened(text: &str) -> String {
 /// # Errors
 /// The file is unreadable, not UTF-8, ragged, has no ids, or has ids that cannot be part of a file's name.
 pub fn read_index(source: &Source) -> Result<Index, Vec<Problem>> {
-    let rows = table::read(source).map_err(|problem| vec![problem])?;
-    let header = rows.first().and_then(|row| column(row, ID_COLUMNS));
-    let body = rows.get(usize::from(header.is_some())..).unwrap_or_default();
+    let mut column_of_ids: Option<usize> = None;
     let mut index = Index { ids: Vec::new(), warnings: Vec::new() };
-    let mut seen = HashSet::new();
-    let (mut repeated, mut refused) = (Vec::new(), Vec::new());
-    for row in body {
-        let id = row.get(header.unwrap_or(0)).trim();
-        if let Some(reason) = unfit(id) {
-            refused.push(format!("{} ({reason})", row.line));
-        } else if seen.insert(id) {
-            index.ids.push(id.to_owned());
-        } else {
-            repeated.push(id);
+    let mut seen = HashSet::<String>::new();
+    let (mut repeated, mut refused) = (FirstTen::default(), FirstTen::default());
+    let read = table::read(source, |row| {
+        let header = if column_of_ids.is_none() { column(row, ID_COLUMNS) } else { None };
+        let first = *column_of_ids.get_or_insert(header.unwrap_or(0));
+        if header.is_some() {
+            return;
         }
-    }
+        let id = row.get(first).trim();
+        if let Some(reason) = unfit(id) {
+            refused.push(|| format!("{} ({reason})", row.line));
+        } else if seen.contains(id) {
+            repeated.push(|| shortened(id));
+        } else {
+            seen.insert(id.to_owned());
+            index.ids.push(id.to_owned());
+        }
+    });
+    read.map_err(|problem| vec![problem])?;
     if !refused.is_empty() {
-        let what = format!("{source} has ids that no file can have: lines {}", some_of(&refused));
+        let what = format!("{source} has ids that no file can have: lines {refused}");
         return Err(vec![Problem::new(what).hint("an id is part of a file's name: <id>_f<number>.jpg")]);
     }
     if index.ids.is_empty() {
-        return Err(vec![Problem::new(format!("{source} lists no ids"))]);
+        return Err(vec![
+            Problem::new(format!("{source} lists no ids"))
+                .hint("write one video_id a line, below the header `video_id`"),
+        ]);
     }
     if !repeated.is_empty() {
-        let ids = count(repeated.len(), "id");
-        index.warnings.push(format!("{source} repeats {ids}, kept once: {}", some_of(&repeated)));
+        let ids = count(repeated.all, "id");
+        index.warnings.push(format!("{source} repeats {ids}, kept once: {repeated}"));
     }
     Ok(index)
 }
@@ -177,6 +247,8 @@ fn unfit(id: &str) -> Option<String> {
         Some(format!("{:?}: `..`", shortened(id)))
     } else if id.contains(char::is_control) {
         Some(format!("{:?}: a control character", shortened(id)))
+    } else if id.len() > MAX_ID {
+        Some(format!("{:?}: {} bytes", shortened(id), id.len()))
     } else {
         None
     }

@@ -26,7 +26,7 @@ pub use frames::FrameTable;
 pub use image::Decoder;
 pub use loader::Loader;
 pub use manifest::{Index, Metadata, Source, read_index, read_metadata};
-pub use pose::Pose;
+pub use pose::{Pose, read as read_pose};
 pub use sampling::{frame_at, sample_indices, stride};
 pub use summary::{Collisions, Frames, StreamSummary, Summary};
 pub use target::{normalize, text_hash, text_target};
@@ -61,10 +61,57 @@ fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
 
 /// The first ten of `items` and how many more there are: `a, b and 3 more`.
 fn some_of<T: std::fmt::Display>(items: &[T]) -> String {
-    const SHOWN: usize = 10;
-    let shown: Vec<String> = items.iter().take(SHOWN).map(ToString::to_string).collect();
-    let rest = items.len().saturating_sub(SHOWN);
+    some_of_many(items, 0)
+}
+
+/// [`some_of`] `items` and `more` that are not at hand.
+fn some_of_many<T: std::fmt::Display>(items: &[T], more: usize) -> String {
+    let shown: Vec<String> = items.iter().take(SHOWN).map(|item| shortened(&item.to_string())).collect();
+    let rest = items.len().saturating_sub(SHOWN) + more;
     if rest == 0 { shown.join(", ") } else { format!("{} and {rest} more", shown.join(", ")) }
+}
+
+/// How many of many things a message names.
+const SHOWN: usize = 10;
+
+/// The first ten of many things, and how many there were: what a message needs of a list that may be as long as a file.
+struct FirstTen<T> {
+    first: Vec<T>,
+    all: usize,
+}
+
+impl<T> Default for FirstTen<T> {
+    fn default() -> Self {
+        Self { first: Vec::new(), all: 0 }
+    }
+}
+
+impl<T: std::fmt::Display> FirstTen<T> {
+    fn push(&mut self, item: impl FnOnce() -> T) {
+        self.all += 1;
+        if self.first.len() < SHOWN {
+            self.first.push(item());
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all == 0
+    }
+}
+
+impl<T: std::fmt::Display> std::fmt::Display for FirstTen<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&some_of_many(&self.first, self.all - self.first.len()))
+    }
+}
+
+/// The first 100 characters of a text.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 100;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
 }
 
 /// `1 clip`, `2 clips`.

@@ -2,12 +2,15 @@
 
 use super::guarded;
 use crate::error::{Error, Problem, Result};
+use crate::input;
+use crate::zip_read::{Fault, Zip};
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
-use std::io::{BufReader, Read, Seek};
+use std::io::{Read, Seek};
 use std::path::Path;
 
-/// The most bytes that a pose may take: 15 hours of 13 landmarks at 30 frames a second in f32.
-const MAX_BYTES: u64 = 256 << 20;
+/// The most values of a pose: four hours of 13 landmarks at 30 frames a second, 64 MiB as f32. A file of zeros deflates
+/// to a thousandth, so this bounds what a small file can ask for.
+const MAX_VALUES: u64 = 16 << 20;
 /// NumPy's own headers have 118 bytes.
 const MAX_HEADER_BYTES: usize = 4096;
 
@@ -28,48 +31,56 @@ pub struct Pose {
 /// or has a value that is not finite (row, landmark and axis are named).
 pub fn read(path: &Path, landmarks: usize) -> Result<Pose> {
     let read = || -> Result<Pose, Problem> {
-        let file =
-            std::fs::File::open(path).map_err(|error| Problem::new("it cannot be opened").cause(error))?;
-        read_npz(BufReader::new(file), landmarks)
+        let (file, _) =
+            input::open(path).map_err(|error| Problem::new("it cannot be opened").cause(error))?;
+        read_npz(file, landmarks)
     };
     let result = guarded(read).unwrap_or_else(|panic| Err(Problem::new(panic)));
     result.map_err(|mut problem| {
         let what = std::mem::replace(&mut problem.what, format!("cannot read the pose {}", path.display()));
         problem.causes.insert(0, what);
+        if problem.hint.is_none() {
+            problem.hint = Some("replace the file, or delete it: the pose is then zeros".into());
+        }
         Error::new(crate::Kind::Data, problem)
     })
 }
 
 fn read_npz<R: Read + Seek>(reader: R, landmarks: usize) -> Result<Pose, Problem> {
-    let mut archive = zip::ZipArchive::new(reader).map_err(|error| {
-        Problem::new("it is not a whole npz file").cause(error).hint("write it again with numpy.savez")
-    })?;
-    let names: Vec<String> = archive.file_names().flatten().map(|name| format!("`{name}`")).collect();
-    let mut entry = match archive.by_name("pose.npy") {
-        Ok(entry) => entry,
-        Err(zip::result::ZipError::FileNotFound) => {
-            return Err(Problem::new("it has no array `pose`")
-                .cause(format!("it holds {}", super::some_of(&names)))
-                .hint("write it with numpy.savez(path, pose=…)"));
+    let mut archive = Zip::open(reader).map_err(|fault| match fault {
+        Fault::Encrypted => Problem::new(fault.to_string()).hint("decrypt it first"),
+        fault => {
+            Problem::new("it is not a whole npz file").cause(fault).hint("write it again with numpy.savez")
         }
-        Err(error) => return Err(Problem::new("its array `pose` cannot be read").cause(error)),
+    })?;
+    let Some(size) = archive.find("pose.npy").map(|entry| entry.size) else {
+        let names: Vec<String> =
+            archive.entries().iter().take(11).map(|entry| format!("`{}`", entry.shown())).collect();
+        let more = archive.entries().len().saturating_sub(names.len());
+        return Err(Problem::new("it has no array `pose`")
+            .cause(format!("it holds {}", super::some_of_many(&names, more)))
+            .hint("write it with numpy.savez(path, pose=…)"));
     };
+    let broken = |fault: &dyn std::fmt::Display| Problem::new("its array `pose` is damaged").cause(fault);
+    let entry = archive.read("pose.npy").map_err(|fault| broken(&fault))?;
+    let mut entry = entry.ok_or_else(|| broken(&"it is gone"))?;
     let (header, header_bytes) = read_header(&mut entry)?;
     let layout = Layout::new(&header, landmarks)?;
-    let held = entry.size().saturating_sub(header_bytes as u64);
-    if layout.bytes() > held.min(MAX_BYTES) {
-        let what = format!("its header promises {} bytes, and it holds {held}", layout.bytes());
-        return Err(Problem::new(what).hint(format!("a pose of up to {} MiB is read", MAX_BYTES >> 20)));
+    let held = size.saturating_sub(header_bytes as u64);
+    if layout.bytes() > held {
+        return Err(Problem::new(format!(
+            "its header promises {} bytes, and it holds {held}",
+            layout.bytes()
+        )));
     }
-    let broken = |error: std::io::Error| Problem::new("its array `pose` is damaged").cause(error);
-    let mut bytes = Vec::new();
-    entry.by_ref().take(layout.bytes()).read_to_end(&mut bytes).map_err(broken)?;
-    // The archive's checksum is compared where the entry ends.
-    std::io::copy(&mut entry.by_ref().take(1), &mut std::io::sink()).map_err(broken)?;
-    if bytes.len() as u64 != layout.bytes() {
-        return Err(Problem::new(format!("it is truncated after {} values", bytes.len() / layout.item)));
+    if layout.count() > MAX_VALUES {
+        return Err(Problem::new(format!("it has {} rows, more than a pose may have", layout.rows))
+            .hint(format!("a pose of up to {} rows is read", MAX_VALUES / (layout.width as u64).max(1))));
     }
-    layout.values(&bytes)
+    let values = layout.read(&mut entry).map_err(|error| broken(&error))?;
+    // The checksum is compared where the entry ends.
+    std::io::copy(&mut entry, &mut std::io::sink()).map_err(|error| broken(&error))?;
+    layout.checked(values)
 }
 
 /// The npy header and how many bytes it takes. What the parser could choke on is refused before it.
@@ -95,7 +106,7 @@ fn read_header(entry: &mut impl Read) -> Result<(NpyHeader, usize), Problem> {
     let digits = text.iter().filter(|byte| byte.is_ascii_digit()).count();
     let brackets = text.iter().filter(|byte| matches!(byte, b'(' | b'[' | b'{')).count();
     if digits > 19 || brackets > 8 {
-        return Err(broken().cause(String::from_utf8_lossy(text).trim()));
+        return Err(broken().cause(super::shortened(String::from_utf8_lossy(text).trim())));
     }
     let header = NpyHeader::from_reader(bytes.as_slice()).map_err(|error| broken().cause(error))?;
     Ok((header, bytes.len()))
@@ -130,7 +141,7 @@ impl Layout {
         }
         let shape: Vec<usize> =
             header.shape().iter().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
-        let width = 3 * landmarks;
+        let width = landmarks.saturating_mul(3);
         let inner = match shape[..] {
             // No frames: there is no width to compare.
             [0, ..] => (width, 1),
@@ -148,13 +159,30 @@ impl Layout {
         })
     }
 
+    fn count(&self) -> u64 {
+        (self.rows as u64).saturating_mul(self.width as u64)
+    }
+
     fn bytes(&self) -> u64 {
-        (self.rows as u64).saturating_mul(self.width as u64).saturating_mul(self.item as u64)
+        self.count().saturating_mul(self.item as u64)
+    }
+
+    /// The values as they are stored, of which there are at most `MAX_VALUES`.
+    fn read(&self, entry: &mut impl Read) -> std::io::Result<Vec<f32>> {
+        let count = self.count() as usize;
+        let mut values = Vec::with_capacity(count);
+        let mut bytes = [0; 8192];
+        while values.len() < count {
+            let most = (count - values.len()).min(bytes.len() / self.item);
+            let part = bytes.get_mut(..most * self.item).unwrap_or_default();
+            entry.read_exact(part)?;
+            values.extend(part.chunks_exact(self.item).map(|item| self.value(item)));
+        }
+        Ok(values)
     }
 
     /// The values in C order, each checked.
-    fn values(&self, bytes: &[u8]) -> Result<Pose, Problem> {
-        let stored: Vec<f32> = bytes.chunks_exact(self.item).map(|item| self.value(item)).collect();
+    fn checked(&self, stored: Vec<f32>) -> Result<Pose, Problem> {
         let values = if self.fortran { self.to_c_order(&stored) } else { stored };
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             let (row, column) = (at / self.width, at % self.width);
@@ -188,12 +216,14 @@ impl Layout {
         let columns = (0..points).flat_map(|point| (0..axes).map(move |axis| point + points * axis));
         let columns: Vec<usize> = columns.collect();
         let rows = (0..self.rows).flat_map(|row| columns.iter().map(move |column| row + self.rows * column));
-        rows.map(|at| stored.get(at).copied().unwrap_or(f32::NAN)).collect()
+        let mut values = Vec::with_capacity(stored.len());
+        values.extend(rows.map(|at| stored.get(at).copied().unwrap_or(f32::NAN)));
+        values
     }
 }
 
 fn wrong_width(shape: &[usize], landmarks: usize) -> Problem {
-    let width = 3 * landmarks;
+    let width = landmarks.saturating_mul(3);
     let found = match *shape {
         [_, columns] => format!("{columns} values a frame"),
         [_, points, axes] => format!("{points} x {axes} values a frame"),

@@ -4,6 +4,9 @@ use super::super::globals::{Global, lookup};
 use super::{Id, Machine, Node, at, damaged, long};
 use crate::error::{Error, Result};
 
+/// The longest name of a storage.
+const MAX_KEY: usize = 64;
+
 impl Machine<'_> {
     /// BUILD sets attributes. Those of a dict (`state_dict()._metadata`) and of opaque values are not needed.
     pub(super) fn build(&mut self, target: Id, state: &[Id]) -> Result<()> {
@@ -53,8 +56,9 @@ impl Machine<'_> {
         let refused = || damaged("a reference to something other than a tensor's storage");
         let Some(&[kind, class, key, _, numel]) = self.tuple(id) else { return Err(refused()) };
         match (at(&self.nodes, class), at(&self.nodes, key), at(&self.nodes, numel)) {
-            (Node::Global(Global::Storage(dtype)), Node::Str(_), &Node::Int(numel))
-                if self.is_str(kind, "storage") =>
+            // The key is a number in PyTorch's files. It is looked up as often as the storage is used.
+            (Node::Global(Global::Storage(dtype)), Node::Str(name), &Node::Int(numel))
+                if self.is_str(kind, "storage") && name.len() <= MAX_KEY =>
             {
                 let numel = u64::try_from(numel).map_err(|_| damaged("a storage of negative length"))?;
                 Ok(Node::Storage { dtype: *dtype, key, numel })
@@ -85,8 +89,7 @@ impl Machine<'_> {
                 if !fits {
                     return Err(damaged("a torch.Size or parameter made of something else"));
                 }
-                self.stack.push(sizes);
-                return Ok(());
+                return self.refer(sizes);
             }
             (Global::Tensor, &[storage, offset, shape, strides, ..]) => {
                 self.tensor(storage, offset, shape, strides)?
@@ -124,8 +127,9 @@ impl Machine<'_> {
         else {
             return Node::Opaque("NumPy scalar");
         };
+        // The longest number has 8 bytes; longer ones are not even copied, because one may be used a million times.
         let Node::Str(code) = at(&self.nodes, code) else { return Node::Opaque("NumPy scalar") };
-        let mut bytes = bytes.clone();
+        let mut bytes = if bytes.len() <= 8 { bytes.clone() } else { Vec::new() };
         if big_endian {
             bytes.reverse();
         }
