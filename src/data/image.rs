@@ -2,6 +2,7 @@
 
 use super::guarded;
 use crate::error::{Error, Problem, Result};
+use crate::input;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use std::io::Read;
@@ -158,7 +159,7 @@ impl Chroma {
 
 fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<(), String> {
     bytes.clear();
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let (file, _) = input::open(path).map_err(|error| error.to_string())?;
     file.take(MAX_FILE_BYTES + 1).read_to_end(bytes).map_err(|error| error.to_string())?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         bytes.clear();
@@ -188,22 +189,51 @@ fn check_header(bytes: &[u8]) -> Result<Chroma, String> {
     if !bytes.starts_with(&[0xff, 0xd8]) {
         return Err(format!("it is {}, not a JPEG", kind_of(bytes)));
     }
-    let (chroma, scan) = walk_segments(bytes)?.ok_or("it is truncated: it ends before its pixels")?;
+    let header = walk_segments(bytes)?.ok_or("it is truncated: it ends before its pixels")?;
+    let pixels = bytes.get(header.scan..).unwrap_or_default();
+    check_density(&header, pixels)?;
     // Inside the pixels 0xff is always followed by 0: this pair is the end mark, which a truncated file lacks. The
     // decoder alone would not miss the last rows.
-    let pixels = bytes.get(scan..).unwrap_or_default();
     if pixels.windows(2).rev().any(|pair| pair == [0xff, 0xd9]) {
-        Ok(chroma)
+        Ok(header.chroma)
     } else {
         Err("it is truncated: it has no end mark".into())
     }
 }
 
-/// Follows the segments from the start (ITU T.81, B.1.1) and checks the size in the frame header. Returns the
-/// subsampling and where the first scan's data starts, `None` where the file ends before it.
-fn walk_segments(bytes: &[u8]) -> Result<Option<(Chroma, usize)>, String> {
+/// What is known of a file before its pixels.
+struct Header {
+    chroma: Chroma,
+    /// Width times height.
+    area: usize,
+    progressive: bool,
+    /// Where the first scan's data starts.
+    scan: usize,
+}
+
+/// The most scans of a progressive file; libjpeg writes 10. Each may take a few bytes and a walk over all pixels.
+const MAX_SCANS: usize = 100;
+/// The most pixels that a byte can stand for: a block of 64 takes a bit at least, and half of the planes' blocks may be
+/// missing where the chroma is subsampled in an odd way.
+const MAX_PIXELS_A_BYTE: usize = 64 * 8 * 2;
+
+/// Refuses a few bytes that claim many pixels, or many passes over them.
+fn check_density(header: &Header, pixels: &[u8]) -> Result<(), String> {
+    if pixels.len().saturating_mul(MAX_PIXELS_A_BYTE) < header.area {
+        return Err(format!("it is truncated: {} bytes cannot hold {} pixels", pixels.len(), header.area));
+    }
+    let scans = || 1 + pixels.windows(2).filter(|pair| *pair == [0xff, 0xda]).count();
+    if header.progressive && scans() > MAX_SCANS {
+        return Err(format!("it has {} scans, more than {MAX_SCANS}", scans()));
+    }
+    Ok(())
+}
+
+/// Follows the segments from the start (ITU T.81, B.1.1) and checks the size in the frame header. `None` where the file
+/// ends before its first scan.
+fn walk_segments(bytes: &[u8]) -> Result<Option<Header>, String> {
     let mut at = 2;
-    let mut chroma = None;
+    let mut frame = None;
     loop {
         let Some(rest) = bytes.get(at..) else { return Ok(None) };
         let Some(marker) = rest.iter().position(|&byte| byte == 0xff) else { return Ok(None) };
@@ -226,12 +256,16 @@ fn walk_segments(bytes: &[u8]) -> Result<Option<(Chroma, usize)>, String> {
             let side = |high, low| usize::from(u16::from_be_bytes([high, low]));
             check_size(side(w1, w0), side(h1, h0))?;
             let Some(planes) = planes else { return Ok(None) };
-            chroma = Some(Chroma::new(planes)?);
+            if frame.is_some() {
+                return Err("it has two sizes".into());
+            }
+            let area = side(w1, w0) * side(h1, h0);
+            frame = Some(Header { chroma: Chroma::new(planes)?, area, progressive: code == 0xc2, scan: 0 });
         }
         at += usize::from(u16::from_be_bytes([high, low]));
         if code == 0xda {
-            let chroma = chroma.ok_or("it has pixels before it has a size")?;
-            return Ok(Some((chroma, at)));
+            let frame = frame.ok_or("it has pixels before it has a size")?;
+            return Ok(Some(Header { scan: at, ..frame }));
         }
     }
 }
