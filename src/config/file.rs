@@ -1,7 +1,7 @@
 //! Experiment files: TOML with a line for every value, and `extends`.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -12,11 +12,14 @@ use super::merge::{Merge, field};
 use super::suggest::{self, nearest};
 use super::value::{from_toml, one_line, quoted, shorten};
 use crate::error::Problem;
+use crate::input;
 
 /// An experiment file is a page; anything much larger is another kind of file.
 const MOST_BYTES: u64 = 256 * 1024;
 /// Files that extend one another without end are stopped at a circle, and those that fan out, here.
 const MOST_FILES: usize = 100;
+/// Nobody corrects more at a time; a file of nothing but unknown keys has tens of thousands.
+const MOST_PROBLEMS: usize = 1000;
 
 /// Puts the experiment file at `path`, and before it those that it extends, on top of `merge`.
 pub(super) fn read(path: &Path, merge: &mut Merge) {
@@ -33,6 +36,10 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Reads one file; `asked_by` is the line that extends it.
     fn file(&mut self, path: &Path, asked_by: Option<&str>) {
+        // A list of files may be long, and each may have one: nothing is read that is not needed.
+        if self.files > MOST_FILES || self.full() {
+            return;
+        }
         let shown = one_line(&path.display().to_string());
         let text = match text(path, &shown, asked_by) {
             Ok(text) => text,
@@ -48,12 +55,8 @@ impl Reader<'_> {
         }
         self.files += 1;
         if self.files > MOST_FILES {
-            if self.files == MOST_FILES + 1 {
-                let what =
-                    format!("{}: more than {MOST_FILES} files are extended", asked_by.unwrap_or(&shown));
-                self.unreadable(Problem::new(what).hint("extend fewer files"));
-            }
-            return;
+            let what = format!("{}: more than {MOST_FILES} files are extended", asked_by.unwrap_or(&shown));
+            return self.unreadable(Problem::new(what).hint("extend fewer files"));
         }
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let lines = Lines::new(text);
@@ -65,6 +68,17 @@ impl Reader<'_> {
             }
             Err(error) => self.unreadable(syntax(&shown, &lines, &error)),
         }
+    }
+
+    /// Whether so much is wrong that the rest need not be looked at; says so once.
+    fn full(&mut self) -> bool {
+        let found = self.merge.problems.len();
+        if found == MOST_PROBLEMS {
+            let file = self.chain.last().map_or("", |(_, shown)| shown);
+            let what = format!("{file}: after {MOST_PROBLEMS} problems, the rest was not looked at");
+            self.unreadable(Problem::new(what).hint("correct the first ones and run it again"));
+        }
+        found >= MOST_PROBLEMS
     }
 
     fn unreadable(&mut self, problem: Problem) {
@@ -89,6 +103,9 @@ impl Reader<'_> {
             }
         }
         for (name, item) in root.iter().filter(|(name, _)| *name != "extends") {
+            if self.full() {
+                return;
+            }
             let origin = page.origin(root, name);
             match (SECTIONS.iter().any(|s| s.name == name), item.as_table_like()) {
                 (true, Some(table)) => self.section(name, page, table),
@@ -106,6 +123,9 @@ impl Reader<'_> {
 
     fn section(&mut self, section: &str, page: &Page, table: &dyn TableLike) {
         for (name, item) in table.iter() {
+            if self.full() {
+                return;
+            }
             let key = format!("{section}.{name}");
             let origin = page.origin(table, name);
             if let Some(field) = field(&key) {
@@ -186,7 +206,7 @@ fn text(path: &Path, shown: &str, asked_by: Option<&str>) -> Result<String, Prob
         })
     };
     let mut bytes = Vec::new();
-    File::open(path)
+    open(path, asked_by.is_none())
         .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes))
         .map_err(|error| fail(&error))?;
     if bytes.len() as u64 > MOST_BYTES {
@@ -200,6 +220,13 @@ fn text(path: &Path, shown: &str, asked_by: Option<&str>) -> Result<String, Prob
             .cause(format!("line {line} is not UTF-8 text"))
             .hint("save the file in the encoding UTF-8")
     })
+}
+
+/// Opens an experiment file: a regular one, or what a shell opened for a person's own command line, as in
+/// `slt-run <(sed … base.toml)`.
+fn open(path: &Path, by_hand: bool) -> io::Result<File> {
+    let opened_by_shell = path == Path::new("/dev/stdin") || path.starts_with("/dev/fd");
+    if by_hand && opened_by_shell { File::open(path) } else { input::open(path).map(|(file, _)| file) }
 }
 
 /// A file's name and lines, for the origins of its values.

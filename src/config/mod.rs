@@ -106,12 +106,23 @@ pub fn resolve(layers: &Layers) -> Result<Resolved> {
 /// Puts `settings` on top.
 fn settle(settings: &[Setting], merge: &mut merge::Merge) {
     for setting in settings {
-        let origin = value::one_line(&setting.origin);
+        let origin = argument(&setting.origin);
         match merge::field(&setting.key) {
             Some(field) => merge.assign(field, value::from_text(field, &setting.value), &origin),
             None => merge.unknown(&setting.key, &origin),
         }
     }
+}
+
+/// An argument as it was written, on one line and at a length that fits a message.
+fn argument(text: &str) -> String {
+    const MOST: usize = 300;
+    let mut line = value::one_line(text);
+    if let Some((end, _)) = line.char_indices().nth(MOST) {
+        line.truncate(end);
+        line.push('…');
+    }
+    line
 }
 
 impl Backbone {

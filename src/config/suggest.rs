@@ -3,8 +3,14 @@
 use super::define::Field;
 use super::fields::{FIELDS, SECTIONS};
 
+/// A longer word is nobody's misspelling, and comparing costs its length times each candidate's.
+const LONGEST: usize = 100;
+
 /// The candidate that `word` is probably a misspelling of: at most 2 edits away, or a third of its length.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > LONGEST {
+        return None;
+    }
     let word = normal(word);
     let most = 2.max(word.chars().count() / 3);
     candidates
@@ -71,8 +77,11 @@ pub(super) fn for_section(name: &str) -> String {
         .map_or_else(sections, |section| format!("did you mean [{section}]?"))
 }
 
-/// The field of which the environment variable is nearest to `variable`, however far.
+/// The field of which the environment variable is nearest to `variable`, however far; none for a very long name.
 pub(super) fn for_variable(variable: &str) -> Option<&'static Field> {
+    if variable.len() > LONGEST {
+        return None;
+    }
     let variable = variable.to_ascii_uppercase();
     // Jaro-Winkler favours a common beginning, that is the section.
     let likeness = |field: &Field| strsim::jaro_winkler(&variable, &field.env());

@@ -208,7 +208,7 @@ fn files_that_cannot_be_read() {
     };
     assert_eq!(
         fail(dir.path().into()),
-        "error: cannot read the experiment file DIR\n  caused by: Is a directory (os error 21)\n  \
+        "error: cannot read the experiment file DIR\n  caused by: it is a folder, not a regular file\n  \
          hint: it is a folder; give a file"
     );
     fs::write(dir.path().join("latin.toml"), b"a = 1\nb = \"\xf1\"").unwrap();
