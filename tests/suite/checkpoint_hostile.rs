@@ -76,6 +76,94 @@ fn tensor(numel: &[u8], offset: &[u8], size: &[u8], stride: &[u8]) -> Vec<u8> {
     [head, numel, b"tQ", offset, size, stride, b"\x89ccollections\nOrderedDict\n)RtR."].concat()
 }
 
+/// A class or function that no checkpoint needs, by every way that a pickle has to ask for one.
+#[test]
+fn every_way_to_name_a_class_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("evil.pt");
+    let names = "it asks to run `";
+    let unknown = "is not one that PyTorch writes";
+    let cases: [(&str, &[u8], &str); 22] = [
+        ("GLOBAL", b"\x80\x02cos\nsystem\n.", names),
+        ("GLOBAL of a method", b"\x80\x02cbuiltins\nstr.join\n.", names),
+        ("a listed name of another module", b"\x80\x02cos\nOrderedDict\n.", names),
+        ("a listed module's other name", b"\x80\x02ctorch\nload\n.", names),
+        ("a name with spaces", b"\x80\x02ctorch \nSize\n.", names),
+        ("a name with a NUL", b"\x80\x02ctorch\nSize\0\n.", names),
+        ("an empty name", b"\x80\x02c\n\n.", names),
+        ("a name of terminal codes", b"\x80\x02c\x1b[2J\nx\n.", names),
+        ("STACK_GLOBAL", b"\x80\x04\x8c\x02os\x8c\x06system\x93.", names),
+        ("STACK_GLOBAL out of the memo", b"\x80\x04\x8c\x02os\x94\x8c\x04exec\x9400h\0h\x01\x93.", names),
+        ("deep in other values", b"\x80\x02](]}(K\x01(Ncposix\nsystem\nttue.", names),
+        ("as an argument of an allowed call", b"\x80\x02c__builtin__\nset\ncos\nsystem\n\x85R.", names),
+        ("behind a value that is dropped", b"\x80\x02cos\nsystem\n0N.", names),
+        ("INST", b"\x80\x02(ios\nsystem\n.", unknown),
+        ("OBJ", b"\x80\x02(cos\nsystem\no.", names),
+        ("OBJ of an allowed class", b"\x80\x02(c__builtin__\nset\no.", unknown),
+        ("NEWOBJ_EX", b"\x80\x04c__builtin__\nset\n)}\x92.", unknown),
+        ("EXT1", b"\x80\x02\x82\x01.", unknown),
+        ("EXT4", b"\x80\x02\x84\x01\0\0\0.", unknown),
+        ("PERSID", b"\x80\x02Pos.system\n.", unknown),
+        ("NEXT_BUFFER", b"\x80\x05\x97.", unknown),
+        ("a text opcode of protocol 0", b"S'os'\n.", unknown),
+    ];
+    for (what, pickle, says) in cases {
+        forge(&path, pickle, &[], stored());
+        let text = refused(&path);
+        assert!(text.contains(says) && text.contains("hint: "), "{what}: {text}");
+        assert!(!text.contains('\u{1b}') && !text.contains('\0'), "{what}: {text}");
+    }
+}
+
+/// Calls of what is allowed with what is not meant for it: nothing is made, or a plain value.
+#[test]
+fn allowed_names_do_only_what_they_are_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.pt");
+    let read = |pickle: &[u8]| {
+        forge(&path, pickle, &[], stored());
+        load(&path).map_err(|error| error.to_string())
+    };
+    // Attributes and items of opaque classes are looked over, and they stay opaque.
+    for pickle in [
+        &b"\x80\x02cargparse\nNamespace\n)\x81}X\x01\0\0\0aK\x01sb."[..],
+        b"\x80\x02c__builtin__\nset\n]\x85R.",
+        b"\x80\x02cpathlib\nPosixPath\nX\x01\0\0\0/X\x0a\0\0\0etc/passwd\x86R.",
+    ] {
+        assert!(matches!(read(pickle), Ok(Value::Opaque(_))), "{pickle:?}");
+    }
+    for (what, pickle) in [
+        ("a number is called", &b"\x80\x02K\x01)R."[..]),
+        ("a string is called", b"\x80\x02X\x02\0\0\0os)R."),
+        ("a class with a list for arguments", b"\x80\x02c__builtin__\nset\n]R."),
+        ("an ordered dict with items", b"\x80\x02ccollections\nOrderedDict\n]\x85R."),
+        ("bytes of a size", b"\x80\x02c__builtin__\nbytes\nJ\xff\xff\xff\x7f\x85R."),
+        ("a size that is a dict", b"\x80\x02ctorch\nSize\n}\x85R."),
+        ("a parameter that is a number", b"\x80\x02ctorch._utils\n_rebuild_parameter\nK\x01K\x01}\x87R."),
+        ("a tensor without a storage", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\0))tR."),
+        ("a storage is called", b"\x80\x02ctorch\nFloatStorage\nK\x01\x85R."),
+        ("a text that is no byte string", b"\x80\x02c_codecs\nencode\nX\x02\0\0\0\xc5\x81\x85R."),
+        ("attributes of a list", b"\x80\x02]}b."),
+        ("attributes of a class", b"\x80\x02c__builtin__\nset\n}b."),
+        ("items into a tuple", b"\x80\x02)Na."),
+        ("items into a class", b"\x80\x02c__builtin__\nset\nNa."),
+        ("a reference that is no storage", b"\x80\x02X\x01\0\0\0aQ."),
+        (
+            "a storage of another class",
+            b"\x80\x02(X\x07\0\0\0storagec__builtin__\nset\nX\x01\0\0\x000NK\x01tQ.",
+        ),
+        (
+            "a storage of negative length",
+            b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000NJ\xff\xff\xff\xfftQ.",
+        ),
+    ] {
+        assert!(read(pickle).is_err(), "{what}");
+    }
+    // Numbers of any size are read, those beyond 64 bits as nothing of use.
+    let long = [&b"\x80\x02\x8b\0\0\x10\0"[..], &vec![0x77; 1 << 20], b"."].concat();
+    assert!(matches!(read(&long), Ok(Value::Opaque(_))));
+}
+
 #[test]
 fn lying_tensors_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -133,7 +221,18 @@ fn small_files_cannot_describe_huge_values() {
     let mut long = b"\x80\x02](X\x10\x27\0\0".to_vec();
     long.extend([b'a'; 10_000]);
     long.extend(b"q\0".iter().chain(b"h\0".repeat(1000).iter()).chain(b"e."));
+    // The same doubling in tuples and dicts, and a dict that is its own value.
+    let mut tuples = b"\x80\x02)q\0".to_vec();
+    tuples.extend(b"0h\0h\0\x86q\0".repeat(40));
+    tuples.push(b'.');
+    let mut dicts = b"\x80\x02}q\0".to_vec();
+    dicts.extend(b"0}(K\0h\0K\x01h\0uq\0".repeat(40));
+    dicts.push(b'.');
+    let own = b"\x80\x02}q\0K\0h\0s.".to_vec();
     for (pickle, says) in [
+        (&tuples, "far more data than it holds"),
+        (&dicts, "far more data than it holds"),
+        (&own, "nest deeper"),
         (&doubling, "far more data than it holds"),
         (&endless, "nest deeper"),
         (&deep, "nest deeper"),
