@@ -13,7 +13,7 @@ use crate::support::World;
 /// ```text
 /// cargo test --release --test suite -- --ignored write_the_file_of_this_version
 /// ```
-const VERSIONS: [(i64, &str); 1] = [(1, "version_1.pt")];
+const VERSIONS: [(i64, &str); 2] = [(1, "version_1.pt"), (2, "version_2.pt")];
 
 /// The network of all these files, to be put on top of the tests' own experiment. It never changes.
 const NETWORK: &str = "[model]\nimage_size = 8\nsequence_length = 2\nprojector_dim = 4\nd_model = 4\npose_landmarks = 13\n\
@@ -62,6 +62,21 @@ fn old_files_start_a_run() {
         world.ok(&[&args[..], &[path.to_str().unwrap()]].concat());
         let old = model_state(&path, load(&path).unwrap()).unwrap();
         assert!(world.checkpoint("run/last.pt").model == old, "{name}");
+    }
+}
+
+#[test]
+fn old_files_are_gone_on_with() {
+    for (_, name) in VERSIONS {
+        let world = world();
+        let args = ["tiny.toml", "network.toml", "--epochs"];
+        world.ok(&[&args[..], &["1"]].concat());
+        fs::copy(file(name), world.path("run/last.pt")).unwrap();
+        world.ok(&[&args[..], &["3", "--resume"]].concat());
+        let last = world.checkpoint("run/last.pt");
+        let step = last.extra.iter().find(|(key, _)| key == "step").unwrap().1.as_int();
+        assert_eq!((last.epoch, step), (3, Some(6)), "{name}");
+        assert_eq!(world.read("run/metrics.jsonl").lines().count(), 3, "{name}");
     }
 }
 

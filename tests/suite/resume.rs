@@ -192,7 +192,9 @@ fn signals_save_and_stop_and_the_run_goes_on_to_the_bit() {
         fs::remove_dir_all(world.path("run")).unwrap();
         let mut child = world.command(&args).stderr(Stdio::piped()).spawn().unwrap();
         let curves = world.path("run/tb");
-        wait_until(&mut child, || curves.is_dir() && points(&curves).iter().any(|point| point.0 == "loss/step"));
+        wait_until(&mut child, || {
+            curves.is_dir() && points(&curves).iter().any(|point| point.0 == "loss/step")
+        });
         let stopped = signal(child, name);
         assert_eq!(stopped.code, code, "{}", stopped.stderr);
         stopped.says(&[&format!("stopped by SIG{}", &name[1..]), "saved in run/last.pt", "--resume"]);
