@@ -1,7 +1,7 @@
 //! Opening files that come from elsewhere: regular ones only, so that no read waits for a writer or never ends.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 /// Opens the regular file at `path`, through symbolic links; returns it with its size in bytes.
@@ -17,6 +17,20 @@ pub fn open(path: &Path) -> io::Result<(File, u64)> {
     // Again, because another file may have come in its place.
     regular(&metadata)?;
     Ok((file, metadata.len()))
+}
+
+/// The bytes of the regular file at `path`, of which there may be at most `most`.
+///
+/// # Errors
+/// As [`open`]; [`io::ErrorKind::FileTooLarge`] for a larger file.
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let (file, _) = open(path)?;
+    let mut bytes = Vec::new();
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {most} bytes")));
+    }
+    Ok(bytes)
 }
 
 fn regular(metadata: &std::fs::Metadata) -> io::Result<()> {
@@ -59,6 +73,8 @@ mod tests {
         let path = folder.path().join("a");
         std::fs::write(&path, b"four").unwrap();
         assert_eq!(open(&path).unwrap().1, 4);
+        assert_eq!(read(&path, 4).unwrap(), b"four");
+        assert_eq!(read(&path, 3).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         assert!(open(folder.path()).unwrap_err().to_string().contains("a folder, not a regular file"));
         assert_eq!(open(&folder.path().join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }

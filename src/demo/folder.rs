@@ -11,9 +11,13 @@ use super::clip::Stream;
 use super::write::failed;
 use crate::error::{Error, Kind, Result};
 use crate::files::write_atomically;
+use crate::input;
 
 /// The file by which a drawn dataset's folder is known.
 const MARKER: &str = ".slt-run-demo";
+
+/// Both of the files that are read back are a page at most; anything much larger is somebody else's.
+const MOST_BYTES: u64 = 256 << 10;
 
 /// The experiment file.
 const EXPERIMENT: &str = "demo.toml";
@@ -69,7 +73,7 @@ pub(super) fn open<'a>(dir: &'a Path, options: &Options) -> Result<Folder<'a>> {
 /// The marker in `dir`, if there is one.
 fn read_marker(dir: &Path) -> Option<Result<Marker>> {
     let path = dir.join(MARKER);
-    let bytes = match fs::read(&path) {
+    let bytes = match input::read(&path, MOST_BYTES) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => return Some(Err(Error::io(Kind::Config, "cannot read", &path, &error))),
         Ok(bytes) => bytes,
@@ -144,9 +148,9 @@ impl Folder<'_> {
     pub(super) fn keep_experiment_current(&self, options: &Options) -> Result<()> {
         let path = self.experiment();
         let before = self.found.as_ref().map(|marker| marker.dir.as_str());
-        match fs::read_to_string(&path) {
+        match input::read(&path, MOST_BYTES) {
             Ok(_) if before == Some(self.name) => Ok(()),
-            Ok(text) if before.is_none_or(|dir| text != experiment_file(dir, options)) => Ok(()),
+            Ok(text) if before.is_none_or(|dir| text != experiment_file(dir, options).as_bytes()) => Ok(()),
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::io(Kind::Config, "cannot read", &path, &error))
             }
