@@ -14,7 +14,7 @@ const LARGEST_USEFUL_CHUNK: usize = 4 * UNIT;
 /// Expected bytes of a run on the CPU, by what they hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Parameters, gradients and moments.
+    /// Parameters, gradients, sums of gradients over several batches, and moments.
     pub parameters: usize,
     /// What the backbones' forward pass leaves for their backward pass, and gradients on their way back.
     pub backbones: usize,
@@ -40,12 +40,13 @@ impl Memory {
     #[must_use]
     pub fn expected(c: &Experiment, shape: &Shape, parameters: usize, chunk: Option<usize>) -> Self {
         let moments = if c.optimization.optimizer == OptimizerKind::Sgd { 0 } else { 2 };
+        let sums = usize::from(c.optimization.accumulate > 1);
         let (clips, frames) = (c.data.batch_size, c.model.sequence_length);
         let images = clips * frames;
         let at_a_time = chunk.unwrap_or(images).min(images);
         let tapes = if at_a_time < images { at_a_time } else { 3 * images };
         Self {
-            parameters: parameters * 4 * (2 + moments),
+            parameters: parameters * 4 * (2 + moments + sums),
             backbones: tapes * shape.tape_bytes() + at_a_time * shape.backward_bytes(),
             head: head(c, clips, frames),
             batches: BATCHES * 3 * images * shape.image * shape.image * 3,
