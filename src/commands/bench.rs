@@ -8,7 +8,7 @@ use rand::Rng;
 use serde_json::{Value, json};
 
 use super::train::open_dataset;
-use super::{origins, print, resolve};
+use super::{origins, print, resolve, select_device};
 use crate::cli::{BenchArgs, Subject};
 use crate::config::{Experiment, Resolved, Setting};
 use crate::data::{Batch, Dataset, Loader, Sizes, requests};
@@ -112,12 +112,11 @@ pub fn bench(mut args: BenchArgs, reporter: &Reporter) -> Result<()> {
     let resolved = resolve(args.layers, reporter)?;
     let times = args.steps.max(1);
     let text = match args.subject {
-        Subject::Training => training(&resolved.experiment, times, args.json, reporter)?,
-        Subject::Evaluation => evaluation(&resolved.experiment, times, args.json, reporter)?,
-        Subject::Data => data(&resolved, times, args.json, reporter)
-            .map_err(|error| origins::in_error(error, &resolved))?,
+        Subject::Training => training(&resolved, times, args.json, reporter),
+        Subject::Evaluation => evaluation(&resolved, times, args.json, reporter),
+        Subject::Data => data(&resolved, times, args.json, reporter),
     };
-    print(&text)
+    print(&text.map_err(|error| origins::in_error(error, &resolved))?)
 }
 
 /// The seconds of one step.
@@ -136,8 +135,9 @@ impl Seconds {
     }
 }
 
-fn training(c: &Experiment, steps: usize, json: bool, reporter: &Reporter) -> Result<String> {
-    let device = device::select(&c.run, |warning| reporter.warn(warning))?;
+fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) -> Result<String> {
+    let c = &resolved.experiment;
+    let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads));
     let mut trainer = Trainer::new(c, &device)?;
     let mut seconds = Vec::new();
@@ -159,7 +159,7 @@ fn training(c: &Experiment, steps: usize, json: bool, reporter: &Reporter) -> Re
             "threads": threads,
             "device": device::describe(&device),
             "parameters": trainer.network.parameters().elements(""),
-            "frames_per_chunk": trainer.plan.chunk,
+            "frames_per_chunk": trainer.network.chunk(),
         })));
     }
     let s = |seconds: f64| format!("{seconds:.3} s");
@@ -195,8 +195,9 @@ fn one_step(c: &Experiment, trainer: &mut Trainer, step: u64) -> Result<Seconds>
 }
 
 /// What validation does with a batch: logits, loss and the number of right classes.
-fn evaluation(c: &Experiment, batches: usize, json: bool, reporter: &Reporter) -> Result<String> {
-    let device = device::select(&c.run, |warning| reporter.warn(warning))?;
+fn evaluation(resolved: &Resolved, batches: usize, json: bool, reporter: &Reporter) -> Result<String> {
+    let c = &resolved.experiment;
+    let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads));
     let trainer = Trainer::new(c, &device)?;
     let clips = c.data.val_batch_size.unwrap_or(c.data.batch_size);

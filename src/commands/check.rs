@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::text::{about, amount, bytes, count, table};
 use super::train::{look_into_files, open_dataset};
-use super::{origins, print, resolve};
+use super::{origins, print, resolve, select_device};
 use crate::config::{Experiment, Layers, Resolved, Resume};
 use crate::data::{Dataset, Loader, Phase, Request, Summary};
 use crate::error::{Kind, Problem};
 use crate::nn::{Pass, device, threads};
-use crate::observe::reporter::Reporter;
+use crate::observe::{self, reporter::Reporter};
 use crate::train::feed::{default_workers, on_device};
 use crate::train::memory::Plan;
 use crate::train::{Network, Trainer};
@@ -24,7 +24,7 @@ pub fn check(layers: Layers, reporter: &Reporter) -> Result<()> {
 
 fn check_resolved(resolved: &Resolved, reporter: &Reporter) -> Result<()> {
     let c = &resolved.experiment;
-    let device = device::select(&c.run, |warning| reporter.warn(warning))?;
+    let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads));
     let dataset = open_dataset(resolved, reporter)?;
     let problems = look_into_files(&dataset, c, reporter);
@@ -38,6 +38,9 @@ fn check_resolved(resolved: &Resolved, reporter: &Reporter) -> Result<()> {
     ))?;
     Error::all(Kind::Data, problems)?;
     print(&one_step(c, &dataset, &trainer.network)?)?;
+    if let (Some(frames), true) = (trainer.network.chunk(), trainer.network.chunk() != trainer.plan.chunk) {
+        reporter.warn(&observe::smaller_chunk(frames));
+    }
     check_work_dir(c, reporter)?;
     print("everything is in order\n")
 }

@@ -11,8 +11,11 @@ mod train;
 use std::ffi::OsString;
 use std::io::Write;
 
+use candle_core::Device;
+
 use crate::cli::Command;
 use crate::config::{self, Layers, Resolved};
+use crate::nn::device;
 use crate::observe::reporter::Reporter;
 use crate::train::trainer::Ended;
 use crate::{Error, Result};
@@ -49,6 +52,15 @@ fn resolve(mut layers: Layers, reporter: &Reporter) -> Result<Resolved> {
     let resolved = config::resolve(&layers)?;
     resolved.warnings.iter().for_each(|warning| reporter.warn(warning));
     Ok(resolved)
+}
+
+/// Where an experiment computes; what it has to do without is a warning that says where its value came from.
+fn select_device(resolved: &Resolved, reporter: &Reporter) -> Device {
+    let (device, warning) = device::select(&resolved.experiment.run);
+    if let Some(warning) = warning {
+        reporter.warn(&origins::in_line(&warning, resolved));
+    }
+    device
 }
 
 /// Prints a command's result on standard output; that nobody reads on is no failure.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::text::{about, amount, count};
-use super::{origins, resolve};
+use super::{origins, resolve, select_device};
 use crate::cli::TrainArgs;
 use crate::config::{Experiment, FIELDS, OnBadClip, Resolved, Resume};
 use crate::data::Dataset;
@@ -54,7 +54,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     let c = &resolved.experiment;
     resolved.to_toml_with_origins().lines().for_each(|line| reporter.verbose(line));
     let mut earlier = Earlier::find(resolved, call)?;
-    let device = device::select(&c.run, |warning| reporter.warn(warning))?;
+    let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads));
     let dataset = open_dataset(resolved, reporter)?;
     let fingerprint = dataset.fingerprint();

@@ -121,8 +121,8 @@ sections! {
         scheduler_tmax: usize = 10 => Rule::Positive,
         /// Share of the target's probability that is spread over all classes.
         label_smoothing: f64 = 0.1 => Rule::Share,
-        /// Frames of a stream that go through its backbone at a time on the CPU. Fewer take less memory and a second
-        /// forward pass; `auto` is all of them where the memory budget allows.
+        /// Frames of a stream that go through its backbone at a time. Fewer take less memory and a second forward
+        /// pass; `auto` is all of them where the memory budget allows, and fewer once a GPU's memory was full.
         frames_per_chunk: Chunk = auto,
         /// Batches of which the gradients make one step, as one batch of that many times the clips would.
         accumulate: usize = 1 => Rule::Positive,
@@ -146,7 +146,7 @@ sections! {
         /// Threads that compute; 0 as unset. Results do not depend on it.
         threads: Option<usize> = unset ("`RAYON_NUM_THREADS`, or the cores at hand") => Rule::AtMost(1024),
         /// Memory that `frames_per_chunk = "auto"` plans for; `auto` is three quarters of what the machine and its
-        /// limits leave.
+        /// limits leave, or nine tenths of what a GPU has free.
         memory_budget: MemoryBudget = auto,
         /// Whether to go on from the work folder's `last.pt`; the flag alone means `auto`.
         resume: Resume = never,

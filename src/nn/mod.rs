@@ -5,6 +5,8 @@
 
 pub mod attention;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod device;
 pub mod dropout;
 pub mod images;

@@ -65,6 +65,11 @@ impl<'a> Observer<'a> {
         self.reporter.warn(&format!("{}; the run goes on without the clip {}", clip.problem, clip.id));
     }
 
+    /// The GPU's memory was full, and the run goes on with `frames` of a stream at a time.
+    pub fn smaller_chunk(&self, frames: usize) {
+        self.reporter.warn(&smaller_chunk(frames));
+    }
+
     /// A step was left out; `why` is a line.
     pub fn left_out(&self, why: &str) {
         self.reporter.warn(&format!("{why}: the step is left out"));
@@ -147,6 +152,15 @@ pub fn rewind(reporter: &Reporter, metrics: &Path, event_files: &[PathBuf], epoc
     for file in event_files {
         kept(reporter, DOUBLES, tensorboard::rewind(file, epoch, step));
     }
+}
+
+/// What to say where a GPU's memory turned out to be too small for the planned chunk.
+#[must_use]
+pub fn smaller_chunk(frames: usize) -> String {
+    format!(
+        "the GPU's memory was full: from here on, a stream's frames go through its backbone {frames} at a time; \
+         optimization.frames_per_chunk = {frames} begins with that"
+    )
 }
 
 /// Warns about the first of several failures in a row.

@@ -1,7 +1,9 @@
 //! Training: the loop and what it is made of.
 
+pub mod chunks;
 pub mod feed;
 pub mod gradients;
+mod graph;
 pub mod memory;
 pub mod network;
 pub mod nonfinite;
@@ -13,6 +15,7 @@ pub mod state;
 pub mod stop;
 pub mod trainer;
 
+pub use chunks::Chunks;
 pub use feed::Feed;
 pub use network::Network;
 pub use optimizer::Optimizer;

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 
+use super::chunks::Chunks;
+use super::graph::Graph;
 use crate::config;
 use crate::model::{Activation, Classifier, Inputs};
 use crate::nn::cpu::vit::{Shape, Tape, Workspace};
@@ -19,7 +21,7 @@ pub struct Network {
     label_smoothing: f64,
     device: Device,
     /// Frames of a stream that go through its backbone at a time; `None` = all, without computing anything twice.
-    chunk: Option<usize>,
+    chunks: Chunks,
     buffers: RefCell<Buffers>,
 }
 
@@ -57,15 +59,28 @@ impl Network {
         let classifier = Classifier::new(model, device, seed)?;
         let evaluator = classifier.without_graph(model, device)?;
         let (device, buffers) = (device.clone(), RefCell::default());
-        Ok(Self { classifier, evaluator, label_smoothing, device, chunk: None, buffers })
+        Ok(Self { classifier, evaluator, label_smoothing, device, chunks: Chunks::default(), buffers })
     }
 
     /// Lets `chunk` frames of a stream go through its backbone at a time, if not all (`None`): less memory, for a second
     /// forward pass. Losses and gradients are the same but for rounding.
     #[must_use]
     pub fn in_chunks(mut self, chunk: Option<usize>) -> Self {
-        self.chunk = chunk;
+        self.chunks = Chunks::new(chunk);
         self
+    }
+
+    /// Lets fewer through where a GPU's memory turns out to be too small.
+    #[must_use]
+    pub fn or_fewer(mut self, may_shrink: bool) -> Self {
+        self.chunks = self.chunks.or_fewer(may_shrink);
+        self
+    }
+
+    /// Frames of a stream that go through its backbone at a time, as things stand.
+    #[must_use]
+    pub fn chunk(&self) -> Option<usize> {
+        self.chunks.get()
     }
 
     /// The parameters, in PyTorch's order.
@@ -91,13 +106,14 @@ impl Network {
         if self.device.is_cpu() {
             return self.train_fused(inputs, targets, pass);
         }
-        let begun = Instant::now();
-        let logits = self.classifier.forward(inputs, pass)?;
-        let loss = loss::cross_entropy(&logits, targets, self.label_smoothing)?;
-        let forward = begun.elapsed();
-        let gradients = gradients_of(self.parameters().iter(), &loss.backward()?)?;
-        let loss = f64::from(loss.to_scalar::<f32>()?);
-        Ok(Step { loss, gradients, forward, backward: begun.elapsed().saturating_sub(forward) })
+        let images = inputs.images[0].count()?;
+        self.chunks.run(images, |chunk| self.graph().train(chunk, inputs, targets, pass))
+    }
+
+    /// The same as plain operations, for devices other than the CPU.
+    fn graph(&self) -> Graph<'_> {
+        let Self { classifier, evaluator, label_smoothing, .. } = self;
+        Graph { classifier, evaluator, label_smoothing: *label_smoothing }
     }
 
     /// As a graph only from the backbones' features to one vector a clip; the backbones themselves are fused. In chunks,
@@ -110,7 +126,7 @@ impl Network {
         let backbones = || self.classifier.backbones().iter().zip(&inputs.images);
         let images_pass = inputs.images_pass(pass)?;
         let images = inputs.images[0].count()?;
-        let chunk = self.chunk.filter(|&chunk| chunk < images);
+        let chunk = self.chunks.get().filter(|&chunk| chunk < images);
         let mut buffers = self.buffers.borrow_mut();
         let Buffers { tapes, workspace } = &mut *buffers;
         tapes.resize_with(if chunk.is_some() { 1 } else { 3 }, Tape::default);
@@ -168,7 +184,7 @@ impl Network {
     /// Logits (B, V), without dropout and without a graph.
     pub fn logits(&self, inputs: &Inputs) -> Result<Tensor> {
         if !self.device.is_cpu() {
-            return Ok(self.evaluator.forward(inputs, &Pass::EVALUATION)?);
+            return self.chunks.run(inputs.images[0].count()?, |chunk| self.graph().logits(chunk, inputs));
         }
         let backbones = self.evaluator.backbones().iter().zip(&inputs.images);
         let features: candle_core::Result<Vec<Tensor>> =
@@ -281,6 +297,32 @@ mod tests {
         for chunk in [1, 7, 39] {
             let (other, others) = step(Some(chunk), 20)?;
             assert!((other / loss - 1.0).abs() < 1e-5 && distance(&others, &gradients) < 1e-5, "{chunk}");
+        }
+        Ok(())
+    }
+
+    /// The plain graph against the fused operations, with dropout, whole and in chunks.
+    #[test]
+    fn the_graph_gives_the_same_in_chunks_of_any_size() -> Result<()> {
+        let network = Network::new(&model(6), 0.1, &Device::Cpu, 3)?;
+        let (inputs, targets) = batch(6)?; // 12 images a stream
+        let pass = Pass { first_row: 2, ..Pass::training(1, 5) };
+        let floats = |step: &Step| -> candle_core::Result<Vec<Vec<f32>>> {
+            step.gradients.iter().map(|g| g.flatten_all()?.to_vec1::<f32>()).collect()
+        };
+        let fused = network.train(&inputs, &targets, &pass)?;
+        let (expected, logits) = (floats(&fused)?, network.logits(&inputs)?.flatten_all()?.to_vec1::<f32>()?);
+        for chunk in [None, Some(12), Some(100), Some(6), Some(5), Some(1)] {
+            let step = network.graph().train(chunk, &inputs, &targets, &pass)?;
+            let found = floats(&step)?;
+            assert!((step.loss / fused.loss - 1.0).abs() < 1e-5, "{chunk:?}: {} {}", step.loss, fused.loss);
+            assert_eq!(found.len(), expected.len());
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let (found, expected) = (&[found.clone()], &[expected.clone()]);
+                assert!(distance(found, expected) < 1e-4, "{chunk:?}: gradient {i}");
+            }
+            let other = network.graph().logits(chunk, &inputs)?.flatten_all()?.to_vec1::<f32>()?;
+            assert!(distance(&[other], &[logits.clone()]) < 1e-5, "{chunk:?}: logits");
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 
 use crate::Result;
-use crate::config::{CheckpointEvery, Experiment};
+use crate::config::{CheckpointEvery, Chunk, Experiment};
 use crate::data::{BadClips, Phase};
 use crate::error::Kind;
 use crate::nn::Pass;
@@ -95,8 +95,9 @@ impl Trainer {
     /// At the start of an experiment, with initial weights from its seed.
     pub fn new(c: &Experiment, device: &candle_core::Device) -> Result<Self> {
         let network = Network::new(&c.model, c.optimization.label_smoothing, device, c.run.seed)?;
-        let plan = Plan::new(c, &network.backbone_shape(), network.parameters().elements(""));
-        let network = network.in_chunks(plan.chunk);
+        let plan = Plan::new(c, &network.backbone_shape(), network.parameters().elements(""), device);
+        let network =
+            network.in_chunks(plan.chunk).or_fewer(matches!(c.optimization.frames_per_chunk, Chunk::Auto));
         let optimizer = Optimizer::new(&c.optimization, network.parameters());
         Ok(Self {
             network,
@@ -239,7 +240,7 @@ impl Trainer {
             let batch = with.feed.next(Phase::Train, epoch - 1)?;
             self.count_skipped(&batch, with)?;
             if !batch.clips.is_empty() {
-                self.forward_backward(batch, &mut window)?;
+                self.forward_backward(batch, &mut window, with)?;
             }
         }
         if window.loss.weight > 0 {
@@ -261,10 +262,20 @@ impl Trainer {
         Ok(())
     }
 
-    fn forward_backward(&mut self, batch: DeviceBatch, window: &mut Window) -> Result<()> {
+    /// Says so where the GPU's memory let fewer frames through at a time than were planned.
+    fn note_chunk(&mut self, with: &Surroundings) {
+        let chunk = self.network.chunk();
+        if let (Some(frames), true) = (chunk, chunk != self.plan.chunk) {
+            with.observer.smaller_chunk(frames);
+            self.plan.chunk = chunk;
+        }
+    }
+
+    fn forward_backward(&mut self, batch: DeviceBatch, window: &mut Window, with: &Surroundings) -> Result<()> {
         // As in one large batch, a clip's dropout masks depend on its place in the step.
         let pass = Pass { first_row: window.loss.weight, ..Pass::training(self.seed, self.progress.step) };
         let result = self.network.train(&batch.inputs, &batch.targets, &pass)?;
+        self.note_chunk(with);
         if window.batches > 1 {
             self.accumulator.add(&result.gradients, batch.clips.len())?;
         } else {
@@ -351,6 +362,7 @@ impl Trainer {
                 continue;
             }
             let score = self.network.evaluate(&batch.inputs, &batch.targets)?;
+            self.note_chunk(with);
             if !score.loss.is_finite() {
                 let found = Nonfinite {
                     what: format!("the validation loss is {}", score.loss),

@@ -11,6 +11,7 @@ mod cli;
 mod config;
 mod data;
 mod demo;
+mod device;
 mod faults;
 mod gradients;
 mod hostile;
