@@ -102,7 +102,10 @@ mod tests {
         assert_eq!((tried, result), (vec![512, 256, 128, 64, 32], Ok(())));
         assert_eq!(chunks.get(), Some(32));
         assert_eq!(tries(&chunks, 512, 50), (vec![32], Ok(())));
-        assert_eq!(tries(&Chunks::new(Some(80)).or_fewer(true), 100, 1), (vec![80, 32, 16, 8, 4, 2, 1], Ok(())));
+        assert_eq!(
+            tries(&Chunks::new(Some(80)).or_fewer(true), 100, 1),
+            (vec![80, 32, 16, 8, 4, 2, 1], Ok(()))
+        );
     }
 
     #[test]
@@ -112,7 +115,8 @@ mod tests {
         let error = result.unwrap_err();
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
-        for part in ["is full with one frame of a stream at a time", "OUT_OF_MEMORY", "lower data.batch_size"] {
+        for part in ["is full with one frame of a stream at a time", "OUT_OF_MEMORY", "lower data.batch_size"]
+        {
             assert!(text.contains(part), "{text}");
         }
     }
@@ -123,7 +127,9 @@ mod tests {
         let (tried, result) = tries(&chunks, 100, 32);
         assert_eq!((tried, chunks.get()), (vec![48], Some(48)));
         let text = result.unwrap_err().to_string();
-        assert!(text.contains("is full with 48 frames of a stream at a time (optimization.frames_per_chunk)"));
+        assert!(
+            text.contains("is full with 48 frames of a stream at a time (optimization.frames_per_chunk)")
+        );
         assert!(text.contains("lower optimization.frames_per_chunk (or make it \"auto\"), data.batch_size"));
         let (_, result) = tries(&Chunks::new(None), 100, 32);
         assert!(result.unwrap_err().to_string().contains("with all 100 frames of a stream at once"));

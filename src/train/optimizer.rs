@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor, Var};
 use rayon::prelude::*;
 
 use crate::Result;
@@ -90,7 +90,14 @@ impl Optimizer {
         let scale = scale as f32;
         for (((_, var), gradient), moments) in parameters.iter().zip(gradients).zip(&mut self.moments) {
             let update = Update { rule, scale, moments: RefCell::new(moments) };
-            var.as_tensor().inplace_op2(&gradient.contiguous()?, &update)?;
+            if var.device().is_cpu() {
+                var.as_tensor().inplace_op2(&gradient.contiguous()?, &update)?;
+            } else {
+                // The moments are in main memory, so the update is computed there.
+                let parameter = var.as_tensor().to_device(&Device::Cpu)?;
+                parameter.inplace_op2(&gradient.to_device(&Device::Cpu)?.contiguous()?, &update)?;
+                var.set(&parameter.to_device(var.device())?)?;
+            }
         }
         Ok(())
     }

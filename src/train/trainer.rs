@@ -271,7 +271,12 @@ impl Trainer {
         }
     }
 
-    fn forward_backward(&mut self, batch: DeviceBatch, window: &mut Window, with: &Surroundings) -> Result<()> {
+    fn forward_backward(
+        &mut self,
+        batch: DeviceBatch,
+        window: &mut Window,
+        with: &Surroundings,
+    ) -> Result<()> {
         // As in one large batch, a clip's dropout masks depend on its place in the step.
         let pass = Pass { first_row: window.loss.weight, ..Pass::training(self.seed, self.progress.step) };
         let result = self.network.train(&batch.inputs, &batch.targets, &pass)?;

@@ -18,7 +18,7 @@ fn a_device_that_cannot_be_used_is_said_once_with_where_it_came_from() {
     let line = line_of("device");
     for (i, (args, variable, origin)) in [
         (&["cuda.toml"][..], None, format!("from cuda.toml:{line}")),
-        (&["tiny.toml", "--device", "cuda:63"], None, "from --device".to_owned()),
+        (&["tiny.toml", "--device", "cuda:63"], None, "from --device cuda:63".to_owned()),
         (&["tiny.toml", "--set", "run.device=cuda:63"], None, "from --set run.device=cuda:63".to_owned()),
         (&["tiny.toml"], Some("cuda:63"), "from env SLT_RUN__DEVICE".to_owned()),
     ]
@@ -35,7 +35,8 @@ fn a_device_that_cannot_be_used_is_said_once_with_where_it_came_from() {
         let start = format!("warning: the device cuda:63 (run.device, {origin}) cannot be used: ");
         assert!(said[0].starts_with(&start), "{}", said[0]);
         assert!(said[0].ends_with("; the run goes on on the CPU"), "{}", said[0]);
-        let run: serde_json::Value = serde_json::from_str(&world.read(&format!("{folder}/run.json"))).unwrap();
+        let run: serde_json::Value =
+            serde_json::from_str(&world.read(&format!("{folder}/run.json"))).unwrap();
         assert_eq!(run["device"], "cpu");
     }
     // The same run as on the CPU, to the bit: the checkpoint's experiment tells them apart by the device alone.
@@ -60,7 +61,7 @@ fn mixed_precision_on_a_cpu_is_said_once() {
         let outcome = world.ok(&[command, "tiny.toml", "--precision", "amp"]);
         let said = warnings(&outcome);
         assert_eq!(said.len(), 1, "{}", outcome.stderr);
-        assert!(said[0].contains("(run.precision, from --precision)"), "{}", said[0]);
+        assert!(said[0].contains("(run.precision, from --precision amp)"), "{}", said[0]);
         let outcome = world.ok(&[command, "defaults.toml", "--device", "cuda:63"]);
         let said = warnings(&outcome);
         assert_eq!(said.len(), 1, "{}", outcome.stderr);
