@@ -225,6 +225,7 @@ mod tests {
     use super::*;
     use crate::nn::Images;
     use candle_core::DType;
+    use std::slice::from_ref;
 
     fn model(frames: usize) -> config::Model {
         config::Model {
@@ -318,11 +319,10 @@ mod tests {
             assert!((step.loss / fused.loss - 1.0).abs() < 1e-5, "{chunk:?}: {} {}", step.loss, fused.loss);
             assert_eq!(found.len(), expected.len());
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                let (found, expected) = (&[found.clone()], &[expected.clone()]);
-                assert!(distance(found, expected) < 1e-4, "{chunk:?}: gradient {i}");
+                assert!(distance(from_ref(found), from_ref(expected)) < 1e-4, "{chunk:?}: gradient {i}");
             }
             let other = network.graph().logits(chunk, &inputs)?.flatten_all()?.to_vec1::<f32>()?;
-            assert!(distance(&[other], &[logits.clone()]) < 1e-5, "{chunk:?}: logits");
+            assert!(distance(&[other], from_ref(&logits)) < 1e-5, "{chunk:?}: logits");
         }
         Ok(())
     }

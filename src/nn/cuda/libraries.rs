@@ -1,6 +1,6 @@
 //! CUDA's shared libraries, opened when a GPU is asked for: a program that was built with CUDA starts anywhere.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use candle_core::cuda_backend::cudarc::driver::sys::CUDA_VERSION;
@@ -66,6 +66,9 @@ fn open(name: Name) -> Result<(), String> {
         match unsafe { Library::new(&path) } {
             Ok(library) => {
                 symbols::connect(name, &library);
+                if name == Name::Nvrtc {
+                    open_builtins(&path);
+                }
                 // Never closed: its functions are called until the process ends.
                 std::mem::forget(library);
                 return Ok(());
@@ -82,6 +85,17 @@ fn open(name: Name) -> Result<(), String> {
         "add its folder to LD_LIBRARY_PATH, or set CUDA_HOME"
     };
     Err(format!("{} ({cure})", first.unwrap_or_else(|| format!("{file} cannot be opened"))))
+}
+
+/// Opens the part that NVRTC looks for by name alone when it compiles, where NVRTC itself was found by its folder.
+fn open_builtins(nvrtc: &Path) {
+    let folder = nvrtc.parent().and_then(|folder| folder.read_dir().ok());
+    for file in folder.into_iter().flatten().flatten() {
+        if file.file_name().to_string_lossy().starts_with("libnvrtc-builtins.so.") {
+            // SAFETY: as for the others. Where it cannot be opened, compiling says so.
+            unsafe { Library::new(file.path()) }.map(std::mem::forget).ok();
+        }
+    }
 }
 
 /// Where a library may be: wherever the system looks, then in CUDA's usual folders.

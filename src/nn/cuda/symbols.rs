@@ -106,8 +106,9 @@ mod entries {
             "cublasLtMatmulPreferenceSetAttribute" "cublasLtMatrixLayoutCreate" "cublasLtMatrixLayoutDestroy"
             "cublasLtMatrixLayoutSetAttribute";
         Curand, "slt_run_no_curand":
-            "curandCreateGenerator" "curandDestroyGenerator" "curandSetPseudoRandomGeneratorSeed"
-            "curandSetStream";
+            "curandCreateGenerator" "curandDestroyGenerator" "curandGenerateNormal"
+            "curandGenerateNormalDouble" "curandGenerateUniform" "curandGenerateUniformDouble"
+            "curandSetPseudoRandomGeneratorSeed" "curandSetStream";
         Nvrtc, "slt_run_no_nvrtc":
             "nvrtcAddNameExpression" "nvrtcCompileProgram" "nvrtcCreateProgram" "nvrtcDestroyProgram"
             "nvrtcGetCUBIN" "nvrtcGetCUBINSize" "nvrtcGetErrorString" "nvrtcGetLoweredName"
@@ -115,33 +116,29 @@ mod entries {
             "nvrtcGetProgramLogSize" "nvrtcGetSupportedArchs" "nvrtcVersion";
     }
 
-    // The runtime, which only Candle's kernels for quantised numbers use: we have none of those, but they are linked, and
-    // announce themselves as the program starts. They learn that there is no GPU (3 is "initialisation error").
+    // Candle's kernels for quantised numbers: half of what would be the program, they want CUDA's runtime, and announce
+    // themselves to it as the program starts. With these in their place they are not linked. Nothing here quantises; who
+    // begins to must link them.
     global_asm!(
-        ".pushsection .text.slt_run_cudart,\"ax\",@progbits",
-        ".irp name, __cudaGetKernel, __cudaLaunchKernel_ptsz, __cudaPopCallConfiguration, \
-         __cudaPushCallConfiguration, __cudaRegisterFatBinary, __cudaRegisterFatBinaryEnd, \
-         __cudaRegisterFunction, __cudaRegisterVar, __cudaUnregisterFatBinary, cudaDeviceGetAttribute, \
-         cudaFree, cudaFreeAsync_ptsz, cudaFuncGetAttributes, cudaFuncSetAttribute, cudaGetDevice, \
-         cudaGetDeviceCount, cudaGetLastError, cudaMalloc, cudaMallocAsync_ptsz, cudaMemsetAsync_ptsz, \
-         cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, cudaPeekAtLastError, cudaSetDevice, \
-         cudaStreamSynchronize_ptsz, cudaLaunchKernel, cudaFreeAsync, cudaMallocAsync, cudaMemsetAsync, \
-         cudaStreamSynchronize, __cudaLaunchKernel, __cudaInitModule",
+        ".macro slt_run_unused name",
         ".globl \\name",
         ".hidden \\name",
         ".type \\name,@function",
         "\\name:",
+        ".endm",
+        ".pushsection .text.slt_run_unused,\"ax\",@progbits",
+        ".irp q, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0",
+        "slt_run_unused launch_mmq_gguf_\\q",
+        "slt_run_unused launch_mmvq_gguf_\\q\\()_bf16_plain",
+        "slt_run_unused launch_mmvq_gguf_\\q\\()_f16_plain",
+        "slt_run_unused launch_mmvq_gguf_\\q\\()_f32_plain",
         ".endr",
-        "movl $3, %eax",
-        "retq",
-        ".globl cudaGetErrorName",
-        ".hidden cudaGetErrorName",
-        ".globl cudaGetErrorString",
-        ".hidden cudaGetErrorString",
-        "cudaGetErrorName:",
-        "cudaGetErrorString: leaq 78f(%rip), %rax",
-        "retq",
-        "78: .asciz \"CUDA's runtime is not linked\"",
+        ".irp name, launch_mmq_quantize_q8_1_D2S6, launch_mmq_quantize_q8_1_D4, launch_mmq_quantize_q8_1_DS4, \
+         launch_mmvq_gguf_quantize_q8_1_bf16, launch_mmvq_gguf_quantize_q8_1_f16, \
+         launch_mmvq_gguf_quantize_q8_1_f32, moe_gemm_gguf, moe_gemm_gguf_prefill, moe_gemm_wmma",
+        "slt_run_unused \\name",
+        ".endr",
+        "ud2",
         ".popsection",
         options(att_syntax)
     );
