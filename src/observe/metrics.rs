@@ -88,12 +88,15 @@ pub fn rewind(path: &Path, epoch: usize) -> Result<()> {
         read => read.map_err(|error| failed(&error))?,
     };
     let is_kept = |line: &&[u8]| {
-        let line: Option<serde_json::Value> =
-            line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice(line).ok());
+        let line: Option<serde_json::Value> = serde_json::from_slice(line).ok();
         line.is_some_and(|line| line["epoch"].as_u64().is_some_and(|of| of <= epoch as u64))
     };
     let kept: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').filter(is_kept).collect();
-    let kept = kept.concat();
+    let mut kept = kept.concat();
+    // Some editors leave the last newline out, and the next line must not join that one.
+    if kept.last().is_some_and(|byte| *byte != b'\n') {
+        kept.push(b'\n');
+    }
     if kept == text { Ok(()) } else { write_atomically(path, &kept).map_err(|error| failed(&error)) }
 }
 
@@ -137,6 +140,15 @@ mod tests {
         rewind(&path, 0).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
         rewind(&folder.path().join("none"), 2).unwrap();
+    }
+
+    #[test]
+    fn a_whole_line_without_a_newline_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        std::fs::write(&path, "{\"epoch\":1}\n{\"epoch\":2}").unwrap();
+        rewind(&path, 2).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"epoch\":1}\n{\"epoch\":2}\n");
     }
 
     #[test]
