@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use super::text::{about, amount, count};
 use super::{origins, resolve, select_device};
 use crate::cli::TrainArgs;
-use crate::config::{Experiment, FIELDS, OnBadClip, Resolved, Resume};
+use crate::config::{Change, Experiment, FIELDS, OnBadClip, Resolved, Resume};
 use crate::data::Dataset;
 use crate::error::{Kind, Problem};
 use crate::nn::{device, threads};
@@ -52,14 +52,14 @@ pub fn run(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Result<Ende
 fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Result<Ended> {
     let (started, begun) = (SystemTime::now(), Instant::now());
     let c = &resolved.experiment;
+    let stop = Stop::on_signals()?;
     resolved.to_toml_with_origins().lines().for_each(|line| reporter.verbose(line));
     let mut earlier = Earlier::find(resolved, call)?;
     let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads));
     let dataset = open_dataset(resolved, reporter)?;
-    let fingerprint = dataset.fingerprint();
     if let Some(earlier) = &mut earlier {
-        earlier.refuse_other_data(&fingerprint, resolved, call)?;
+        earlier.refuse_other_data(&dataset, resolved, call, reporter)?;
     }
     // A look into each clip's files costs a hundredth of an epoch, and may save one.
     let problems = look_into_files(&dataset, c, reporter);
@@ -71,12 +71,14 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     } else {
         Error::all(Kind::Data, problems)?;
     }
-    let mut trainer = Trainer::new(c, &device)?.on_dataset(fingerprint, dataset.clips.len());
+    let mut trainer = Trainer::new(c, &device)?.on_dataset(&dataset);
     let steps = dataset.train.len().div_ceil(c.data.batch_size);
     let is_resumed = earlier.is_some();
+    // Nothing has been written so far; what is written from now on is put in order before the process ends.
+    stop.let_steps_end();
     let (folder, changes) = match earlier {
         Some(Earlier { folder, saved: Some(saved), changes }) => {
-            saved.restore(&mut trainer, steps, &changes)?;
+            go_on(saved, &mut trainer, steps, &changes, call, reporter)?;
             state::repair_best(&trainer, &folder)?;
             (folder, [changes.others, changes.harmless].concat())
         }
@@ -92,11 +94,17 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         }
     };
 
+    reporter.info(&summary(c, &dataset, &trainer, &device::describe(&device), threads));
+    if trainer.progress.epoch >= c.optimization.epochs {
+        reporter.info(&nothing_left(c.optimization.epochs));
+        return Ok(Ended::Finished);
+    }
     let place_changes = folder.place_changes(c);
     let tensorboard = c.data.tensorboard.as_deref();
     if is_resumed {
         let (epoch, step) = (trainer.progress.epoch, trainer.progress.step);
-        observe::rewind(reporter, &folder.metrics(), &folder.event_files(), epoch, step);
+        let event_files = folder.event_files(|warning| reporter.warn(warning));
+        observe::rewind(reporter, &folder.metrics(), &event_files, epoch, step);
     }
     folder.write_config(&resolved.to_toml(), &resolved.to_json())?;
     let mut observer = Observer::open(reporter, &folder.metrics(), tensorboard);
@@ -113,12 +121,6 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
             changes: changes.into_iter().chain(place_changes).collect(),
         }),
     })?;
-    reporter.info(&summary(c, &dataset, &trainer, &device::describe(&device), threads));
-    if trainer.progress.epoch >= c.optimization.epochs {
-        let all = count(c.optimization.epochs, "epoch");
-        reporter.info(&format!("all {all} are done already: there is nothing to go on with"));
-        return Ok(Ended::Finished);
-    }
     if trainer.progress != Progress::default() {
         reporter.info(&where_it_stands(&trainer, steps, &folder));
     }
@@ -126,14 +128,13 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     let progress = &trainer.progress;
     let epochs = progress.epoch..c.optimization.epochs.max(progress.epoch);
     let mut feed = Feed::new(&dataset, &c.data, c.run.seed, epochs, progress.partial.batches, &device);
-    let stop = Stop::on_signals()?;
     let trained = trainer.run(&mut Surroundings {
         feed: &mut feed,
         observer: &mut observer,
         folder: &folder,
         stop: &stop,
     });
-    if trained.as_ref().is_err_and(|error| error.kind == Kind::Data) && !folder.last().exists() {
+    if ended_early(&trained) && !folder.last().exists() {
         observer.discard();
         folder.abandon();
     }
@@ -188,9 +189,24 @@ impl Earlier {
     }
 
     /// Refuses data that are not the run's.
-    fn refuse_other_data(&mut self, fingerprint: &str, resolved: &Resolved, call: &Call) -> Result<()> {
-        let change = self.saved.as_ref().and_then(|saved| saved.dataset_change(fingerprint));
-        self.changes.others.extend(change);
+    fn refuse_other_data(
+        &mut self,
+        dataset: &Dataset,
+        resolved: &Resolved,
+        call: &Call,
+        reporter: &Reporter,
+    ) -> Result<()> {
+        let Some(saved) = &self.saved else { return Ok(()) };
+        match (saved.dataset_change(dataset), saved.files_change(dataset)) {
+            (Some(change), _) => self.changes.others.push(change),
+            // A run that goes on without what breaks goes on without what has gone.
+            (None, Some(change)) if resolved.experiment.data.on_bad_clip == OnBadClip::Skip => {
+                let Change { key, from, to } = &change;
+                reporter.warn(&format!("{key} was {from} and is {to} now; the run goes on with it"));
+                self.changes.harmless.push(change);
+            }
+            (None, change) => self.changes.others.extend(change),
+        }
         self.refuse(resolved, call)
     }
 }
@@ -203,6 +219,44 @@ fn claim(c: &Experiment, call: &Call, started: SystemTime, reporter: &Reporter) 
         reporter.info(&format!("the run that was in {now} is now in {aside}"));
     }
     Ok(folder)
+}
+
+/// Puts the trainer where the run stood, and says what is not as the command or the checkpoint has it.
+fn go_on(
+    saved: Saved,
+    trainer: &mut Trainer,
+    steps: usize,
+    changes: &Changes,
+    call: &Call,
+    reporter: &Reporter,
+) -> Result<()> {
+    let was_inside = saved.progress().partial.batches > 0;
+    saved.restore(trainer, steps, changes)?;
+    if was_inside && trainer.progress.partial.batches == 0 {
+        let epoch = trainer.progress.epoch + 1;
+        reporter.info(&format!("epoch {epoch} begins anew: its batches have other clips now"));
+    }
+    if let Some(path) = call.init_from {
+        let path = path.display();
+        reporter.info(&format!("--init-from {path} is not looked at: the run has weights to go on with"));
+    }
+    Ok(())
+}
+
+/// Whether it was a signal or the data that ended the run: without a checkpoint, what there is of it is worth nothing.
+fn ended_early(trained: &Result<Ended>) -> bool {
+    match trained {
+        Ok(ended) => *ended != Ended::Finished,
+        Err(error) => error.kind == Kind::Data,
+    }
+}
+
+fn nothing_left(epochs: usize) -> String {
+    let all = match epochs {
+        1 => "the only epoch is".to_owned(),
+        epochs => format!("all {epochs} epochs are"),
+    };
+    format!("{all} done already: there is nothing to go on with")
 }
 
 fn where_it_stands(trainer: &Trainer, steps: usize, folder: &RunFolder) -> String {

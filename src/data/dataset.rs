@@ -89,10 +89,30 @@ impl Dataset {
                 }
             }
         }
-        digest.finalize().iter().fold(String::new(), |mut text, byte| {
-            text.extend(format!("{byte:02x}").chars());
-            text
-        })
+        hexadecimal(&digest.finalize())
+    }
+
+    /// How many frames and poses there are, and a digest of which: where one is missing, the clip is sampled in
+    /// another way or has zeros in its place.
+    #[must_use]
+    pub fn files_fingerprint(&self) -> String {
+        let (mut digest, mut frames) = (Sha1::new(), 0);
+        for clip in &self.clips {
+            for table in &clip.frames {
+                frames += table.numbers().len();
+                digest.update((table.numbers().len() as u64).to_le_bytes());
+                table.numbers().iter().for_each(|number| digest.update(number.to_le_bytes()));
+            }
+            digest.update([u8::from(clip.has_pose)]);
+        }
+        let poses = self.clips.iter().filter(|clip| clip.has_pose).count();
+        let digest = hexadecimal(&digest.finalize());
+        format!(
+            "{}, {} ({})",
+            count(frames, "frame"),
+            count(poses, "pose"),
+            digest.get(..8).unwrap_or_default()
+        )
     }
 
     /// Reads the CSVs and lists the folders, each once.
@@ -298,6 +318,13 @@ impl Dataset {
     pub(super) fn read_pose(&self, clip: &Clip) -> Result<Pose> {
         pose::read(&self.pose_dir.join(format!("{}.npz", clip.id)), self.landmarks)
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        text.extend(format!("{byte:02x}").chars());
+        text
+    })
 }
 
 /// The dataset's paths with the keys that they came from.

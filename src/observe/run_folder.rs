@@ -26,6 +26,8 @@ const DIFF: &str = "git.diff";
 const RUN_JSON: &str = "run.json";
 /// The key of `run.json` that lists the TensorBoard files.
 const EVENT_FILES: &str = "event_files";
+/// The key of `run.json` that says where the folder was when it was written.
+const WORK_DIR: &str = "work_dir";
 
 /// The files that a run leaves; any of them makes a folder a run's.
 const RUN_FILES: [&str; 7] = [LAST, BEST, METRICS, "config.toml", "config.json", RUN_JSON, DIFF];
@@ -112,7 +114,7 @@ impl RunFolder {
     pub fn reopen(work_dir: &Path) -> Result<Self> {
         let folder = Self::take(work_dir)?;
         let usable = match (folder.last().exists(), folder.best().exists()) {
-            (false, true) => Err(holds_a_run(work_dir, &[BEST.to_owned()], BEST)),
+            (false, true) => Err(no_last(work_dir)),
             _ => folder.try_writing(),
         };
         if usable.is_err() {
@@ -206,7 +208,7 @@ impl RunFolder {
             "host": host_name(),
             "git": state.as_ref().map(git_json),
         });
-        let mut files = self.event_files();
+        let mut files = self.event_files(|_| ());
         let earlier = info.resumed.as_ref().and_then(|resumed| Some((resumed, self.run_json()?)));
         let mut whole = if let Some((resumed, mut whole)) = earlier {
             add_resumption(&mut whole, start, resumed);
@@ -219,19 +221,39 @@ impl RunFolder {
             files.clear();
             start
         };
-        files.extend(info.event_file.as_deref().and_then(|file| std::path::absolute(file).ok()));
+        files.extend(info.event_file.as_deref().map(real_path));
+        whole[WORK_DIR] = real_path(&self.path).to_string_lossy().into();
         whole[EVENT_FILES] = files.iter().map(|file| file.to_string_lossy()).collect();
         self.write_json(RUN_JSON, &whole)
     }
 
-    /// The TensorBoard files of all starts of this run.
+    /// The TensorBoard files of all starts of this run. In a folder that was moved or copied, those inside it are its
+    /// own; those elsewhere may be the original's and are left out. `warn` is told of that, and of a `run.json` that
+    /// cannot be read.
     #[must_use]
-    pub fn event_files(&self) -> Vec<PathBuf> {
+    pub fn event_files(&self, warn: impl Fn(&str)) -> Vec<PathBuf> {
+        const DOUBLES: &str = "TensorBoard's curves may have some points twice";
         let whole = self.run_json().unwrap_or_default();
-        let files = whole[EVENT_FILES].as_array().into_iter().flatten().filter_map(Value::as_str);
-        let is_ours =
+        let path = self.path.join(RUN_JSON);
+        if whole.is_null() && path.exists() {
+            warn(&format!("{} cannot be read; {DOUBLES}", path.display()));
+        }
+        let here = real_path(&self.path);
+        let was = whole[WORK_DIR].as_str().map_or_else(|| here.clone(), PathBuf::from);
+        let is_event_file =
             |file: &PathBuf| file.file_name().and_then(|name| name.to_str()).is_some_and(is_event_file);
-        files.map(PathBuf::from).filter(is_ours).collect()
+        let listed = whole[EVENT_FILES].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let listed: Vec<PathBuf> = listed.map(PathBuf::from).filter(is_event_file).collect();
+        if was == here {
+            return listed;
+        }
+        let inside = |file: &PathBuf| file.strip_prefix(&was).ok().map(|inside| here.join(inside));
+        let ours: Vec<PathBuf> = listed.iter().filter_map(inside).collect();
+        if ours.len() < listed.len() {
+            let (now, was) = (self.path.display(), was.display());
+            warn(&format!("{now} was {was} before: event files elsewhere are left as they are; {DOUBLES}"));
+        }
+        ours
     }
 
     /// What is another in `c` than in the `config.toml` that is here, of all that decides no number.
@@ -306,6 +328,11 @@ impl RunFolder {
         write_atomically(&path, bytes)
             .map_err(|error| Error::io(Kind::Run, "cannot write", &path, &error).hint(cure(&error)))
     }
+}
+
+/// A path without links, so that it is the same from everywhere.
+fn real_path(path: &Path) -> PathBuf {
+    fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
 /// The name of this machine, if it has one.
@@ -393,6 +420,14 @@ fn holds_a_run(work_dir: &Path, names: &[String], first: &str) -> Error {
     .hint(
         "choose another run.work_dir, go on with this one (--resume), or give --overwrite, which moves it aside under a dated \
          name",
+    )
+}
+
+/// A run that has its best checkpoint only: starting anew would replace it in the first epoch.
+fn no_last(work_dir: &Path) -> Error {
+    Error::config(format!("run.work_dir {} has a {BEST} but no {LAST} to go on from", work_dir.display())).hint(
+        "put last.pt back, copy best.pt to last.pt to go on from its epoch, choose another run.work_dir, or give \
+         --overwrite, which moves the run aside under a dated name",
     )
 }
 

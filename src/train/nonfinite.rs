@@ -21,6 +21,8 @@ pub struct Nonfinite {
     pub clips: Vec<String>,
     /// How many steps in a row before it were left out.
     pub skipped: usize,
+    /// Whether it was found in validation, where nothing is updated or left out.
+    pub in_validation: bool,
     /// How large the modules' outputs are for the batch, in the order of the forward pass, or why that is not known.
     pub activations: Result<Vec<Activation>, String>,
 }
@@ -48,8 +50,13 @@ impl Nonfinite {
                 }
                 Err(why) => format!("the activations cannot be computed: {why}"),
             });
-        let hint = "lower optimization.lr, set optimization.grad_clip, or look at these clips; \
-                    optimization.skip_nonfinite_steps leaves single steps out. The update was not made";
+        let hint = if self.in_validation {
+            "look at these clips; where there is nothing wrong with them, lower optimization.lr or set \
+             optimization.grad_clip"
+        } else {
+            "lower optimization.lr, set optimization.grad_clip, or look at these clips; \
+             optimization.skip_nonfinite_steps leaves single steps out. The update was not made"
+        };
         Error::new(Kind::Numbers, problem.hint(hint))
     }
 }
@@ -86,6 +93,7 @@ mod tests {
             lr: 0.5,
             clips: vec!["a".into(), "b".into()],
             skipped: 0,
+            in_validation: false,
             activations: Ok(vec![
                 activation("small", 1.0),
                 activation("first", f32::INFINITY),

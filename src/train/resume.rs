@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::optimizer::{AdamState, SgdState};
 use crate::checkpoint::{Checkpoint, TensorData, Value, load};
 use crate::config::{Change, Experiment, Field, OptimizerKind, changes};
+use crate::data::Dataset;
 use crate::error::{Error, Kind, Problem, Result};
 use crate::train::optimizer::Moments;
+use crate::train::progress::Partial;
 use crate::train::state::set_parameters;
 use crate::train::{Progress, Trainer};
 
@@ -30,6 +32,12 @@ pub struct Changes {
 /// The name under which another dataset is reported as a change.
 const DATASET: &str = "the data (ids and texts of both splits)";
 
+/// The name under which other files of the same clips are reported as a change.
+const FILES: &str = "the set of frames and poses";
+
+/// What decides which clips the batches of an epoch have: with another one, so many batches are other clips.
+const ORDER: [&str; 3] = ["data.batch_size", "run.seed", DATASET];
+
 /// Where the optimizer is named in the experiment.
 const OPTIMIZER: &str = "optimization.optimizer";
 
@@ -39,9 +47,15 @@ impl Saved {
     /// # Errors
     /// A data error that names the file and what is missing or unusable in it.
     pub fn load(path: &Path) -> Result<Self> {
-        let elsewhere = "best.pt may be whole: a run in another folder can start from it with --init-from";
-        let checkpoint = load(path).and_then(|value| Checkpoint::from_value(path, value));
-        let checkpoint = checkpoint.map_err(|error| error.hint(elsewhere))?;
+        let value = load(path).map_err(|error| match path.with_file_name("best.pt") {
+            best if best.exists() => error.hint(format!(
+                "{} may be whole: copy it to {} to go on from its epoch",
+                best.display(),
+                path.display()
+            )),
+            _ => error,
+        })?;
+        let checkpoint = Checkpoint::from_value(path, value)?;
         let progress = Progress::from_values(path, checkpoint.epoch, checkpoint.val_loss, &checkpoint.extra)?;
         Ok(Self { path: path.to_owned(), checkpoint, progress })
     }
@@ -74,20 +88,35 @@ impl Saved {
         Ok(Changes { harmless, others })
     }
 
-    /// The change of the data, where they have another `fingerprint` now.
+    /// The change of the data, where they have other ids or texts now.
     #[must_use]
-    pub fn dataset_change(&self, fingerprint: &str) -> Option<Change> {
-        let was = self.text("dataset").filter(|&was| was != fingerprint)?;
-        Some(Change { key: DATASET.to_owned(), from: was.to_owned(), to: fingerprint.to_owned() })
+    pub fn dataset_change(&self, dataset: &Dataset) -> Option<Change> {
+        self.change("dataset", DATASET, dataset.fingerprint())
+    }
+
+    /// The change of the clips' files, where some have come or gone: a file that vanished while the run trained must
+    /// not come back as zeros. A checkpoint before this was noted has none.
+    #[must_use]
+    pub fn files_change(&self, dataset: &Dataset) -> Option<Change> {
+        self.change("files", FILES, dataset.files_fingerprint())
+    }
+
+    fn change(&self, saved: &str, name: &str, to: String) -> Option<Change> {
+        let from = self.text(saved).filter(|&from| from != to)?.to_owned();
+        Some(Change { key: name.to_owned(), from, to })
     }
 
     /// Puts `trainer`, which is at its start, where the run stood. `changes` are those that were allowed: a new optimizer
-    /// starts without the moments of the old one.
+    /// starts without the moments of the old one, and where batches have other clips now, the epoch that had begun begins
+    /// anew.
     ///
     /// # Errors
     /// A data error where weights or moments do not fit the model, or where there are more batches behind than an epoch
     /// of `steps` has.
-    pub fn restore(self, trainer: &mut Trainer, steps: usize, changes: &Changes) -> Result<()> {
+    pub fn restore(mut self, trainer: &mut Trainer, steps: usize, changes: &Changes) -> Result<()> {
+        if changes.others.iter().any(|change| ORDER.contains(&change.key.as_str())) {
+            self.progress.partial = Partial::default();
+        }
         if self.progress.partial.batches > steps {
             let what = format!(
                 "{} has {} batches of epoch {} behind it; an epoch has {steps}",
@@ -102,8 +131,8 @@ impl Saved {
         if !changes.others.iter().any(|change| change.key == OPTIMIZER) {
             self.restore_optimizer(trainer)?;
         }
-        // The rate of every epoch follows from the first one's, to the bit.
-        for _ in 0..self.progress.epoch {
+        // The rate of every epoch follows from the first one's, to the bit. There is none after the last.
+        for _ in 0..self.progress.epoch.min(trainer.epochs()) {
             trainer.schedule.step();
         }
         if let Some(Value::Dict(clips)) = self.extra("bad_clips") {

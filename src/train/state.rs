@@ -107,6 +107,7 @@ fn extra(trainer: &Trainer) -> Vec<(String, Value<'static>)> {
         ("seed".to_owned(), int(trainer.seed())),
         ("scheduler_state".to_owned(), schedule),
         ("dataset".to_owned(), Value::Str(trainer.dataset().to_owned())),
+        ("files".to_owned(), Value::Str(trainer.files().to_owned())),
         ("config".to_owned(), Value::Str(trainer.config().to_owned())),
     ]);
     all

@@ -7,7 +7,12 @@ use crate::{Error, Result};
 
 /// Whether a signal asks the run to save and stop.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicUsize>);
+pub struct Stop {
+    /// The first signal that came; 0 before.
+    signal: Arc<AtomicUsize>,
+    /// Whether the next one ends the process without more ado.
+    at_once: Arc<AtomicBool>,
+}
 
 /// A signal that ends a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +37,8 @@ impl Signal {
 }
 
 impl Stop {
-    /// Takes the three signals over from now on: the first one is noted, a second one ends the process at once.
+    /// Takes the three signals over from now on. Each ends the process at once, with the same code as later, until
+    /// [`Self::let_steps_end`].
     ///
     /// # Errors
     /// A run error where the system refuses.
@@ -40,12 +46,13 @@ impl Stop {
     pub fn on_signals() -> Result<Self> {
         use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
         use signal_hook::flag;
-        let (stop, again) = (Self::default(), Arc::new(AtomicBool::new(false)));
+        let stop = Self::default();
+        stop.at_once.store(true, Ordering::SeqCst);
         for signal in [SIGTERM, SIGINT, SIGUSR1] {
-            // In this order: the first signal finds `again` false, and sets it after that.
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again))
-                .and_then(|_| flag::register(signal, Arc::clone(&again)))
-                .and_then(|_| flag::register_usize(signal, Arc::clone(&stop.0), signal as usize))
+            // In this order: the first signal to be noted finds `at_once` false, and sets it after that.
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop.at_once))
+                .and_then(|_| flag::register(signal, Arc::clone(&stop.at_once)))
+                .and_then(|_| flag::register_usize(signal, Arc::clone(&stop.signal), signal as usize))
                 .map_err(|error| Error::run(format!("cannot listen for signal {signal}")).cause(error))?;
         }
         Ok(stop)
@@ -60,10 +67,15 @@ impl Stop {
         Ok(Self::default())
     }
 
+    /// From now on the first signal is noted, for the run to save and stop; a second one ends the process at once.
+    pub fn let_steps_end(&self) {
+        self.at_once.store(false, Ordering::SeqCst);
+    }
+
     /// The signal that has come, if one has.
     #[must_use]
     pub fn requested(&self) -> Option<Signal> {
-        u8::try_from(self.0.load(Ordering::Relaxed)).ok().filter(|&number| number > 0).map(Signal)
+        u8::try_from(self.signal.load(Ordering::Relaxed)).ok().filter(|&number| number > 0).map(Signal)
     }
 }
 
@@ -75,7 +87,7 @@ mod tests {
     fn a_signal_has_a_name_and_a_code() {
         let stop = Stop::default();
         assert_eq!(stop.requested(), None);
-        stop.0.store(15, Ordering::Relaxed);
+        stop.signal.store(15, Ordering::Relaxed);
         let signal = stop.requested().unwrap();
         assert_eq!((signal.exit_code(), signal.name().as_str()), (143, "SIGTERM"));
     }

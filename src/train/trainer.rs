@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::config::{CheckpointEvery, Chunk, Experiment};
-use crate::data::{BadClips, Phase};
+use crate::data::{BadClips, Dataset, Phase};
 use crate::error::Kind;
 use crate::nn::Pass;
 use crate::observe::metrics::EpochMetrics;
@@ -39,6 +39,7 @@ pub struct Trainer {
     images_a_clip: usize,
     config: String,
     dataset: String,
+    files: String,
 }
 
 /// What the loop does when, as the experiment says.
@@ -118,14 +119,22 @@ impl Trainer {
             images_a_clip: 3 * c.model.sequence_length,
             config: c.to_checkpoint_toml(),
             dataset: String::new(),
+            files: String::new(),
         })
     }
 
-    /// Notes which data it trains on: `clips` in all, with the [`crate::data::Dataset::fingerprint`].
+    /// Notes which data it trains on.
     #[must_use]
-    pub fn on_dataset(mut self, fingerprint: String, clips: usize) -> Self {
-        (self.dataset, self.bad_clips) = (fingerprint, BadClips::new(clips));
+    pub fn on_dataset(mut self, dataset: &Dataset) -> Self {
+        (self.dataset, self.files) = (dataset.fingerprint(), dataset.files_fingerprint());
+        self.bad_clips = BadClips::new(dataset.clips.len());
         self
+    }
+
+    /// How many epochs it trains in all.
+    #[must_use]
+    pub fn epochs(&self) -> usize {
+        self.rules.epochs
     }
 
     /// The run's seed.
@@ -140,10 +149,16 @@ impl Trainer {
         &self.config
     }
 
-    /// Which data it trains on.
+    /// Which data it trains on: [`Dataset::fingerprint`].
     #[must_use]
     pub fn dataset(&self) -> &str {
         &self.dataset
+    }
+
+    /// Which files these have: [`Dataset::files_fingerprint`].
+    #[must_use]
+    pub fn files(&self) -> &str {
+        &self.files
     }
 
     /// Trains to the last epoch: each trains, validates, reports and saves. A signal, and data that cannot be read, end
@@ -336,6 +351,7 @@ impl Trainer {
             lr: self.schedule.lr(),
             clips: with.feed.ids(&window.clips),
             skipped: self.progress.nonfinite_in_a_row,
+            in_validation: false,
             activations: Ok(Vec::new()),
         };
         if self.progress.nonfinite_in_a_row < self.rules.skip_nonfinite_steps {
@@ -376,6 +392,7 @@ impl Trainer {
                     lr: self.schedule.lr(),
                     clips: with.feed.ids(&batch.clips),
                     skipped: 0,
+                    in_validation: true,
                     activations: self.network.activations(&batch.inputs).map_err(|error| error.to_string()),
                 };
                 return Err(found.into_error());

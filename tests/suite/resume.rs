@@ -294,6 +294,142 @@ fn another_experiment_is_refused_with_both_values() {
 }
 
 #[test]
+fn files_that_have_gone_are_another_experiment() {
+    let world = World::new();
+    world.ok(&["tiny.toml"]);
+    let (id, frames) = world.clip();
+    for file in [frames.last().unwrap(), &world.path(&format!("data/pose/{id}.npz"))] {
+        let good = fs::read(file).unwrap();
+        fs::remove_file(file).unwrap();
+        let refused = world.run(&["tiny.toml", "--resume", "--epochs=3"]);
+        assert_eq!(refused.code, 2, "{}", refused.stderr);
+        refused.says(&["the set of frames and poses was ", " frames, ", " poses ("]);
+        fs::write(file, good).unwrap();
+    }
+    fs::remove_file(frames.last().unwrap()).unwrap();
+    let skipping = world.ok(&["tiny.toml", "--resume", "--epochs=3", "--on-bad-clip=skip"]);
+    skipping.says(&["warning: the set of frames and poses was "]);
+    world.ok(&["tiny.toml", "--resume", "--epochs=4"]);
+}
+
+#[test]
+fn other_batches_begin_their_epoch_anew() {
+    let world = World::new();
+    let run =
+        |more: &[&str]| world.run(&[&["tiny.toml", "--epochs=3", "--on-bad-clip=error"][..], more].concat());
+    // The last step of the second epoch cannot be saved: the checkpoint is of the one before it.
+    let fault = saves_before_the_end(&world);
+    let mut command = world.command(&["tiny.toml", "--epochs=3", "--batch-size=1", "--checkpoint-every=1"]);
+    let broken = Outcome::of(&command.env("SLTRUN_FAULT", fault).output().unwrap());
+    assert_eq!(broken.code, 1, "{}", broken.stderr);
+    let checkpoint = world.checkpoint("run/last.pt");
+    let position = checkpoint.extra.iter().find(|(key, _)| key == "position").unwrap();
+    assert_eq!((checkpoint.epoch, position.1.get("batches").unwrap().as_int()), (1, Some(5)));
+    let step = |checkpoint: &slt_run::checkpoint::Checkpoint| {
+        checkpoint.extra.iter().find(|(key, _)| key == "step").unwrap().1.as_int().unwrap()
+    };
+    assert_eq!(step(&checkpoint), 11);
+    assert_eq!(run(&["--batch-size=3", "--resume"]).code, 2);
+    let resumed = run(&["--batch-size=3", "--resume", "--allow-changes"]);
+    assert_eq!(resumed.code, 0, "{}", resumed.stderr);
+    resumed.says(&["epoch 2 begins anew: its batches have other clips now"]);
+    // Two epochs of two steps.
+    assert_eq!(step(&world.checkpoint("run/last.pt")), 15);
+}
+
+/// The fault that lets the twelfth save fail.
+fn saves_before_the_end(world: &World) -> String {
+    let mut command = world.command(&["tiny.toml", "--epochs=3", "--batch-size=1", "--checkpoint-every=1"]);
+    assert!(command.env("SLTRUN_FAULT", "list:operations").output().unwrap().status.success());
+    fs::remove_dir_all(world.path("run")).unwrap();
+    let list = world.read("operations");
+    // Six of the first epoch's steps, one of its end, five of the second's steps.
+    let mut saves = list.lines().filter(|line| line.contains("\trename\t") && line.ends_with("last.pt.tmp"));
+    format!("EIO:{}", saves.nth(12).unwrap().split('\t').next().unwrap())
+}
+
+#[test]
+fn a_copied_run_leaves_the_curves_of_the_original_alone() {
+    let world = World::new();
+    let args = ["tiny.toml", "--tensorboard=tb", "--epochs=4"];
+    world.ok(&args);
+    let original = points(&world.path("tb"));
+    fs::create_dir(world.path("copy")).unwrap();
+    for file in ["last.pt", "best.pt", "config.toml", "metrics.jsonl", "run.json"] {
+        fs::copy(world.path("run").join(file), world.path("copy").join(file)).unwrap();
+    }
+    // As if it had been copied after the first epoch.
+    world.ok(&["tiny.toml", "--epochs=1", "--work-dir=short"]);
+    fs::copy(world.path("short/last.pt"), world.path("copy/last.pt")).unwrap();
+    let resumed =
+        world.ok(&["tiny.toml", "--resume", "--epochs=4", "--work-dir=copy", "--tensorboard=copy/tb"]);
+    resumed.says(&["event files elsewhere are left as they are"]);
+    assert_eq!(points(&world.path("tb")), original);
+    // A folder that was moved takes its own along.
+    fs::rename(world.path("copy"), world.path("moved")).unwrap();
+    fs::copy(world.path("short/last.pt"), world.path("moved/last.pt")).unwrap();
+    let resumed = world.ok(&["tiny.toml", "--resume", "--epochs=4", "--work-dir=moved"]);
+    assert!(!resumed.stderr.contains("event files"), "{}", resumed.stderr);
+    assert!(points(&world.path("moved/tb")).is_empty());
+}
+
+#[test]
+fn a_run_json_that_cannot_be_read_is_said() {
+    let world = World::new();
+    world.ok(&["tiny.toml"]);
+    world.write("run/run.json", "{nonsense");
+    world.ok(&["tiny.toml", "--resume", "--epochs=3"]).says(&["warning: run/run.json cannot be read"]);
+}
+
+#[test]
+fn without_last_the_best_can_take_its_place() {
+    let world = World::new();
+    world.ok(&["tiny.toml", "--epochs=3"]);
+    let whole = fs::read(world.path("run/last.pt")).unwrap();
+    let before = fs::read(world.path("run/best.pt")).unwrap();
+    fs::remove_file(world.path("run/last.pt")).unwrap();
+    let refused = world.run(&["tiny.toml", "--epochs=3", "--resume"]);
+    assert_eq!(refused.code, 2);
+    refused.says(&["run has a best.pt but no last.pt", "copy best.pt to last.pt to go on from its epoch"]);
+    world.write("run/last.pt", &before[..before.len() / 2]);
+    let refused = world.run(&["tiny.toml", "--epochs=3", "--resume"]);
+    assert_eq!(refused.code, 3);
+    refused.says(&["cannot read run/last.pt", "run/best.pt may be whole: copy it to run/last.pt"]);
+    world.write("run/last.pt", &before);
+    world.ok(&["tiny.toml", "--epochs=3", "--resume"]);
+    assert!(fs::read(world.path("run/last.pt")).unwrap() == whole);
+}
+
+#[test]
+fn initial_weights_are_for_the_first_start_only() {
+    let world = World::new();
+    world.ok(&["tiny.toml", "--epochs=1", "--work-dir=other"]);
+    let args = ["tiny.toml", "--init-from=other/last.pt", "--resume", "--epochs=2"];
+    world.ok(&args);
+    let last = fs::read(world.path("run/last.pt")).unwrap();
+    let left = world.files();
+    world.ok(&args).says(&["--init-from other/last.pt is not looked at", "all 2 epochs are done already"]);
+    assert!(fs::read(world.path("run/last.pt")).unwrap() == last);
+    assert_eq!(world.files(), left);
+}
+
+/// A signal before the first step leaves nothing that would be in the way of the same command without `--resume`.
+#[test]
+fn a_signal_at_the_start_leaves_no_half_of_a_run() {
+    let world = World::new();
+    for delay in (0..60).step_by(3) {
+        let child = world.command(&["tiny.toml", "--epochs=400"]).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        let stopped = signal(child, "-TERM");
+        // -1: before the program had begun.
+        assert!([143, -1].contains(&stopped.code), "{}", stopped.stderr);
+        let run = world.path("run");
+        assert_eq!(run.join("config.toml").exists(), run.join("last.pt").exists(), "after {delay} ms");
+        let _ = fs::remove_dir_all(run);
+    }
+}
+
+#[test]
 fn other_data_are_another_experiment() {
     let world = World::new();
     world.ok(&["tiny.toml"]);

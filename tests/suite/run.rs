@@ -108,6 +108,7 @@ fn a_run_leaves_what_is_documented() {
         "seed",
         "scheduler_state",
         "dataset",
+        "files",
         "config",
     ];
     assert_eq!(kept, expected);

@@ -263,7 +263,7 @@ fn a_run_is_reopened_without_the_leftovers_of_a_killed_process() {
 
     fs::remove_file(work_dir.join("last.pt")).unwrap();
     let error = RunFolder::reopen(&work_dir).unwrap_err();
-    assert!(error.to_string().contains("holds a run already: best.pt of"), "{error}");
+    assert!(error.to_string().contains("has a best.pt but no last.pt"), "{error}");
     // A run that never saved anything is begun again, and given up with what it has.
     fs::remove_file(work_dir.join("best.pt")).unwrap();
     RunFolder::reopen(&work_dir).unwrap().abandon();
