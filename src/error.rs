@@ -52,6 +52,17 @@ impl Problem {
         self
     }
 
+    /// What failed and its causes, from the outermost to the deepest.
+    pub fn chain(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.what).chain(&self.causes).map(String::as_str)
+    }
+
+    /// What failed and its causes, after colons.
+    #[must_use]
+    pub fn line(&self) -> String {
+        self.chain().collect::<Vec<_>>().join(": ")
+    }
+
     /// Says what to do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -45,7 +45,7 @@ fn note_parenthesised(text: &mut String, field: &Field, resolved: &Resolved) -> 
 
 /// A field that the problem names without brackets: the origin goes into the hint.
 fn note_plain(problem: &mut Problem, field: &Field, resolved: &Resolved) -> bool {
-    let said = std::iter::once(&problem.what).chain(&problem.causes).any(|text| find(text, field).is_some());
+    let said = problem.chain().any(|text| find(text, field).is_some());
     let hint = problem.hint.get_or_insert_default();
     let from = from(field, resolved);
     match find(hint, field) {

@@ -17,11 +17,8 @@ impl SkippedClip {
     /// The clip `id`, which `error` kept from being loaded.
     #[must_use]
     pub fn new(id: &str, error: &Error) -> Self {
-        let chain = |problem: &Problem| {
-            let texts = std::iter::once(&problem.what).chain(&problem.causes);
-            texts.map(String::as_str).collect::<Vec<_>>().join(": ")
-        };
-        let problem = error.problems.iter().map(chain).collect::<Vec<_>>().join("; ").replace('\n', " ");
+        let problem =
+            error.problems.iter().map(Problem::line).collect::<Vec<_>>().join("; ").replace('\n', " ");
         Self { id: id.to_owned(), problem }
     }
 }

@@ -181,8 +181,6 @@ fn kept<T>(reporter: &Reporter, consequence: &str, result: Result<T>) -> Option<
 
 fn warn(reporter: &Reporter, consequence: &str, error: &crate::Error) {
     for problem in &error.problems {
-        let chain: Vec<&str> =
-            std::iter::once(&problem.what).chain(&problem.causes).map(String::as_str).collect();
-        reporter.warn(&format!("{}; {consequence}", chain.join(": ")));
+        reporter.warn(&format!("{}; {consequence}", problem.line()));
     }
 }

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::nn::parameters::with_slices;
 
-/// Numbers that one thread adds up in one go. Fixed, so that the sum is the same for any number of threads.
-const GRAIN: usize = 1 << 16;
+/// Numbers that one thread takes in one go. Fixed, so that a sum is the same for any number of threads.
+pub(super) const GRAIN: usize = 1 << 16;
 
 /// What `torch.nn.utils.clip_grad_norm_` adds to the norm before it divides by it.
 const EPS: f64 = 1e-6;
@@ -100,6 +100,24 @@ impl Accumulator {
     }
 }
 
+/// What an operation in place changes and what it reads: contiguous f32 numbers.
+pub(super) fn numbers<'a>(
+    changed: &'a mut CpuStorage,
+    changed_at: &Layout,
+    read: &'a CpuStorage,
+    read_at: &Layout,
+) -> candle_core::Result<(&'a mut [f32], &'a [f32])> {
+    let (CpuStorage::F32(changed), CpuStorage::F32(read)) = (changed, read) else {
+        candle_core::bail!("parameters and gradients are f32")
+    };
+    let (Some((start, end)), Some((from, to))) =
+        (changed_at.contiguous_offsets(), read_at.contiguous_offsets())
+    else {
+        candle_core::bail!("parameters and gradients are contiguous")
+    };
+    Ok((&mut changed[start..end], &read[from..to]))
+}
+
 /// `sum += factor * x`, in place.
 struct AddScaled(f32);
 
@@ -115,14 +133,8 @@ impl InplaceOp2 for AddScaled {
         x: &CpuStorage,
         x_at: &Layout,
     ) -> candle_core::Result<()> {
-        let (CpuStorage::F32(sum), CpuStorage::F32(x)) = (sum, x) else {
-            candle_core::bail!("gradients are f32")
-        };
-        let (Some((start, end)), Some((from, to))) = (at.contiguous_offsets(), x_at.contiguous_offsets())
-        else {
-            candle_core::bail!("gradients are contiguous")
-        };
-        sum[start..end].par_chunks_mut(GRAIN).zip(x[from..to].par_chunks(GRAIN)).for_each(|(sum, x)| {
+        let (sum, x) = numbers(sum, at, x, x_at)?;
+        sum.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).for_each(|(sum, x)| {
             for (sum, x) in sum.iter_mut().zip(x) {
                 *sum += self.0 * x;
             }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::config::{Optimization, OptimizerKind};
 use crate::nn::Parameters;
+use crate::train::gradients::{GRAIN, numbers};
 
 /// Adam's and `AdamW`'s decay of the first moment.
 pub const BETA1: f64 = 0.9;
@@ -15,9 +16,6 @@ pub const BETA1: f64 = 0.9;
 pub const BETA2: f64 = 0.999;
 /// Adam's and `AdamW`'s eps.
 pub const EPS: f64 = 1e-8;
-
-/// Numbers that one thread updates in one go.
-const GRAIN: usize = 1 << 16;
 
 /// Updates parameters from their gradients; its state is in a checkpoint.
 pub struct Optimizer {
@@ -156,15 +154,7 @@ impl InplaceOp2 for Update<'_> {
         gradient: &CpuStorage,
         gradient_at: &Layout,
     ) -> candle_core::Result<()> {
-        let (CpuStorage::F32(parameter), CpuStorage::F32(gradient)) = (parameter, gradient) else {
-            candle_core::bail!("parameters and gradients are f32")
-        };
-        let (Some((start, end)), Some((from, to))) =
-            (at.contiguous_offsets(), gradient_at.contiguous_offsets())
-        else {
-            candle_core::bail!("parameters and gradients are contiguous")
-        };
-        let (p, g) = (&mut parameter[start..end], &gradient[from..to]);
+        let (p, g) = numbers(parameter, at, gradient, gradient_at)?;
         let scale = self.scale;
         match self.rule {
             Rule::Adam { decay, l2, step_size, root_correction } => {

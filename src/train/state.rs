@@ -14,6 +14,7 @@ use crate::error::{Kind, Problem};
 use crate::nn::Parameters;
 use crate::nn::parameters::with_slices;
 use crate::observe::run_folder::RunFolder;
+use crate::train::gradients::GRAIN;
 use crate::train::optimizer::{BETA1, BETA2, EPS};
 use crate::train::progress::{Partial, int};
 use crate::train::{Optimizer, Trainer};
@@ -79,7 +80,7 @@ fn same_file(_: &Path, _: &Path) -> bool {
 fn healthy(trainer: &Trainer, parameters: &[&[f32]]) -> Result<()> {
     let names = || trainer.network.parameters().iter().map(|(name, _)| name);
     let moments = trainer.optimizer.moments().iter().flat_map(|m| [m.exp_avg.as_slice(), &m.exp_avg_sq]);
-    let bad = |values: &[f32]| values.par_chunks(1 << 16).any(|part| part.iter().any(|v| !v.is_finite()));
+    let bad = |values: &[f32]| values.par_chunks(GRAIN).any(|part| part.iter().any(|v| !v.is_finite()));
     let sick = names().zip(parameters).find(|(_, values)| bad(values)).map(|(name, _)| name.to_owned());
     let sick = sick.or_else(|| {
         let moments_of = names().flat_map(|name| [name, name]);
