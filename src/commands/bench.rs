@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use serde_json::{Value, json};
@@ -12,11 +12,13 @@ use super::{origins, print, resolve, select_device};
 use crate::cli::{BenchArgs, Subject};
 use crate::config::{Experiment, Resolved, Setting};
 use crate::data::{Batch, Dataset, Loader, Sizes, requests};
-use crate::nn::{Pass, device, threads};
+use crate::nn::{Pass, threads};
 use crate::observe::reporter::Reporter;
 use crate::random::{Purpose, stream};
-use crate::train::feed::{default_workers, on_device};
-use crate::train::{Trainer, gradients, memory};
+use crate::train::accelerator::{End, Outcome};
+use crate::train::feed::{as_tensors, default_workers};
+use crate::train::learner::{Place, Times};
+use crate::train::{Learner, memory};
 use crate::{Error, Result};
 
 /// What an experiment must have for a run, and a benchmark without a dataset has no use for.
@@ -119,79 +121,71 @@ pub fn bench(mut args: BenchArgs, reporter: &Reporter) -> Result<()> {
     print(&text.map_err(|error| origins::in_error(error, &resolved))?)
 }
 
-/// The seconds of one step.
+/// The seconds of one step; its parts, where they can be told.
 #[derive(Clone, Copy, Debug)]
 struct Seconds {
     data: f64,
-    forward: f64,
-    backward: f64,
-    optimizer: f64,
-}
-
-impl Seconds {
     /// What PyTorch's `forward`, `backward` and `step` take together; making data is no part of it.
-    fn step(&self) -> f64 {
-        self.forward + self.backward + self.optimizer
-    }
+    step: f64,
+    parts: Option<Times>,
 }
 
 fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) -> Result<String> {
     let c = &resolved.experiment;
     let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads));
-    let mut trainer = Trainer::new(c, &device)?;
+    let mut learner = Learner::new(c, &device)?;
     let mut seconds = Vec::new();
     for step in 0..steps {
-        let these = one_step(c, &mut trainer, step as u64)?;
+        let these = one_step(c, &mut learner, step as u64)?;
         reporter.verbose(&format!("step {}: {these:?}", step + 1));
         seconds.push(these);
     }
-    seconds.sort_by(|a, b| a.step().total_cmp(&b.step()));
+    seconds.sort_by(|a, b| a.step.total_cmp(&b.step));
     let median = seconds[seconds.len() / 2];
     let images = 3 * c.data.batch_size * c.model.sequence_length;
-    let timing = Timing::new(images, seconds.iter().map(Seconds::step).collect());
+    let timing = Timing::new(images, seconds.iter().map(|seconds| seconds.step).collect());
+    let part = |of: fn(&Times) -> Duration| median.parts.map(|parts| of(&parts).as_secs_f64());
+    let (forward, backward, optimizer) = (part(|t| t.forward), part(|t| t.backward), part(|t| t.optimizer));
+    let gpu = learner.peak_gpu_memory().map(|bytes| bytes as f64 / f64::from(1 << 30));
     if json {
         return Ok(timing.json(json!({
-            "forward_s": median.forward,
-            "backward_s": median.backward,
-            "optimizer_s": median.optimizer,
+            "forward_s": forward,
+            "backward_s": backward,
+            "optimizer_s": optimizer,
             "data_s": median.data,
             "threads": threads,
-            "device": device::describe(&device),
-            "parameters": trainer.network.parameters().elements(""),
-            "frames_per_chunk": trainer.network.chunk(),
+            "device": device.name(),
+            "precision": learner.stored().to_string(),
+            "peak_gpu_gib": gpu,
+            "parameters": learner.network.parameters().elements(""),
+            "frames_per_chunk": learner.chunk(),
         })));
     }
     let s = |seconds: f64| format!("{seconds:.3} s");
-    let lines = [
-        ("forward", s(median.forward)),
-        ("backward", s(median.backward)),
-        ("optimizer", s(median.optimizer)),
-        ("data", s(median.data)),
-        ("threads", threads.to_string()),
-    ];
+    let mut lines = Vec::new();
+    let parts = [("forward", forward), ("backward", backward), ("optimizer", optimizer)];
+    lines.extend(parts.into_iter().filter_map(|(name, seconds)| Some((name, s(seconds?)))));
+    lines.extend([("data", s(median.data)), ("threads", threads.to_string())]);
+    lines.extend(gpu.map(|gib| ("peak of the GPU", format!("{gib:.2} GiB, in {}", learner.stored()))));
     Ok(timing.text("step", &lines))
 }
 
-fn one_step(c: &Experiment, trainer: &mut Trainer, step: u64) -> Result<Seconds> {
+fn one_step(c: &Experiment, learner: &mut Learner, step: u64) -> Result<Seconds> {
     let begun = Instant::now();
-    let batch = on_device(random_batch(c, c.data.batch_size, step), trainer.network.device())?;
-    let data = begun.elapsed();
-    let result = trainer.network.train(&batch.inputs, &batch.targets, &Pass::training(c.run.seed, step))?;
+    let mut batch = as_tensors(random_batch(c, c.data.batch_size, step))?;
+    learner.send(&mut batch)?;
+    let data = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
-    let norm = gradients::norm(&result.gradients)?;
-    if !(result.loss.is_finite() && norm.is_finite()) {
-        let (step, loss) = (step + 1, result.loss);
+    let pass = Pass::training(c.run.seed, step);
+    let loss = learner.forward_backward(&mut batch, &pass, Place { first: true, alone: true })?;
+    learner.update(c.optimization.lr, None, batch.clips.len(), loss)?;
+    let Outcome { loss, norm, end } = learner.outcome()?;
+    if end == End::NotFinite {
+        let step = step + 1;
         return Err(Error::run(format!("the loss of step {step} is {loss}, its gradient's norm {norm}")));
     }
-    let parameters = trainer.network.parameters();
-    trainer.optimizer.step(parameters, &result.gradients, c.optimization.lr, 1.0)?;
-    Ok(Seconds {
-        data: data.as_secs_f64(),
-        forward: result.forward.as_secs_f64(),
-        backward: result.backward.as_secs_f64(),
-        optimizer: begun.elapsed().as_secs_f64(),
-    })
+    Ok(Seconds { data, step: begun.elapsed().as_secs_f64(), parts: learner.times() })
 }
 
 /// What validation does with a batch: logits, loss and the number of right classes.
@@ -199,13 +193,15 @@ fn evaluation(resolved: &Resolved, batches: usize, json: bool, reporter: &Report
     let c = &resolved.experiment;
     let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads));
-    let trainer = Trainer::new(c, &device)?;
+    let mut learner = Learner::new(c, &device)?;
     let clips = c.data.val_batch_size.unwrap_or(c.data.batch_size);
     let mut seconds = Vec::new();
     for at in 0..batches {
-        let batch = on_device(random_batch(c, clips, at as u64), &device)?;
+        let mut batch = as_tensors(random_batch(c, clips, at as u64))?;
+        learner.send(&mut batch)?;
         let begun = Instant::now();
-        let score = trainer.network.evaluate(&batch.inputs, &batch.targets)?;
+        learner.evaluate(&mut batch)?;
+        let score = learner.score()?;
         seconds.push(begun.elapsed().as_secs_f64());
         if !score.loss.is_finite() {
             return Err(Error::run(format!("the loss of batch {} is {}", at + 1, score.loss)));
@@ -213,7 +209,7 @@ fn evaluation(resolved: &Resolved, batches: usize, json: bool, reporter: &Report
     }
     let timing = Timing::new(3 * clips * c.model.sequence_length, seconds);
     if json {
-        return Ok(timing.json(json!({ "threads": threads, "device": device::describe(&device) })));
+        return Ok(timing.json(json!({ "threads": threads, "device": device.name() })));
     }
     Ok(timing.text("batch", &[("threads", threads.to_string())]))
 }

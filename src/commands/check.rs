@@ -10,11 +10,12 @@ use super::{origins, print, resolve, select_device};
 use crate::config::{Experiment, Layers, Resolved, Resume};
 use crate::data::{Dataset, Loader, Phase, Request, Summary};
 use crate::error::{Kind, Problem};
-use crate::nn::{Pass, device, threads};
+use crate::nn::{Pass, threads};
 use crate::observe::{self, reporter::Reporter};
-use crate::train::feed::{default_workers, on_device};
+use crate::train::feed::{as_tensors, default_workers};
+use crate::train::learner::Place;
 use crate::train::memory::Plan;
-use crate::train::{Network, Trainer};
+use crate::train::{Learner, Trainer};
 use crate::{Error, Result};
 
 pub fn check(layers: Layers, reporter: &Reporter) -> Result<()> {
@@ -28,17 +29,19 @@ fn check_resolved(resolved: &Resolved, reporter: &Reporter) -> Result<()> {
     let threads = threads::start(threads::available(c.run.threads));
     let dataset = open_dataset(resolved, reporter)?;
     let problems = look_into_files(&dataset, c, reporter);
-    let trainer = Trainer::new(c, &device)?;
+    let mut trainer = Trainer::new(c, &device)?;
 
-    let device = format!("{}, {}", device::describe(&device), count(threads, "thread"));
+    let device = format!("{}, {}", device.describe(), count(threads, "thread"));
     print(&format!(
         "{}\n{}",
         describe_data(&dataset.summary(), c),
         describe_network(c, &trainer, &dataset, &device)
     ))?;
     Error::all(Kind::Data, problems)?;
-    print(&one_step(c, &dataset, &trainer.network)?)?;
-    if let (Some(frames), true) = (trainer.network.chunk(), trainer.network.chunk() != trainer.plan.chunk) {
+    print(&one_step(c, &dataset, &mut trainer.learner)?)?;
+    if let (Some(frames), true) =
+        (trainer.learner.chunk(), trainer.learner.chunk() != trainer.learner.plan.chunk)
+    {
         reporter.warn(&observe::smaller_chunk(frames));
     }
     check_work_dir(c, reporter)?;
@@ -93,7 +96,7 @@ fn row(name: &str, numbers: [usize; 5]) -> [String; 6] {
 }
 
 fn describe_network(c: &Experiment, trainer: &Trainer, dataset: &Dataset, device: &str) -> String {
-    let parameters = trainer.network.parameters();
+    let parameters = trainer.learner.network.parameters();
     let part = |name: &str, prefixes: &[&str]| {
         let number = prefixes.iter().map(|prefix| parameters.elements(prefix)).sum();
         format!("{name} {}", amount(number))
@@ -106,7 +109,7 @@ fn describe_network(c: &Experiment, trainer: &Trainer, dataset: &Dataset, device
         part("temporal", &["encoder.positional", "encoder.temporal"]),
         part("decoder", &["decoder"]),
     ];
-    let Plan { chunk, memory, budget } = trainer.plan;
+    let Plan { chunk, memory, budget } = trainer.learner.plan;
     let chunks = match chunk {
         None => "all frames of a batch at once; nothing is computed twice".to_owned(),
         Some(frames) => {
@@ -143,7 +146,7 @@ fn describe_network(c: &Experiment, trainer: &Trainer, dataset: &Dataset, device
 }
 
 /// One training step on the first batch, without an update, and what it says about a run's time.
-fn one_step(c: &Experiment, dataset: &Arc<Dataset>, network: &Network) -> Result<String> {
+fn one_step(c: &Experiment, dataset: &Arc<Dataset>, learner: &mut Learner) -> Result<String> {
     let clips: Vec<usize> = dataset.train.iter().take(c.data.batch_size).copied().collect();
     let request = Request { phase: Phase::Train, epoch: 0, clips };
     let mut loader = Loader::new(Arc::clone(dataset), 0, std::iter::once(request));
@@ -151,12 +154,14 @@ fn one_step(c: &Experiment, dataset: &Arc<Dataset>, network: &Network) -> Result
     let (_, batch) = loader.next().ok_or_else(|| Error::run("the loader has no batch"))??;
     let loading = begun.elapsed();
     let images = 3 * batch.targets.len() * c.model.sequence_length;
-    let batch = on_device(batch, network.device())?;
+    let mut batch = as_tensors(batch)?;
     let begun = Instant::now();
-    let step = network.train(&batch.inputs, &batch.targets, &Pass::training(c.run.seed, 0))?;
-    let training = begun.elapsed();
-    if !step.loss.is_finite() {
-        let problem = Problem::new(format!("the loss of one training step is {}", step.loss));
+    // A GPU tells the loss of a batch at once only where it is not alone.
+    let place = Place { first: true, alone: !learner.looks_ahead() };
+    let loss = learner.forward_backward(&mut batch, &Pass::training(c.run.seed, 0), place)?;
+    let (training, loss) = (begun.elapsed(), loss.unwrap_or(f64::NAN));
+    if !loss.is_finite() {
+        let problem = Problem::new(format!("the loss of one training step is {loss}"));
         return Err(Error::new(Kind::Numbers, problem.hint("look at the poses and the initial weights")));
     }
     let each = training.as_secs_f64() / batch.clips.len() as f64;
@@ -165,7 +170,7 @@ fn one_step(c: &Experiment, dataset: &Arc<Dataset>, network: &Network) -> Result
     Ok(format!(
         "one step     loss {:.4}; {} for {images} images ({:.0} images/s), {} to load them in one thread\n\
          a run        about {} an epoch and {} for {}, without validation\n",
-        step.loss,
+        loss,
         about(training),
         images as f64 / training.as_secs_f64(),
         about(loading),

@@ -11,11 +11,9 @@ mod train;
 use std::ffi::OsString;
 use std::io::Write;
 
-use candle_core::Device;
-
 use crate::cli::Command;
 use crate::config::{self, Layers, Resolved};
-use crate::nn::device;
+use crate::nn::device::{self, Compute};
 use crate::observe::reporter::Reporter;
 use crate::train::trainer::Ended;
 use crate::{Error, Result};
@@ -55,8 +53,8 @@ fn resolve(mut layers: Layers, reporter: &Reporter) -> Result<Resolved> {
 }
 
 /// Where an experiment computes; what it has to do without is a warning that says where its value came from.
-fn select_device(resolved: &Resolved, reporter: &Reporter) -> Device {
-    let (device, warning) = device::select(&resolved.experiment.run);
+fn select_device(resolved: &Resolved, reporter: &Reporter) -> Compute {
+    let (device, warning) = device::select(&resolved.experiment);
     if let Some(warning) = warning {
         reporter.warn(&origins::in_line(&warning, resolved));
     }

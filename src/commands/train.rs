@@ -11,7 +11,7 @@ use crate::cli::TrainArgs;
 use crate::config::{Change, Experiment, FIELDS, OnBadClip, Resolved, Resume};
 use crate::data::Dataset;
 use crate::error::{Kind, Problem};
-use crate::nn::{device, threads};
+use crate::nn::threads;
 use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::{Resumed, RunFolder, RunInfo};
 use crate::observe::{self, Observer};
@@ -84,7 +84,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         }
         earlier => {
             if let Some(path) = call.init_from {
-                state::init_from(path, trainer.network.parameters())?;
+                state::init_from(path, trainer.learner.network.parameters())?;
             }
             let folder = match earlier {
                 Some(earlier) => earlier.folder,
@@ -94,7 +94,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         }
     };
 
-    reporter.info(&summary(c, &dataset, &trainer, &device::describe(&device), threads));
+    reporter.info(&summary(c, &dataset, &trainer, &device.name(), threads));
     if trainer.progress.epoch >= c.optimization.epochs {
         reporter.info(&nothing_left(c.optimization.epochs));
         return Ok(Ended::Finished);
@@ -111,7 +111,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     folder.write_run_json(&RunInfo {
         command_line: call.arguments.iter().map(|text| text.to_string_lossy().into_owned()).collect(),
         started,
-        device: device::describe(&device),
+        device: device.name(),
         threads,
         experiment: call.experiment_file.clone(),
         event_file: observer.event_file().map(Path::to_owned),
@@ -127,7 +127,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
 
     let progress = &trainer.progress;
     let epochs = progress.epoch..c.optimization.epochs.max(progress.epoch);
-    let mut feed = Feed::new(&dataset, &c.data, c.run.seed, epochs, progress.partial.batches, &device);
+    let mut feed = Feed::new(&dataset, &c.data, c.run.seed, epochs, progress.partial.batches);
     let trained = trainer.run(&mut Surroundings {
         feed: &mut feed,
         observer: &mut observer,
@@ -316,7 +316,7 @@ fn summary(c: &Experiment, dataset: &Dataset, trainer: &Trainer, device: &str, t
         dataset.val.len(),
         count(texts.texts, "text"),
         count(texts.classes, "class"),
-        amount(trainer.network.parameters().elements("")),
+        amount(trainer.learner.network.parameters().elements("")),
         count(threads, "thread"),
         c.run.work_dir.display(),
     )

@@ -131,6 +131,9 @@ sections! {
         /// Steps in a row that may be left out because their loss or gradient is not a finite number; one more stops
         /// the run.
         skip_nonfinite_steps: usize = 0,
+        /// What `run.precision = "amp"` stores activations in on a GPU; `auto` is bfloat16 where the GPU has it, else
+        /// float16 with gradients scaled.
+        amp_dtype: AmpDtype = auto,
     }
 
     /// Where and on what the experiment runs.
@@ -206,6 +209,18 @@ choices! {
         Amp = "amp",
         /// f32 everywhere.
         Fp32 = "fp32",
+    }
+}
+
+choices! {
+    /// What mixed precision stores activations in.
+    AmpDtype {
+        /// bfloat16 where the GPU has it, else float16.
+        Auto = "auto",
+        /// bfloat16.
+        Bfloat16 = "bfloat16",
+        /// float16, with gradients scaled.
+        Float16 = "float16",
     }
 }
 

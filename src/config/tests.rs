@@ -139,7 +139,8 @@ error: a.toml:2: unknown key extend
   hint: did you mean extends?
 error: a.toml:4: unknown key optimization.momentum
   hint: [optimization] has epochs, optimizer, lr, weight_decay, scheduler, scheduler_step_size, scheduler_gamma, \
-         scheduler_tmax, label_smoothing, frames_per_chunk, accumulate, grad_clip, skip_nonfinite_steps
+         scheduler_tmax, label_smoothing, frames_per_chunk, accumulate, grad_clip, skip_nonfinite_steps, \
+         amp_dtype
 error: a.toml:5: unknown key optimization.batch_size
   hint: did you mean data.batch_size?
 error: a.toml:6: unknown key optimization.label_smothing

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::decoder::Decoder;
+use super::drops::HeadDrops;
 use super::encoder::{BACKBONES, Encoder};
 use super::trace::{Activation, Activations, Trace, unseen};
 use super::vit::VisionTransformer;
@@ -95,6 +96,12 @@ impl Classifier {
     #[must_use]
     pub fn backbones(&self) -> &[VisionTransformer; 3] {
         self.encoder.backbones()
+    }
+
+    /// The dropouts of all that follows the backbones.
+    #[must_use]
+    pub fn head_drops(&self) -> HeadDrops {
+        self.encoder.drops()
     }
 
     /// All that follows the backbones: their features (N, D) each, to logits (B, V).

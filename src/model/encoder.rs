@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::classifier::Inputs;
+use super::drops::HeadDrops;
 use super::fusion::Fusion;
 use super::projector::Projector;
 use super::temporal::{Positional, Temporal};
@@ -52,6 +53,17 @@ impl Encoder {
     #[must_use]
     pub fn backbones(&self) -> &[VisionTransformer; 3] {
         &self.backbones
+    }
+
+    /// Where what follows the backbones drops something.
+    #[must_use]
+    pub fn drops(&self) -> HeadDrops {
+        let [face, left, right] = self.projectors.each_ref().map(Projector::dropout);
+        HeadDrops {
+            projectors: [face, left, right, self.pose_projector.dropout()],
+            fusion: self.fusion.dropout(),
+            layers: self.temporal.drops(),
+        }
     }
 
     /// The backbones' features (N, D) each, and the batch's poses, to (B, T, D). `trace` sees what each part gives.

@@ -3,6 +3,7 @@
 
 mod classifier;
 mod decoder;
+mod drops;
 mod encoder;
 mod fused;
 mod fusion;
@@ -12,5 +13,6 @@ mod trace;
 mod vit;
 
 pub use classifier::{Classifier, Inputs};
+pub use drops::{HeadDrops, LayerDrops};
 pub use trace::Activation;
 pub use vit::VisionTransformer;

@@ -99,12 +99,14 @@ impl VisionTransformer {
     }
 
     /// The dropout after the positions.
-    pub(super) fn position_dropout(&self) -> Dropout {
+    #[must_use]
+    pub fn position_dropout(&self) -> Dropout {
         self.pos_drop
     }
 
     /// Each block's dropouts.
-    pub(super) fn block_drops(&self) -> Vec<BlockDrops> {
+    #[must_use]
+    pub fn block_drops(&self) -> Vec<BlockDrops> {
         let drops = |block: &Block| BlockDrops {
             attention: block.attn.dropout(),
             mlp: block.mlp.dropout,

@@ -1,34 +1,106 @@
-//! Where a run computes.
+//! Where a run computes, and in what.
 
-use candle_core::Device;
+#[cfg(any(feature = "cuda", test))]
+use std::rc::Rc;
 
 use crate::Error;
-use crate::config;
+use crate::config::{self, AmpDtype, Experiment, Precision};
 use crate::error::{Kind, Problem};
+use crate::nn::Stored;
+#[cfg(any(feature = "cuda", test))]
+use crate::nn::gpu::Card;
+
+/// Where a run computes.
+#[derive(Clone)]
+pub enum Compute {
+    /// On the CPU.
+    Cpu,
+    /// On a GPU.
+    #[cfg(any(feature = "cuda", test))]
+    Gpu(Rc<dyn Card>),
+}
+
+impl Compute {
+    /// Whether it is the CPU.
+    #[must_use]
+    pub fn is_cpu(&self) -> bool {
+        matches!(self, Self::Cpu)
+    }
+
+    /// As `run.device` has it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Cpu => "cpu".to_owned(),
+            #[cfg(any(feature = "cuda", test))]
+            Self::Gpu(card) => card.name(),
+        }
+    }
+
+    /// As a person reads it.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Cpu => "cpu".to_owned(),
+            #[cfg(any(feature = "cuda", test))]
+            Self::Gpu(card) => card.describe(),
+        }
+    }
+
+    /// Memory that a GPU has free, in bytes; `None` where it does not tell, and on the CPU.
+    #[must_use]
+    pub fn free_memory(&self) -> Option<usize> {
+        match self {
+            Self::Cpu => None,
+            #[cfg(any(feature = "cuda", test))]
+            Self::Gpu(card) => card.free_memory(),
+        }
+    }
+
+    /// What activations are stored in.
+    #[must_use]
+    #[cfg_attr(not(any(feature = "cuda", test)), allow(unused_variables))]
+    pub fn stored(&self, c: &Experiment) -> Stored {
+        match self {
+            Self::Cpu => Stored::F32,
+            #[cfg(any(feature = "cuda", test))]
+            Self::Gpu(card) => match (c.run.precision, c.optimization.amp_dtype) {
+                (Precision::Fp32, _) => Stored::F32,
+                (Precision::Amp, AmpDtype::Auto | AmpDtype::Bfloat16) if card.has_bf16() => Stored::Bf16,
+                (Precision::Amp, _) => Stored::F16,
+            },
+        }
+    }
+}
 
 /// The device that the configuration asks for, or the CPU where it cannot be had; and what there is to say about that,
 /// with the fields concerned as `(section.field)`.
 #[must_use]
-pub fn select(c: &config::Run) -> (Device, Option<String>) {
+pub fn select(c: &Experiment) -> (Compute, Option<String>) {
     select_with(c, open)
 }
 
 fn select_with(
-    c: &config::Run,
-    open: impl FnOnce(usize) -> Result<Device, String>,
-) -> (Device, Option<String>) {
-    let amp = c.precision == config::Precision::Amp;
-    let config::Device::Cuda(index) = c.device else {
+    c: &Experiment,
+    open: impl FnOnce(usize) -> Result<Compute, String>,
+) -> (Compute, Option<String>) {
+    let amp = c.run.precision == Precision::Amp;
+    let config::Device::Cuda(index) = c.run.device else {
         let said = "mixed precision (run.precision) is for GPUs: on the CPU, the run is in f32";
-        return (Device::Cpu, amp.then(|| said.to_owned()));
+        return (Compute::Cpu, amp.then(|| said.to_owned()));
     };
     match open(index) {
-        Ok(device) => (device, None),
+        Ok(compute) => {
+            let wanted = amp && c.optimization.amp_dtype == AmpDtype::Bfloat16;
+            let said = "this GPU has no bfloat16 (optimization.amp_dtype): activations are float16";
+            let lacks = wanted && compute.stored(c) != Stored::Bf16;
+            (compute, lacks.then(|| said.to_owned()))
+        }
         Err(why) => {
             let in_f32 = if amp { ", in f32" } else { "" };
-            let device = c.device;
+            let device = c.run.device;
             (
-                Device::Cpu,
+                Compute::Cpu,
                 Some(format!(
                     "the device {device} (run.device) cannot be used: {why}; the run goes on on the CPU{in_f32}"
                 )),
@@ -38,21 +110,13 @@ fn select_with(
 }
 
 #[cfg(feature = "cuda")]
-use super::cuda::open;
-
-#[cfg(not(feature = "cuda"))]
-fn open(_: usize) -> Result<Device, String> {
-    Err("this slt-run was built without CUDA (cargo build --release --features cuda)".to_owned())
+fn open(index: usize) -> Result<Compute, String> {
+    super::gpu::cuda::open(index).map(Compute::Gpu)
 }
 
-/// Memory that a GPU has free, in bytes; `None` where it does not tell, and on the CPU.
-#[must_use]
-pub fn free_memory(device: &Device) -> Option<usize> {
-    match device {
-        #[cfg(feature = "cuda")]
-        Device::Cuda(device) => super::cuda::free_memory(device),
-        _ => None,
-    }
+#[cfg(not(feature = "cuda"))]
+fn open(_: usize) -> Result<Compute, String> {
+    Err("this slt-run was built without CUDA (cargo build --release --features cuda)".to_owned())
 }
 
 /// Whether a GPU's memory was full. Told by the names that CUDA's driver and cuBLAS give it: their error types exist only
@@ -73,48 +137,95 @@ pub fn out_of_memory(with: &str, lower: &str, error: &candle_core::Error) -> Err
     ))
 }
 
-/// As a person reads it.
-#[must_use]
-pub fn describe(device: &Device) -> String {
-    match device.location() {
-        candle_core::DeviceLocation::Cpu => "cpu".to_owned(),
-        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn selected(device: &str, precision: config::Precision) -> (Device, Option<String>) {
-        let c = config::Run {
-            work_dir: "x".into(),
-            device: config::Device::from_text(device).unwrap(),
-            precision,
-            seed: 0,
-            threads: None,
-            memory_budget: config::MemoryBudget::Auto,
-            resume: config::Resume::Never,
-            checkpoint_every: config::CheckpointEvery::Epoch,
+    fn experiment(device: &str, precision: &str, amp_dtype: &str) -> Experiment {
+        let setting = |key: &str, value: &str| config::Setting {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            origin: "a test".to_owned(),
         };
-        select_with(&c, |index| Err(format!("there is no number {index}")))
+        let paths = [
+            "face_dir",
+            "hand_left_dir",
+            "hand_right_dir",
+            "pose_dir",
+            "metadata_csv",
+            "train_index",
+            "val_index",
+        ];
+        let mut presets: Vec<_> = paths.iter().map(|key| setting(&format!("data.{key}"), "x")).collect();
+        presets.extend([
+            setting("run.work_dir", "x"),
+            setting("run.device", device),
+            setting("run.precision", precision),
+            setting("optimization.amp_dtype", amp_dtype),
+        ]);
+        config::resolve(&config::Layers { presets, ..config::Layers::default() }).unwrap().experiment
+    }
+
+    fn selected(device: &str, precision: &str) -> (Compute, Option<String>) {
+        select_with(&experiment(device, precision, "auto"), |index| {
+            Err(format!("there is no number {index}"))
+        })
+    }
+
+    /// A GPU that has bf16, or not.
+    struct Pretended(bool);
+
+    impl Card for Pretended {
+        fn name(&self) -> String {
+            "cuda:0".to_owned()
+        }
+
+        fn describe(&self) -> String {
+            "pretended".to_owned()
+        }
+
+        fn has_bf16(&self) -> bool {
+            self.0
+        }
+
+        fn free_memory(&self) -> Option<usize> {
+            None
+        }
+
+        fn machine(&self, _: Stored, _: &[usize]) -> candle_core::Result<Rc<dyn crate::nn::gpu::Machine>> {
+            candle_core::bail!("there is none")
+        }
+    }
+
+    #[test]
+    fn activations_are_what_the_gpu_has() {
+        let stored = |has_bf16: bool, precision: &str, amp_dtype: &str| {
+            let c = experiment("cuda", precision, amp_dtype);
+            let (compute, said) = select_with(&c, |_| Ok(Compute::Gpu(Rc::new(Pretended(has_bf16)))));
+            (compute.stored(&c), said.is_some())
+        };
+        assert_eq!(stored(true, "amp", "auto"), (Stored::Bf16, false));
+        assert_eq!(stored(true, "amp", "float16"), (Stored::F16, false));
+        assert_eq!(stored(true, "fp32", "bfloat16"), (Stored::F32, false));
+        assert_eq!(stored(false, "amp", "auto"), (Stored::F16, false));
+        assert_eq!(stored(false, "amp", "bfloat16"), (Stored::F16, true));
+        assert_eq!(Compute::Cpu.stored(&experiment("cpu", "amp", "bfloat16")), Stored::F32);
     }
 
     #[test]
     fn what_cannot_be_had_is_said_once() {
-        let (device, said) = selected("cuda:3", config::Precision::Amp);
-        assert!(device.is_cpu());
+        let (compute, said) = selected("cuda:3", "amp");
+        assert!(compute.is_cpu());
         assert_eq!(
             said.unwrap(),
             "the device cuda:3 (run.device) cannot be used: there is no number 3; \
              the run goes on on the CPU, in f32"
         );
-        let (_, said) = selected("cuda", config::Precision::Fp32);
+        let (_, said) = selected("cuda", "fp32");
         assert!(said.unwrap().ends_with("there is no number 0; the run goes on on the CPU"));
-        let (_, said) = selected("cpu", config::Precision::Amp);
+        let (_, said) = selected("cpu", "amp");
         assert!(said.unwrap().contains("(run.precision)"));
-        assert_eq!(selected("cpu", config::Precision::Fp32).1, None);
+        assert_eq!(selected("cpu", "fp32").1, None);
     }
 
     #[test]

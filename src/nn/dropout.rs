@@ -56,6 +56,24 @@ impl Dropout {
         self.p > 0.0
     }
 
+    /// Its place in the random streams.
+    #[must_use]
+    pub fn site(&self) -> u64 {
+        self.site
+    }
+
+    /// Random numbers of 32 bits below this one are zeros.
+    #[must_use]
+    pub fn threshold(&self) -> u32 {
+        (self.p * 4_294_967_296.0) as u32
+    }
+
+    /// What the elements that are kept are multiplied by.
+    #[must_use]
+    pub fn scale(&self) -> f32 {
+        (1.0 / (1.0 - self.p)) as f32
+    }
+
     /// Zeros elements of `x` (rows, …) with probability `p` and scales the others by `1 / (1 - p)`.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         match pass.masks {
@@ -80,8 +98,7 @@ impl Dropout {
     /// Fills `mask`, one row's elements, with 0 (probability `p`) or `1 / (1 - p)`.
     pub fn fill_row(&self, mask: &mut [f32], masks: Masks, row: usize) {
         let mut rng = stream(masks.seed, Purpose::Dropout, [masks.step, self.site << 40 | row as u64]);
-        let threshold = (self.p * 4_294_967_296.0) as u32;
-        let keep = (1.0 / (1.0 - self.p)) as f32;
+        let (threshold, keep) = (self.threshold(), self.scale());
         for value in mask {
             *value = if rng.next_u32() < threshold { 0.0 } else { keep };
         }

@@ -5,16 +5,17 @@
 
 pub mod attention;
 pub mod cpu;
-#[cfg(feature = "cuda")]
-pub mod cuda;
 pub mod device;
 pub mod dropout;
+#[cfg(any(feature = "cuda", test))]
+pub mod gpu;
 pub mod images;
 pub mod init;
 pub mod linear;
 pub mod loss;
 pub mod norm;
 pub mod parameters;
+mod stored;
 pub mod threads;
 
 pub use attention::MultiheadAttention;
@@ -24,3 +25,4 @@ pub use init::Init;
 pub use linear::Linear;
 pub use norm::LayerNorm;
 pub use parameters::{Builder, Parameters};
+pub use stored::Stored;

@@ -75,6 +75,11 @@ impl<'a> Observer<'a> {
         self.reporter.warn(&format!("{why}: the step is left out"));
     }
 
+    /// A step's gradient was too large for float16: what it is multiplied by from now on.
+    pub fn rescaled(&self, step: u64, scale: f64) {
+        self.reporter.verbose(&format!("step {step} is left out: the scale of gradients is {scale} now"));
+    }
+
     /// Validation of `steps` batches begins.
     pub fn begin_validation(&self, steps: usize) {
         self.reporter.begin_validation(steps);

@@ -7,7 +7,7 @@ use crate::nn::device::{is_out_of_memory, out_of_memory};
 use crate::{Error, Result};
 
 /// The chunk of a network's steps.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Chunks {
     /// `None` = all frames of a batch at once.
     now: Cell<Option<usize>>,

@@ -1,4 +1,4 @@
-//! What the training loop eats: the batches of every epoch in order, loaded ahead, on the device.
+//! What the training loop eats: the batches of every epoch in order, loaded ahead.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use candle_core::{Device, Tensor};
 
 use crate::config;
-use crate::data::{Batch, Dataset, Loader, Phase, SkippedClip, requests};
+use crate::data::{Batch, Dataset, Loader, Phase, Request, SkippedClip, requests};
 use crate::model::Inputs;
 use crate::nn::Images;
 use crate::{Error, Result};
@@ -17,13 +17,14 @@ use crate::{Error, Result};
 pub struct Feed {
     loader: Loader,
     dataset: Arc<Dataset>,
-    device: Device,
+    /// The batch after the one that was given last, where it has been looked at.
+    ahead: Option<Result<(Request, TensorBatch)>>,
     steps: usize,
     validation_steps: usize,
 }
 
-/// One batch on the device.
-pub struct DeviceBatch {
+/// One batch as tensors in the host's memory.
+pub struct TensorBatch {
     /// The network's inputs.
     pub inputs: Inputs,
     /// Class indices (B), u32.
@@ -33,6 +34,8 @@ pub struct DeviceBatch {
     pub clips: Vec<usize>,
     /// Clips that it lacks because they could not be loaded (`data.on_bad_clip = "skip"`).
     pub skipped: Vec<SkippedClip>,
+    /// Where it is on a GPU, once it has been sent there.
+    pub slot: Option<usize>,
 }
 
 impl Feed {
@@ -44,7 +47,6 @@ impl Feed {
         seed: u64,
         epochs: Range<usize>,
         done: usize,
-        device: &Device,
     ) -> Self {
         let sizes = [c.batch_size, c.val_batch_size.unwrap_or(c.batch_size)];
         let clips = [dataset.train.clone(), dataset.val.clone()];
@@ -52,7 +54,7 @@ impl Feed {
         let workers = c.num_workers.unwrap_or_else(default_workers);
         let loader =
             Loader::new(Arc::clone(dataset), workers, requests(seed, clips, sizes, epochs).skip(done));
-        Self { loader, dataset: Arc::clone(dataset), device: device.clone(), steps, validation_steps }
+        Self { loader, dataset: Arc::clone(dataset), ahead: None, steps, validation_steps }
     }
 
     /// Training batches an epoch.
@@ -75,15 +77,30 @@ impl Feed {
     }
 
     /// The next batch, which is of `phase` and `epoch` (from 0): the loop asks for them in the order of the plan.
-    pub fn next(&mut self, phase: Phase, epoch: usize) -> Result<DeviceBatch> {
-        let (request, batch) = self
-            .loader
-            .next()
-            .ok_or_else(|| Error::run("the loader has no batch where the loop expects one"))??;
+    pub fn next(&mut self, phase: Phase, epoch: usize) -> Result<TensorBatch> {
+        let (request, batch) = match self.ahead.take() {
+            Some(ahead) => ahead?,
+            None => self
+                .load()
+                .ok_or_else(|| Error::run("the loader has no batch where the loop expects one"))??,
+        };
         if request.phase != phase || request.epoch != epoch {
             return Err(Error::run("the loader's batches are out of step with the loop"));
         }
-        on_device(batch, &self.device)
+        Ok(batch)
+    }
+
+    /// The batch that [`Self::next`] will give, once it is loaded; none after the last, or where it cannot be had.
+    pub fn peek(&mut self) -> Option<&mut TensorBatch> {
+        if self.ahead.is_none() {
+            self.ahead = self.load();
+        }
+        self.ahead.as_mut().and_then(|ahead| ahead.as_mut().ok()).map(|(_, batch)| batch)
+    }
+
+    fn load(&mut self) -> Option<Result<(Request, TensorBatch)>> {
+        let loaded = self.loader.next()?;
+        Some(loaded.and_then(|(request, batch)| Ok((request, as_tensors(batch)?))))
     }
 
     /// How long [`Self::next`] has waited for data since the last call.
@@ -98,14 +115,15 @@ pub fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8)
 }
 
-/// Moves a batch to the device; images stay bytes.
-pub fn on_device(batch: Batch, device: &Device) -> Result<DeviceBatch> {
+/// A batch as tensors; images stay bytes, and nothing is copied.
+pub fn as_tensors(batch: Batch) -> Result<TensorBatch> {
+    let device = &Device::Cpu;
     let (clips, frames, size) = (batch.targets.len(), batch.sizes.frames, batch.sizes.image_size);
     let shape = (clips * frames, size, size, 3);
     let images = |bytes: Vec<u8>| Tensor::from_vec(bytes, shape, device).map(Images::Bytes);
     let [face, left, right] = batch.images;
     let mask: Vec<u8> = batch.pad_mask.iter().map(|&valid| u8::from(valid)).collect();
-    Ok(DeviceBatch {
+    Ok(TensorBatch {
         inputs: Inputs {
             images: [images(face)?, images(left)?, images(right)?],
             pose: Tensor::from_vec(batch.pose, (clips, frames, batch.sizes.pose), device)?,
@@ -114,6 +132,7 @@ pub fn on_device(batch: Batch, device: &Device) -> Result<DeviceBatch> {
         targets: Tensor::from_vec(batch.targets, clips, device)?,
         clips: batch.clips,
         skipped: batch.skipped,
+        slot: None,
     })
 }
 
@@ -126,7 +145,7 @@ mod tests {
     fn a_batch_without_clips_is_one() {
         let mut batch = Batch::new(Vec::new(), Sizes { frames: 3, image_size: 2, pose: 6 });
         batch.skipped.push(SkippedClip { id: "a".to_owned(), problem: "gone".to_owned() });
-        let batch = on_device(batch, &Device::Cpu).unwrap();
+        let batch = as_tensors(batch).unwrap();
         assert_eq!((batch.clips.len(), batch.skipped[0].id.as_str()), (0, "a"));
         assert_eq!(batch.inputs.pose.dims(), [0, 3, 6]);
     }

@@ -70,12 +70,8 @@ impl Accumulator {
             let zeros: candle_core::Result<_> = gradients.iter().map(Tensor::zeros_like).collect();
             self.sums = zeros?;
         }
-        for (sum, gradient) in self.sums.iter_mut().zip(gradients) {
-            if sum.device().is_cpu() {
-                sum.inplace_op2(&gradient.contiguous()?, &AddScaled(clips as f32))?;
-            } else {
-                *sum = (&*sum + (gradient * clips as f64)?)?.detach();
-            }
+        for (sum, gradient) in self.sums.iter().zip(gradients) {
+            sum.inplace_op2(&gradient.contiguous()?, &AddScaled(clips as f32))?;
         }
         self.clips += clips;
         Ok(())

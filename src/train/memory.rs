@@ -3,11 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use candle_core::Device;
-
 use crate::config::{Chunk, Experiment, MemoryBudget, OptimizerKind};
 use crate::nn::cpu::vit::{Shape, UNIT};
-use crate::nn::device;
+use crate::nn::device::Compute;
 
 /// Batches that are in memory at a time: the one that trains and those loaded ahead.
 const BATCHES: usize = 3;
@@ -42,33 +40,40 @@ pub struct Plan {
 }
 
 impl Memory {
-    /// For a network of `parameters` numbers with backbones of `shape`, `chunk` frames at a time, fused on the CPU or as
-    /// a `graph` of Candle's operations.
+    /// For a network of `parameters` numbers with backbones of `shape`, `chunk` frames at a time.
     #[must_use]
     pub fn expected(
         c: &Experiment,
         shape: &Shape,
         parameters: usize,
         chunk: Option<usize>,
-        graph: bool,
+        compute: &Compute,
     ) -> Self {
         let moments = if c.optimization.optimizer == OptimizerKind::Sgd { 0 } else { 2 };
-        let sums = usize::from(c.optimization.accumulate > 1);
         let (clips, frames) = (c.data.batch_size, c.model.sequence_length);
         let images = clips * frames;
-        let at_a_time = chunk.unwrap_or(images).min(images);
-        let tapes = if at_a_time < images { at_a_time } else { 3 * images };
-        let (tape, backward) = if graph {
-            // A gradient beside what it is the gradient of: one block's at a time.
-            (graph_bytes(shape), graph_bytes(shape) / shape.depth)
-        } else {
-            (shape.tape_bytes(), shape.backward_bytes())
-        };
-        Self {
-            parameters: parameters * 4 * (2 + moments + sums),
-            backbones: tapes * tape + at_a_time * backward,
-            head: head(c, clips, frames),
-            batches: BATCHES * 3 * images * shape.image * shape.image * 3,
+        let bytes = 3 * images * shape.image * shape.image * 3;
+        match compute {
+            Compute::Cpu => {
+                let sums = usize::from(c.optimization.accumulate > 1);
+                let at_a_time = chunk.unwrap_or(images).min(images);
+                let tapes = if at_a_time < images { at_a_time } else { 3 * images };
+                Self {
+                    parameters: parameters * 4 * (2 + moments + sums),
+                    backbones: tapes * shape.tape_bytes() + at_a_time * shape.backward_bytes(),
+                    head: head(c, clips, frames),
+                    batches: BATCHES * bytes,
+                }
+            }
+            #[cfg(any(feature = "cuda", test))]
+            Compute::Gpu(_) => {
+                use crate::nn::{Stored, gpu::Engine};
+                let stored = compute.stored(c);
+                let copy = if stored == Stored::F32 { 0 } else { stored.bytes() };
+                let (backbones, head) = Engine::step_bytes(&c.model, shape, clips, chunk, stored);
+                let parameters = parameters * (4 * (2 + moments) + copy);
+                Self { parameters, backbones, head, batches: 2 * bytes }
+            }
         }
     }
 
@@ -77,15 +82,6 @@ impl Memory {
     pub fn total(&self) -> usize {
         self.parameters + self.backbones + self.head + self.batches
     }
-}
-
-/// Bytes that a backbone's graph keeps for an image, all dropouts on: counted from the operations of
-/// [`crate::model::VisionTransformer::forward`].
-fn graph_bytes(shape: &Shape) -> usize {
-    let tokens = shape.tokens();
-    let block = tokens * (35 * shape.width + 5 * shape.hidden) + 6 * shape.heads * tokens * tokens;
-    let patches = 3 * shape.image * shape.image + tokens * shape.width;
-    4 * (shape.depth * block + 4 * patches)
 }
 
 /// The temporal encoder's activations and their gradients, as the graph's operations leave them.
@@ -100,14 +96,13 @@ impl Plan {
     /// The configured chunk, or the one that fits the budget: all at once where that fits, else the most frames that
     /// do, up to where more gain nothing, in whole units so that results do not depend on the choice.
     #[must_use]
-    pub fn new(c: &Experiment, shape: &Shape, parameters: usize, device: &Device) -> Self {
-        let graph = !device.is_cpu();
+    pub fn new(c: &Experiment, shape: &Shape, parameters: usize, compute: &Compute) -> Self {
         let budget = match c.run.memory_budget {
             MemoryBudget::Bytes(bytes) => Some(bytes),
-            MemoryBudget::Auto if graph => device::free_memory(device).map(|bytes| bytes / 10 * 9),
-            MemoryBudget::Auto => available().map(|bytes| bytes / 4 * 3),
+            MemoryBudget::Auto if compute.is_cpu() => available().map(|bytes| bytes / 4 * 3),
+            MemoryBudget::Auto => compute.free_memory().map(|bytes| bytes / 10 * 9),
         };
-        let expected = |chunk| Memory::expected(c, shape, parameters, chunk, graph);
+        let expected = |chunk| Memory::expected(c, shape, parameters, chunk, compute);
         let fits = |chunk| budget.is_none_or(|budget| expected(chunk).total() <= budget);
         let chunk = match c.optimization.frames_per_chunk {
             Chunk::Frames(frames) => {
@@ -115,7 +110,8 @@ impl Plan {
             }
             Chunk::Auto if fits(None) => None,
             Chunk::Auto => {
-                let largest = if graph { LARGEST_USEFUL_CHUNK_ON_GPU } else { LARGEST_USEFUL_CHUNK };
+                let largest =
+                    if compute.is_cpu() { LARGEST_USEFUL_CHUNK } else { LARGEST_USEFUL_CHUNK_ON_GPU };
                 let units = (1..=largest / UNIT).rev().map(|units| units * UNIT);
                 Some(units.into_iter().find(|&chunk| fits(Some(chunk))).unwrap_or(UNIT))
             }

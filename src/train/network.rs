@@ -6,8 +6,6 @@ use std::time::{Duration, Instant};
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 
-use super::chunks::Chunks;
-use super::graph::Graph;
 use crate::config;
 use crate::model::{Activation, Classifier, Inputs};
 use crate::nn::cpu::vit::{Shape, Tape, Workspace};
@@ -21,7 +19,7 @@ pub struct Network {
     label_smoothing: f64,
     device: Device,
     /// Frames of a stream that go through its backbone at a time; `None` = all, without computing anything twice.
-    chunks: Chunks,
+    chunk: Option<usize>,
     buffers: RefCell<Buffers>,
 }
 
@@ -59,28 +57,27 @@ impl Network {
         let classifier = Classifier::new(model, device, seed)?;
         let evaluator = classifier.without_graph(model, device)?;
         let (device, buffers) = (device.clone(), RefCell::default());
-        Ok(Self { classifier, evaluator, label_smoothing, device, chunks: Chunks::default(), buffers })
+        Ok(Self { classifier, evaluator, label_smoothing, device, chunk: None, buffers })
     }
 
     /// Lets `chunk` frames of a stream go through its backbone at a time, if not all (`None`): less memory, for a second
     /// forward pass. Losses and gradients are the same but for rounding.
     #[must_use]
     pub fn in_chunks(mut self, chunk: Option<usize>) -> Self {
-        self.chunks = Chunks::new(chunk);
+        self.chunk = chunk;
         self
     }
 
-    /// Lets fewer through where a GPU's memory turns out to be too small.
-    #[must_use]
-    pub fn or_fewer(mut self, may_shrink: bool) -> Self {
-        self.chunks = self.chunks.or_fewer(may_shrink);
-        self
-    }
-
-    /// Frames of a stream that go through its backbone at a time, as things stand.
+    /// Frames of a stream that go through its backbone at a time, if not all.
     #[must_use]
     pub fn chunk(&self) -> Option<usize> {
-        self.chunks.get()
+        self.chunk
+    }
+
+    /// The network itself.
+    #[must_use]
+    pub fn classifier(&self) -> &Classifier {
+        &self.classifier
     }
 
     /// The parameters, in PyTorch's order.
@@ -95,38 +92,19 @@ impl Network {
         self.classifier.backbones()[0].shape()
     }
 
-    /// Where it computes.
-    #[must_use]
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
     /// Forward and backward. `targets` (B) are class indices, u32; `pass.first_row` counts clips.
-    pub fn train(&self, inputs: &Inputs, targets: &Tensor, pass: &Pass) -> Result<Step> {
-        if self.device.is_cpu() {
-            return self.train_fused(inputs, targets, pass);
-        }
-        let images = inputs.images[0].count()?;
-        self.chunks.run(images, |chunk| self.graph().train(chunk, inputs, targets, pass))
-    }
-
-    /// The same as plain operations, for devices other than the CPU.
-    fn graph(&self) -> Graph<'_> {
-        let Self { classifier, evaluator, label_smoothing, .. } = self;
-        Graph { classifier, evaluator, label_smoothing: *label_smoothing }
-    }
-
+    ///
     /// As a graph only from the backbones' features to one vector a clip; the backbones themselves are fused. In chunks,
     /// their forward pass keeps nothing and is computed again for each chunk when the gradients come back.
     ///
     /// Memory is highest when the backbones' tapes are full. What can wait comes after them: the gradient of the
     /// classes' weight, and, where the tapes are used but once, the backbones' gradients, which take their place.
-    fn train_fused(&self, inputs: &Inputs, targets: &Tensor, pass: &Pass) -> Result<Step> {
+    pub fn train(&self, inputs: &Inputs, targets: &Tensor, pass: &Pass) -> Result<Step> {
         let begun = Instant::now();
         let backbones = || self.classifier.backbones().iter().zip(&inputs.images);
         let images_pass = inputs.images_pass(pass)?;
         let images = inputs.images[0].count()?;
-        let chunk = self.chunks.get().filter(|&chunk| chunk < images);
+        let chunk = self.chunk.filter(|&chunk| chunk < images);
         let mut buffers = self.buffers.borrow_mut();
         let Buffers { tapes, workspace } = &mut *buffers;
         tapes.resize_with(if chunk.is_some() { 1 } else { 3 }, Tape::default);
@@ -183,9 +161,6 @@ impl Network {
 
     /// Logits (B, V), without dropout and without a graph.
     pub fn logits(&self, inputs: &Inputs) -> Result<Tensor> {
-        if !self.device.is_cpu() {
-            return self.chunks.run(inputs.images[0].count()?, |chunk| self.graph().logits(chunk, inputs));
-        }
         let backbones = self.evaluator.backbones().iter().zip(&inputs.images);
         let features: candle_core::Result<Vec<Tensor>> =
             backbones.map(|(net, images)| net.fused_forward(images, &Pass::EVALUATION, None)).collect();
@@ -302,27 +277,22 @@ mod tests {
         Ok(())
     }
 
-    /// The plain graph against the fused operations, with dropout, whole and in chunks.
+    /// The network as one graph of plain operations against the fused ones, with dropout.
     #[test]
-    fn the_graph_gives_the_same_in_chunks_of_any_size() -> Result<()> {
+    fn the_graph_gives_the_same() -> Result<()> {
         let network = Network::new(&model(6), 0.1, &Device::Cpu, 3)?;
-        let (inputs, targets) = batch(6)?; // 12 images a stream
+        let (inputs, targets) = batch(6)?;
         let pass = Pass { first_row: 2, ..Pass::training(1, 5) };
-        let floats = |step: &Step| -> candle_core::Result<Vec<Vec<f32>>> {
-            step.gradients.iter().map(|g| g.flatten_all()?.to_vec1::<f32>()).collect()
-        };
         let fused = network.train(&inputs, &targets, &pass)?;
-        let (expected, logits) = (floats(&fused)?, network.logits(&inputs)?.flatten_all()?.to_vec1::<f32>()?);
-        for chunk in [None, Some(12), Some(100), Some(6), Some(5), Some(1)] {
-            let step = network.graph().train(chunk, &inputs, &targets, &pass)?;
-            let found = floats(&step)?;
-            assert!((step.loss / fused.loss - 1.0).abs() < 1e-5, "{chunk:?}: {} {}", step.loss, fused.loss);
-            assert_eq!(found.len(), expected.len());
-            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                assert!(distance(from_ref(found), from_ref(expected)) < 1e-4, "{chunk:?}: gradient {i}");
-            }
-            let other = network.graph().logits(chunk, &inputs)?.flatten_all()?.to_vec1::<f32>()?;
-            assert!(distance(&[other], from_ref(&logits)) < 1e-5, "{chunk:?}: logits");
+        let logits = network.classifier().forward(&inputs, &pass)?;
+        let loss = loss::cross_entropy(&logits, &targets, 0.1)?;
+        let store = loss.backward()?;
+        let loss = f64::from(loss.to_scalar::<f32>()?);
+        assert!((fused.loss / loss - 1.0).abs() < 1e-5, "{} {loss}", fused.loss);
+        for ((name, var), found) in network.parameters().iter().zip(&fused.gradients) {
+            let expected = gradient(&store, name, var)?.flatten_all()?.to_vec1::<f32>()?;
+            let found = found.flatten_all()?.to_vec1::<f32>()?;
+            assert!(distance(from_ref(&found), from_ref(&expected)) < 1e-4, "{name}");
         }
         Ok(())
     }

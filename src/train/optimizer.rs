@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor, Var};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
 use rayon::prelude::*;
 
 use crate::Result;
@@ -81,38 +81,49 @@ impl Optimizer {
         (self.steps, self.moments) = (steps, moments);
     }
 
+    /// The numbers of the next step, at the learning rate `lr`.
+    #[must_use]
+    pub fn next_rule(&self, lr: f64) -> Rule {
+        Rule::new(self.kind, lr, self.weight_decay, self.steps + 1)
+    }
+
+    /// Counts a step that was taken elsewhere.
+    pub fn count_step(&mut self) {
+        self.steps += 1;
+    }
+
     /// One step at the learning rate `lr`; `gradients` are in the parameters' order, and count `scale` times.
     pub fn step(&mut self, parameters: &Parameters, gradients: &[Tensor], lr: f64, scale: f64) -> Result<()> {
+        let rule = self.next_rule(lr);
         self.steps += 1;
-        let rule = Rule::new(self.kind, lr, self.weight_decay, self.steps);
         let scale = scale as f32;
         for (((_, var), gradient), moments) in parameters.iter().zip(gradients).zip(&mut self.moments) {
             let update = Update { rule, scale, moments: RefCell::new(moments) };
-            if var.device().is_cpu() {
-                var.as_tensor().inplace_op2(&gradient.contiguous()?, &update)?;
-            } else {
-                // The moments are in main memory, so the update is computed there.
-                let parameter = var.as_tensor().to_device(&Device::Cpu)?;
-                parameter.inplace_op2(&gradient.to_device(&Device::Cpu)?.contiguous()?, &update)?;
-                var.set(&parameter.to_device(var.device())?)?;
-            }
+            var.as_tensor().inplace_op2(&gradient.contiguous()?, &update)?;
         }
         Ok(())
     }
 }
 
 /// The numbers of one step, computed in f64 as PyTorch does and used in f32.
-#[derive(Clone, Copy)]
-enum Rule {
-    /// `decay`: what the parameter is multiplied by (`AdamW`); `l2`: what is added to the gradient (Adam).
+#[derive(Clone, Copy, Debug)]
+pub enum Rule {
+    /// `AdamW` and Adam.
     Adam {
+        /// What the parameter is multiplied by (`AdamW`).
         decay: f32,
+        /// What of the parameter is added to the gradient (Adam).
         l2: f32,
+        /// The learning rate over the first moment's bias correction.
         step_size: f32,
+        /// The root of the second moment's bias correction.
         root_correction: f32,
     },
+    /// Gradient descent.
     Sgd {
+        /// The learning rate.
         lr: f32,
+        /// What of the parameter is added to the gradient.
         l2: f32,
     },
 }

@@ -113,6 +113,7 @@ mod tests {
                 accumulate: 1,
                 grad_clip: None,
                 skip_nonfinite_steps: 0,
+                amp_dtype: crate::config::AmpDtype::Auto,
             });
             let expected = case["lr_per_epoch"].as_array().expect("a list of rates");
             assert!(expected.len() > 10);

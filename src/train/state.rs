@@ -26,7 +26,7 @@ use crate::{Error, Result};
 /// Kind `Numbers` where a parameter or moment is not finite, so that what is on the disk stays healthy; kind `Run` where
 /// the file cannot be written. The earlier `last.pt` is whole then.
 pub fn save(trainer: &Trainer, folder: &RunFolder) -> Result<()> {
-    let parameters = trainer.network.parameters();
+    let parameters = trainer.learner.network.parameters();
     let tensors: Vec<&Tensor> = parameters.iter().map(|(_, var)| var.as_tensor()).collect();
     with_slices(&tensors, |slices| {
         healthy(trainer, slices)?;
@@ -78,8 +78,9 @@ fn same_file(_: &Path, _: &Path) -> bool {
 
 /// Refuses to save numbers that no training can go on from.
 fn healthy(trainer: &Trainer, parameters: &[&[f32]]) -> Result<()> {
-    let names = || trainer.network.parameters().iter().map(|(name, _)| name);
-    let moments = trainer.optimizer.moments().iter().flat_map(|m| [m.exp_avg.as_slice(), &m.exp_avg_sq]);
+    let names = || trainer.learner.network.parameters().iter().map(|(name, _)| name);
+    let moments =
+        trainer.learner.optimizer.moments().iter().flat_map(|m| [m.exp_avg.as_slice(), &m.exp_avg_sq]);
     let bad = |values: &[f32]| values.par_chunks(GRAIN).any(|part| part.iter().any(|v| !v.is_finite()));
     let sick = names().zip(parameters).find(|(_, values)| bad(values)).map(|(name, _)| name.to_owned());
     let sick = sick.or_else(|| {
@@ -104,19 +105,21 @@ fn extra(trainer: &Trainer) -> Vec<(String, Value<'static>)> {
     let bad_clips = trainer.bad_clips.ids().iter().map(|(id, why)| (id.clone(), Value::Str(why.clone())));
     all.extend([
         ("bad_clips".to_owned(), Value::dict(bad_clips)),
-        ("optimizer_steps".to_owned(), int(trainer.optimizer.steps())),
+        ("optimizer_steps".to_owned(), int(trainer.learner.optimizer.steps())),
         ("seed".to_owned(), int(trainer.seed())),
         ("scheduler_state".to_owned(), schedule),
         ("dataset".to_owned(), Value::Str(trainer.dataset().to_owned())),
         ("files".to_owned(), Value::Str(trainer.files().to_owned())),
         ("config".to_owned(), Value::Str(trainer.config().to_owned())),
     ]);
+    // As PyTorch users save their GradScaler's.
+    all.extend(trainer.learner.loss_scale().map(|scale| ("scaler_state".to_owned(), scale.to_value())));
     all
 }
 
 /// The optimizer's `state_dict`.
 fn optimizer_state(trainer: &Trainer) -> Value<'_> {
-    let (optimizer, parameters) = (&trainer.optimizer, trainer.network.parameters());
+    let (optimizer, parameters) = (&trainer.learner.optimizer, trainer.learner.network.parameters());
     let scheduled = trainer.schedule.kind() != SchedulerKind::None;
     let initial_lr = scheduled.then(|| trainer.schedule.base_lr());
     let (lr, weight_decay) = (trainer.schedule.lr(), optimizer.weight_decay());

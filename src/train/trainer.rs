@@ -2,38 +2,33 @@
 
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
-
 use crate::Result;
-use crate::config::{CheckpointEvery, Chunk, Experiment};
+use crate::config::{CheckpointEvery, Experiment};
 use crate::data::{BadClips, Dataset, Phase};
 use crate::error::Kind;
+use crate::model::Activation;
 use crate::nn::Pass;
+use crate::nn::device::Compute;
 use crate::observe::metrics::EpochMetrics;
 use crate::observe::{Observer, run_folder::RunFolder};
-use crate::train::feed::DeviceBatch;
-use crate::train::gradients::{self, Accumulator};
-use crate::train::memory::Plan;
+use crate::train::accelerator::{End, Outcome};
+use crate::train::feed::TensorBatch;
+use crate::train::learner::Place;
 use crate::train::nonfinite::Nonfinite;
 use crate::train::progress::Mean;
 use crate::train::stop::{Signal, Stop};
-use crate::train::{Feed, Network, Optimizer, Progress, Schedule, state};
+use crate::train::{Feed, Learner, Progress, Schedule, state};
 
 /// Everything that training changes, and what it depends on.
 pub struct Trainer {
-    /// The network and its loss.
-    pub network: Network,
-    /// How much of a batch it takes at a time.
-    pub plan: Plan,
-    /// Its optimizer.
-    pub optimizer: Optimizer,
+    /// The network and its optimizer.
+    pub learner: Learner,
     /// The learning rate.
     pub schedule: Schedule,
     /// Where the run stands.
     pub progress: Progress,
     /// The clips that it had to do without.
     pub bad_clips: BadClips,
-    accumulator: Accumulator,
     rules: Rules,
     seed: u64,
     images_a_clip: usize,
@@ -83,31 +78,25 @@ struct Saved {
 #[derive(Default)]
 struct Window {
     batches: usize,
+    /// The losses that are known so far.
     loss: Mean,
     /// Positions of the clips in the dataset.
     clips: Vec<usize>,
-    /// The gradients of a window of one batch; those of several are in the accumulator.
-    gradients: Vec<Tensor>,
     /// The first batch whose loss is not finite, or else the last one.
-    suspect: Option<DeviceBatch>,
+    suspect: Option<TensorBatch>,
 }
 
 impl Trainer {
     /// At the start of an experiment, with initial weights from its seed.
-    pub fn new(c: &Experiment, device: &candle_core::Device) -> Result<Self> {
-        let network = Network::new(&c.model, c.optimization.label_smoothing, device, c.run.seed)?;
-        let plan = Plan::new(c, &network.backbone_shape(), network.parameters().elements(""), device);
-        let network =
-            network.in_chunks(plan.chunk).or_fewer(matches!(c.optimization.frames_per_chunk, Chunk::Auto));
-        let optimizer = Optimizer::new(&c.optimization, network.parameters());
+    ///
+    /// # Errors
+    /// Where the tensor library or the GPU fails.
+    pub fn new(c: &Experiment, compute: &Compute) -> Result<Self> {
         Ok(Self {
-            network,
-            plan,
-            optimizer,
+            learner: Learner::new(c, compute)?,
             schedule: Schedule::new(&c.optimization),
             progress: Progress::default(),
             bad_clips: BadClips::new(0),
-            accumulator: Accumulator::default(),
             rules: Rules {
                 epochs: c.optimization.epochs,
                 accumulate: c.optimization.accumulate,
@@ -169,6 +158,7 @@ impl Trainer {
     /// checkpoint cannot be written.
     pub fn run(&mut self, with: &mut Surroundings) -> Result<Ended> {
         let mut saved = Saved { at: Instant::now(), progress: self.progress.clone() };
+        self.learner.to_gpu()?;
         with.observer.start(self.rules.epochs, self.progress.epoch + 1, self.steps_an_epoch(with.feed));
         while self.progress.epoch < self.rules.epochs {
             match self.epoch(with, &mut saved) {
@@ -258,17 +248,23 @@ impl Trainer {
                 self.forward_backward(batch, &mut window, with)?;
             }
         }
-        if window.loss.weight > 0 {
+        if !window.clips.is_empty() {
             self.progress.step += 1;
-            self.update(epoch, &window, with)?;
+            self.update(epoch, &mut window, with)?;
         }
-        self.accumulator.clear()?;
         self.progress.partial.batches += window.batches;
         Ok(())
     }
 
+    /// Sends the next batch to a GPU while it computes with this one.
+    fn look_ahead(&mut self, feed: &mut Feed) -> Result<()> {
+        // Without a GPU nobody waits for the loader before its batch is needed.
+        let ahead = if self.learner.looks_ahead() { feed.peek() } else { None };
+        ahead.map_or(Ok(()), |batch| self.learner.send(batch))
+    }
+
     /// Notes the clips that a batch lacks.
-    fn count_skipped(&mut self, batch: &DeviceBatch, with: &Surroundings) -> Result<()> {
+    fn count_skipped(&mut self, batch: &TensorBatch, with: &Surroundings) -> Result<()> {
         for clip in &batch.skipped {
             if self.bad_clips.add(clip)? {
                 with.observer.bad_clip(clip);
@@ -279,30 +275,28 @@ impl Trainer {
 
     /// Says so where the GPU's memory let fewer frames through at a time than were planned.
     fn note_chunk(&mut self, with: &Surroundings) {
-        let chunk = self.network.chunk();
-        if let (Some(frames), true) = (chunk, chunk != self.plan.chunk) {
+        let chunk = self.learner.chunk();
+        if let (Some(frames), true) = (chunk, chunk != self.learner.plan.chunk) {
             with.observer.smaller_chunk(frames);
-            self.plan.chunk = chunk;
+            self.learner.plan.chunk = chunk;
         }
     }
 
     fn forward_backward(
         &mut self,
-        batch: DeviceBatch,
+        mut batch: TensorBatch,
         window: &mut Window,
-        with: &Surroundings,
+        with: &mut Surroundings,
     ) -> Result<()> {
         // As in one large batch, a clip's dropout masks depend on its place in the step.
-        let pass = Pass { first_row: window.loss.weight, ..Pass::training(self.seed, self.progress.step) };
-        let result = self.network.train(&batch.inputs, &batch.targets, &pass)?;
+        let pass = Pass { first_row: window.clips.len(), ..Pass::training(self.seed, self.progress.step) };
+        let place = Place { first: window.clips.is_empty(), alone: window.batches == 1 };
+        let loss = self.learner.forward_backward(&mut batch, &pass, place)?;
         self.note_chunk(with);
-        if window.batches > 1 {
-            self.accumulator.add(&result.gradients, batch.clips.len())?;
-        } else {
-            window.gradients = result.gradients;
-        }
         let was_finite = window.loss.sum.is_finite();
-        window.loss.add(result.loss, batch.clips.len());
+        if let Some(loss) = loss {
+            window.loss.add(loss, batch.clips.len());
+        }
         window.clips.extend(&batch.clips);
         if was_finite {
             window.suspect = Some(batch);
@@ -311,27 +305,31 @@ impl Trainer {
     }
 
     /// Updates the parameters, unless a number is not finite.
-    fn update(&mut self, epoch: usize, window: &Window, with: &mut Surroundings) -> Result<()> {
-        let (gradients, share) = if window.batches > 1 {
-            let (sums, clips) = self.accumulator.sums();
-            (sums, 1.0 / clips as f64)
-        } else {
-            (window.gradients.as_slice(), 1.0)
-        };
-        let (loss, norm) = (window.loss.get(), gradients::norm(gradients)? * share);
-        let lr = self.schedule.lr();
-        if !(loss.is_finite() && norm.is_finite()) {
-            return self.leave_out(epoch, window, norm, with);
+    fn update(&mut self, epoch: usize, window: &mut Window, with: &mut Surroundings) -> Result<()> {
+        let (lr, clips) = (self.schedule.lr(), window.clips.len());
+        let known = (window.loss.weight > 0).then(|| window.loss.get());
+        self.learner.update(lr, self.rules.grad_clip, clips, known)?;
+        self.look_ahead(with.feed)?;
+        let Outcome { loss, norm, end } = self.learner.outcome()?;
+        if known.is_none() {
+            window.loss.add(loss, clips);
         }
-        let factor = self.rules.grad_clip.map_or(1.0, |most| gradients::clip_factor(norm, most));
-        self.optimizer.step(self.network.parameters(), gradients, lr, share * factor)?;
-
+        let loss = window.loss.get();
+        match end {
+            End::NotFinite => return self.leave_out(epoch, window, norm, with),
+            End::Rescaled(scale) => {
+                self.progress.partial.skipped_steps += 1;
+                with.observer.rescaled(self.progress.step, scale);
+                return Ok(());
+            }
+            End::Updated => {}
+        }
         self.progress.nonfinite_in_a_row = 0;
         let partial = &mut self.progress.partial;
-        partial.loss.add(loss, window.loss.weight);
+        partial.loss.add(loss, clips);
         partial.grad_norm.add(norm, 1);
         let step_of_epoch = (partial.batches + window.batches).div_ceil(self.rules.accumulate);
-        let images = window.loss.weight * self.images_a_clip;
+        let images = clips * self.images_a_clip;
         with.observer.step(step_of_epoch, self.progress.step, loss, norm, lr, images);
         Ok(())
     }
@@ -362,7 +360,7 @@ impl Trainer {
         }
         if let Some(batch) = &window.suspect {
             found.clips = with.feed.ids(&batch.clips);
-            found.activations = self.network.activations(&batch.inputs).map_err(|error| error.to_string());
+            found.activations = self.activations(batch);
         }
         Err(found.into_error())
     }
@@ -376,14 +374,16 @@ impl Trainer {
             if let Some(signal) = with.stop.requested() {
                 return Ok(Err(signal));
             }
-            let batch = with.feed.next(Phase::Validation, epoch - 1)?;
+            let mut batch = with.feed.next(Phase::Validation, epoch - 1)?;
             self.count_skipped(&batch, with)?;
             if batch.clips.is_empty() {
                 with.observer.validation_step();
                 continue;
             }
-            let score = self.network.evaluate(&batch.inputs, &batch.targets)?;
+            self.learner.evaluate(&mut batch)?;
             self.note_chunk(with);
+            self.look_ahead(with.feed)?;
+            let score = self.learner.score()?;
             if !score.loss.is_finite() {
                 let found = Nonfinite {
                     what: format!("the validation loss is {}", score.loss),
@@ -393,7 +393,7 @@ impl Trainer {
                     clips: with.feed.ids(&batch.clips),
                     skipped: 0,
                     in_validation: true,
-                    activations: self.network.activations(&batch.inputs).map_err(|error| error.to_string()),
+                    activations: self.activations(&batch),
                 };
                 return Err(found.into_error());
             }
@@ -402,6 +402,12 @@ impl Trainer {
             with.observer.validation_step();
         }
         Ok(Ok((loss.get(), correct as f64 / loss.weight as f64)))
+    }
+
+    /// How large the modules' outputs are for a batch, computed on the CPU.
+    fn activations(&mut self, batch: &TensorBatch) -> Result<Vec<Activation>, String> {
+        let found = self.learner.to_host().and_then(|()| self.learner.network.activations(&batch.inputs));
+        found.map_err(|error| error.to_string())
     }
 
     /// Whether the experiment wants a checkpoint inside the epoch now.
@@ -414,11 +420,12 @@ impl Trainer {
         }
     }
 
-    fn save_if_new(&self, with: &mut Surroundings, saved: &mut Saved) -> Result<()> {
+    fn save_if_new(&mut self, with: &mut Surroundings, saved: &mut Saved) -> Result<()> {
         if self.progress == saved.progress { Ok(()) } else { self.save(with, saved) }
     }
 
-    fn save(&self, with: &mut Surroundings, saved: &mut Saved) -> Result<()> {
+    fn save(&mut self, with: &mut Surroundings, saved: &mut Saved) -> Result<()> {
+        self.learner.to_host()?;
         with.observer.flush();
         state::save(self, with.folder)?;
         *saved = Saved { at: Instant::now(), progress: self.progress.clone() };

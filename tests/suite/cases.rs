@@ -207,6 +207,7 @@ fn optimization(json: &Value) -> Optimization {
         accumulate: 1,
         grad_clip: None,
         skip_nonfinite_steps: 0,
+        amp_dtype: config::AmpDtype::Auto,
     }
 }
 

@@ -246,6 +246,7 @@ frames_per_chunk = "auto"  # default
 accumulate = 1             # default
 grad_clip = ""             # default (unset: off)
 skip_nonfinite_steps = 0   # default
+amp_dtype = "auto"         # default
 
 [run]
 work_dir = "work_dirs/multistream_v9"  # --work-dir work_dirs/multistream_v9

@@ -1,7 +1,7 @@
 //! Where a run computes, and what is said where that is not what was asked for. A test that needs a GPU's absence asks
 //! for one that no machine has.
 
-use slt_run::nn::device;
+use slt_run::nn::device::Compute;
 
 use crate::support::{Outcome, TINY, World, line_of};
 
@@ -76,7 +76,7 @@ fn a_build_says_whether_it_has_cuda() {
     let outcome = world.ok(&["check", "tiny.toml", "--device", "cuda:63"]);
     let without = outcome.stderr.contains("built without CUDA (cargo build --release --features cuda)");
     assert_eq!(without, !cfg!(feature = "cuda"), "{}", outcome.stderr);
-    assert_eq!(device::free_memory(&candle_core::Device::Cpu), None);
+    assert_eq!(Compute::Cpu.free_memory(), None);
     // Without the feature, nothing of CUDA is in the program; with it, nothing but itself is needed to start.
     let program = std::fs::read(env!("CARGO_BIN_EXE_slt-run")).unwrap();
     let has = |name: &str| program.windows(name.len()).any(|window| window == name.as_bytes());

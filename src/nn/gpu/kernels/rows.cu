@@ -1,0 +1,228 @@
+// Row operations. Included once for each VEC: the numbers that a thread takes together, which divide every row's width.
+// A "sample" is what has a dropout mask of its own: an image's tokens, a clip's frames.
+
+#define V(name) JOIN(name, VEC)
+
+// sum = x + path * drop * (branch + bias) + position; with a weight, xhat = (sum - mean) * rstd and
+// y = xhat * weight + shift (https://docs.pytorch.org/docs/stable/generated/torch.nn.LayerNorm.html), else y = sum.
+// A warp a row, four rows a block, a row of f32 each in shared memory. Null: left out.
+KERNEL_OF(128, V(norm_forward), NormForward) {
+    SHARED(shared);
+    int lane = THREAD % 32, row = BLOCK_X * 4 + THREAD / 32, width = a.width;
+    float *s = (float *)shared + (i64)(THREAD / 32) * width;
+    if (row >= a.rows) return;
+    int sample = row / a.rows_a_sample, place = row % a.rows_a_sample;
+    const unsigned short *drop = a.drop ? a.drop + sample * mask_words((i64)a.rows_a_sample * width) : 0;
+    float factor = a.path ? kept(a.path + sample, 0, a.path_scale) : 1.0f;
+    i64 at = (i64)row * width;
+    float total = 0.0f;
+    for (int c = lane * VEC; c < width; c += 32 * VEC) {
+        float v[VEC], w[VEC];
+        for (int i = 0; i < VEC; i++) v[i] = 0.0f;
+        if (a.branch) {
+            V(load_t)(a.branch + at + c, v);
+            if (a.bias) {
+                V(load)(a.bias + c, w);
+                for (int i = 0; i < VEC; i++) v[i] += w[i];
+            }
+            if (drop)
+                for (int i = 0; i < VEC; i++) v[i] *= kept(drop, (i64)place * width + c + i, a.drop_scale);
+            for (int i = 0; i < VEC; i++) v[i] *= factor;
+        }
+        if (a.x) {
+            V(load)(a.x + at * a.x_step + c, w);
+            for (int i = 0; i < VEC; i++) v[i] += w[i];
+        }
+        if (a.position) {
+            V(load)(a.position + (i64)(row % a.period) * width + c, w);
+            for (int i = 0; i < VEC; i++) v[i] += w[i];
+        }
+        if (a.sum) V(store)(a.sum + at + c, v);
+        if (a.weight) {
+            for (int i = 0; i < VEC; i++) s[c + i] = v[i], total += v[i];
+        } else {
+            if (a.y) V(store)(a.y + at + c, v);
+            if (a.y_t) V(store_t)(a.y_t + at + c, v);
+        }
+    }
+    if (!a.weight) return;
+    float mean = warp_sum(total) / width, squares = 0.0f;
+    for (int c = lane * VEC; c < width; c += 32 * VEC)
+        for (int i = 0; i < VEC; i++) squares += (s[c + i] - mean) * (s[c + i] - mean);
+    float rstd = 1.0f / sqrtf(warp_sum(squares) / width + 1e-5f);
+    for (int c = lane * VEC; c < width; c += 32 * VEC) {
+        float x[VEC], w[VEC], b[VEC];
+        V(load)(a.weight + c, w);
+        V(load)(a.shift + c, b);
+        for (int i = 0; i < VEC; i++) x[i] = (s[c + i] - mean) * rstd;
+        if (a.xhat) V(store_t)(a.xhat + at + c, x);
+        for (int i = 0; i < VEC; i++) x[i] = x[i] * w[i] + b[i];
+        if (a.y) V(store)(a.y + at + c, x);
+        if (a.y_t) V(store_t)(a.y_t + at + c, x);
+    }
+    if (a.rstd && lane == 0) a.rstd[row] = rstd;
+}
+
+// The gradient of norm_forward. The gradient of y is dy + dy_t; d_x = that of the sum, and d_in's row where there is one
+// (every in_step-th); d_branch = d_x through path and drop; y = xhat * weight + shift, computed again (it may replace
+// xhat). Sums over the block's rows, for weight, shift and the branch's bias, go to partial (blocks, 3, width).
+// In shared memory: four rows for each of the four warps.
+KERNEL_OF(128, V(norm_backward), NormBackward) {
+    SHARED(shared);
+    int lane = THREAD % 32, warp = THREAD / 32, width = a.width;
+    float *g = (float *)shared + (i64)warp * 4 * width, *sums = g + width;
+    for (int c = lane; c < 3 * width; c += 32) sums[c] = 0.0f;
+    int first = BLOCK_X * a.rows_a_block, end = first + a.rows_a_block;
+    if (end > a.rows) end = a.rows;
+    // The lanes that clear a sum and that add to it differ.
+    BARRIER();
+    for (int row = first + warp; row < end; row += 4) {
+        i64 at = (i64)row * width;
+        float rstd = a.rstd[row], total = 0.0f, dot = 0.0f;
+        for (int c = lane * VEC; c < width; c += 32 * VEC) {
+            float d[VEC], x[VEC], w[VEC];
+            for (int i = 0; i < VEC; i++) d[i] = 0.0f;
+            if (a.dy_t) V(load_t)(a.dy_t + at + c, d);
+            if (a.dy) {
+                V(load)(a.dy + at + c, x);
+                for (int i = 0; i < VEC; i++) d[i] += x[i];
+            }
+            V(load_t)(a.xhat + at + c, x);
+            V(load)(a.weight + c, w);
+            for (int i = 0; i < VEC; i++) {
+                sums[c + i] += d[i] * x[i];
+                sums[width + c + i] += d[i];
+                g[c + i] = d[i] * w[i];
+                total += g[c + i], dot += g[c + i] * x[i];
+            }
+        }
+        total = warp_sum(total) / width, dot = warp_sum(dot) / width;
+        int sample = row / a.rows_a_sample, place = row % a.rows_a_sample;
+        const unsigned short *drop = a.drop ? a.drop + sample * mask_words((i64)a.rows_a_sample * width) : 0;
+        float factor = a.path ? kept(a.path + sample, 0, a.path_scale) : 1.0f;
+        for (int c = lane * VEC; c < width; c += 32 * VEC) {
+            float x[VEC], d[VEC], w[VEC], b[VEC];
+            V(load_t)(a.xhat + at + c, x);
+            for (int i = 0; i < VEC; i++) d[i] = rstd * (g[c + i] - total - x[i] * dot);
+            if (a.y) {
+                V(load)(a.weight + c, w);
+                V(load)(a.shift + c, b);
+                for (int i = 0; i < VEC; i++) x[i] = x[i] * w[i] + b[i];
+                V(store_t)(a.y + at + c, x);
+            }
+            if (a.d_in && row % a.in_step == 0) {
+                V(load)(a.d_in + (i64)(row / a.in_step) * width + c, w);
+                for (int i = 0; i < VEC; i++) d[i] += w[i];
+            }
+            if (a.d_x) V(store)(a.d_x + at + c, d);
+            if (a.d_branch) {
+                for (int i = 0; i < VEC; i++) d[i] *= factor;
+                if (drop)
+                    for (int i = 0; i < VEC; i++) d[i] *= kept(drop, (i64)place * width + c + i, a.drop_scale);
+                V(store_t)(a.d_branch + at + c, d);
+                for (int i = 0; i < VEC; i++) sums[2 * width + c + i] += d[i];
+            }
+        }
+    }
+    BARRIER();
+    float *all = (float *)shared + width;
+    for (int c = THREAD; c < 3 * width; c += 128)
+        a.partial[(i64)BLOCK_X * 3 * width + c] =
+            all[c] + all[4 * width + c] + all[8 * width + c] + all[12 * width + c];
+}
+
+// out = drop * (t + f); sums over the rows of each block row, of what out has before it is rounded, to
+// partial (blocks in y, width). A thread has VEC columns and goes down the rows. Null: left out.
+KERNEL_OF(128, V(combine), Combine) {
+    int c = (BLOCK_X * 128 + THREAD) * VEC, width = a.width;
+    if (c >= width) return;
+    int first = BLOCK_Y * a.rows_a_block, end = first + a.rows_a_block;
+    if (end > a.rows) end = a.rows;
+    i64 words = mask_words((i64)a.rows_a_sample * width);
+    float total[VEC];
+    for (int i = 0; i < VEC; i++) total[i] = 0.0f;
+    for (int row = first; row < end; row++) {
+        i64 at = (i64)row * width + c;
+        float v[VEC], w[VEC];
+        for (int i = 0; i < VEC; i++) v[i] = 0.0f;
+        if (a.t) V(load_t)(a.t + at, v);
+        if (a.f) {
+            V(load)(a.f + at, w);
+            for (int i = 0; i < VEC; i++) v[i] += w[i];
+        }
+        if (a.drop) {
+            const unsigned short *drop = a.drop + row / a.rows_a_sample * words;
+            i64 element = (i64)(row % a.rows_a_sample) * width + c;
+            for (int i = 0; i < VEC; i++) v[i] *= kept(drop, element + i, a.drop_scale);
+        }
+        if (a.out) V(store_t)(a.out + at, v);
+        for (int i = 0; i < VEC; i++) total[i] += v[i];
+    }
+    if (a.partial) V(store)(a.partial + (i64)BLOCK_Y * width + c, total);
+}
+
+// GELU by the error function, or ReLU (https://docs.pytorch.org/docs/stable/generated/torch.nn.GELU.html).
+DEVICE float V(activation)(float x, int relu) {
+    return relu ? fmaxf(x, 0.0f) : 0.5f * x * (1.0f + erff(x * 0.70710678f));
+}
+
+DEVICE float V(slope)(float x, int relu) {
+    if (relu) return x > 0.0f ? 1.0f : 0.0f;
+    return 0.5f * (1.0f + erff(x * 0.70710678f)) + x * 0.39894228f * expf(-0.5f * x * x);
+}
+
+// out = drop * activation(hidden + bias).
+KERNEL_OF(128, V(activate), Activate) {
+    int c = (BLOCK_X * 128 + THREAD) * VEC, width = a.width;
+    if (c >= width) return;
+    int first = BLOCK_Y * a.rows_a_block, end = first + a.rows_a_block;
+    if (end > a.rows) end = a.rows;
+    i64 words = mask_words((i64)a.rows_a_sample * width);
+    float b[VEC];
+    V(load)(a.bias + c, b);
+    for (int row = first; row < end; row++) {
+        i64 at = (i64)row * width + c;
+        float v[VEC];
+        V(load_t)(a.hidden + at, v);
+        for (int i = 0; i < VEC; i++) v[i] = V(activation)(v[i] + b[i], a.relu);
+        if (a.drop) {
+            const unsigned short *drop = a.drop + row / a.rows_a_sample * words;
+            i64 element = (i64)(row % a.rows_a_sample) * width + c;
+            for (int i = 0; i < VEC; i++) v[i] *= kept(drop, element + i, a.drop_scale);
+        }
+        V(store_t)(a.out + at, v);
+    }
+}
+
+// The gradient of activate: d, that of its output, becomes that of hidden, and hidden becomes the output, computed again.
+// Sums over rows, for the bias, go to partial (blocks in y, width).
+KERNEL_OF(128, V(activate_backward), ActivateBackward) {
+    int c = (BLOCK_X * 128 + THREAD) * VEC, width = a.width;
+    if (c >= width) return;
+    int first = BLOCK_Y * a.rows_a_block, end = first + a.rows_a_block;
+    if (end > a.rows) end = a.rows;
+    i64 words = mask_words((i64)a.rows_a_sample * width);
+    float b[VEC], total[VEC];
+    V(load)(a.bias + c, b);
+    for (int i = 0; i < VEC; i++) total[i] = 0.0f;
+    for (int row = first; row < end; row++) {
+        i64 at = (i64)row * width + c;
+        float x[VEC], d[VEC];
+        V(load_t)(a.hidden + at, x);
+        V(load_t)(a.d + at, d);
+        for (int i = 0; i < VEC; i++) {
+            float h = x[i] + b[i], factor = 1.0f;
+            if (a.drop)
+                factor = kept(a.drop + row / a.rows_a_sample * words,
+                              (i64)(row % a.rows_a_sample) * width + c + i, a.drop_scale);
+            x[i] = factor * V(activation)(h, a.relu);
+            d[i] *= factor * V(slope)(h, a.relu);
+            total[i] += d[i];
+        }
+        V(store_t)(a.hidden + at, x);
+        V(store_t)(a.d + at, d);
+    }
+    V(store)(a.partial + (i64)BLOCK_Y * width + c, total);
+}
+
+#undef V
