@@ -256,4 +256,5 @@ fn with_bytes<R>(
 }
 
 #[cfg(test)]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tests;

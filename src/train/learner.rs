@@ -170,13 +170,11 @@ impl Learner {
     /// Where memory is full, or the GPU fails.
     pub fn evaluate(&mut self, batch: &mut TensorBatch) -> Result<()> {
         self.send(batch)?;
-        match (&mut self.gpu, batch.slot) {
-            (Some(gpu), Some(slot)) => gpu.evaluate(slot),
-            _ => {
-                self.score = Some(self.network.evaluate(&batch.inputs, &batch.targets)?);
-                Ok(())
-            }
+        if let (Some(gpu), Some(slot)) = (&mut self.gpu, batch.slot) {
+            return gpu.evaluate(slot);
         }
+        self.score = Some(self.network.evaluate(&batch.inputs, &batch.targets)?);
+        Ok(())
     }
 
     /// What [`Self::evaluate`] gave.

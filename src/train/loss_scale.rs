@@ -83,7 +83,7 @@ mod tests {
     fn it_follows_pytorchs_rule() {
         let mut scale = LossScale::default();
         assert!(scale.back_off());
-        assert_eq!(scale.scale, 32_768.0);
+        assert_eq!(scale, LossScale { scale: 32_768.0, good_steps: 0 });
         for _ in 0..1999 {
             scale.keep();
         }
@@ -94,7 +94,7 @@ mod tests {
             assert!(scale.back_off());
         }
         assert!(!scale.back_off());
-        assert_eq!(scale.scale, 1.0);
+        assert_eq!(scale, LossScale { scale: 1.0, good_steps: 0 });
     }
 
     #[test]

@@ -6,7 +6,7 @@ use candle_core::Result;
 use super::engine::Weights;
 use super::kernels::{Attention, Embed, EmbedBackward, NormBackward, NormForward, Patches};
 use super::machine::{Ptr, Room};
-use super::ops::{Mask, Ops, int};
+use super::ops::{Mask, Ops, int, long};
 use crate::nn::cpu::vit::{BlockDrops, Shape};
 use crate::nn::images::{MEAN, STD};
 use crate::nn::{Dropout, Pass};
@@ -326,8 +326,8 @@ impl Backbone {
             v_bias: of(2),
             drop: mask.words,
             drop_scale: mask.scale,
-            q_sample: (qkv.queries * qkv.q_row) as i64,
-            kv_sample: (self.shape.tokens() * qkv.kv_row) as i64,
+            q_sample: long(qkv.queries * qkv.q_row),
+            kv_sample: long(self.shape.tokens() * qkv.kv_row),
             queries: int(qkv.queries),
             keys: int(self.shape.tokens()),
             heads: int(heads),

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CString, c_void};
 use std::fmt::Display;
 use std::rc::Rc;
 
@@ -17,6 +17,7 @@ use cudarc::nvrtc::{result as nvrtc, sys as nvrtc_sys};
 use super::kernels;
 use super::libraries;
 use super::machine::{Card, Gemm, Machine, Ptr, Upload};
+use super::ops::int;
 use crate::nn::Stored;
 
 /// GPU number `index`, after it has computed something.
@@ -91,7 +92,7 @@ impl Gpu {
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
         };
-        let device = device::get(index as c_int)?;
+        let device = device::get(int(index))?;
         // SAFETY: the device has just been got.
         let (major, minor, context) = unsafe {
             (
@@ -121,7 +122,7 @@ impl Gpu {
         ops.combine([x, product, twice, 0], (4, 4), 1, super::ops::Mask::default())?;
         let mut found = [0f32; 16];
         machine.read(twice, bytemuck::cast_slice_mut(&mut found))?;
-        if found == [1.5; 16] {
+        if found.map(f32::to_bits) == [1.5f32.to_bits(); 16] {
             return Ok(());
         }
         Err(Error::Msg(format!("it computes wrongly: {found:?} is not 16 times 1.5")))
@@ -159,10 +160,10 @@ pub fn compile(source: &str, arch: usize) -> Result<Vec<u8>> {
     libraries::load_compiler().map_err(Error::Msg)?;
     let source = CString::new(source).map_err(|error| Error::Msg(error.to_string()))?;
     let program =
-        nvrtc::create_program(&source, None).map_err(|error| nvrtc_error("nvrtcCreateProgram", &error))?;
+        nvrtc::create_program(&source, None).map_err(|error| nvrtc_error("nvrtcCreateProgram", error))?;
     let compiled = compile_program(program, arch);
     // SAFETY: made above, used no more.
-    unsafe { nvrtc::destroy_program(program) }.map_err(|error| nvrtc_error("nvrtcDestroyProgram", &error))?;
+    unsafe { nvrtc::destroy_program(program) }.map_err(|error| nvrtc_error("nvrtcDestroyProgram", error))?;
     compiled
 }
 
@@ -174,19 +175,19 @@ fn compile_program(program: nvrtc_sys::nvrtcProgram, arch: usize) -> Result<Vec<
             let log = nvrtc::get_program_log(program).unwrap_or_default();
             let log: Vec<u8> = log.into_iter().map(|c| c as u8).filter(|&c| c != 0).collect();
             let log = String::from_utf8_lossy(&log).into_owned();
-            return Err(nvrtc_error(&format!("the kernels do not compile for sm_{arch}: {log}"), &error));
+            return Err(nvrtc_error(&format!("the kernels do not compile for sm_{arch}: {log}"), error));
         }
         let mut size = 0;
         let sized = nvrtc_sys::nvrtcGetCUBINSize(program, &raw mut size).result();
-        sized.map_err(|error| nvrtc_error("nvrtcGetCUBINSize", &error))?;
+        sized.map_err(|error| nvrtc_error("nvrtcGetCUBINSize", error))?;
         let mut code = vec![0u8; size];
         let got = nvrtc_sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast()).result();
-        got.map_err(|error| nvrtc_error("nvrtcGetCUBIN", &error))?;
+        got.map_err(|error| nvrtc_error("nvrtcGetCUBIN", error))?;
         Ok(code)
     }
 }
 
-fn nvrtc_error(what: &str, error: &nvrtc::NvrtcError) -> Error {
+fn nvrtc_error(what: &str, error: nvrtc::NvrtcError) -> Error {
     Error::Msg(format!("{what} ({:?})", error.0))
 }
 
@@ -285,18 +286,17 @@ impl Cuda {
         use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST_SHARED;
         let mut functions = self.functions.borrow_mut();
         let found = functions.get(kernel).copied();
-        let Function { function, granted } = match found {
-            Some(function) => function,
-            None => {
-                let name = CString::new(kernel).map_err(|error| Error::Msg(error.to_string()))?;
-                // SAFETY: the module is loaded as long as this value is there.
-                let got = unsafe { module::get_function(self.module, name) };
-                Function { function: got.map_err(|error| fail(kernel, &error))?, granted: USUAL_SHARED }
-            }
+        let Function { function, granted } = if let Some(found) = found {
+            found
+        } else {
+            let name = CString::new(kernel).map_err(|error| Error::Msg(error.to_string()))?;
+            // SAFETY: the module is loaded as long as this value is there.
+            let got = unsafe { module::get_function(self.module, name) };
+            Function { function: got.map_err(|error| fail(kernel, &error))?, granted: USUAL_SHARED }
         };
         if shared > granted {
             // SAFETY: a function of a module that is loaded.
-            let set = unsafe { function::set_function_attribute(function, MOST_SHARED, shared as c_int) };
+            let set = unsafe { function::set_function_attribute(function, MOST_SHARED, int(shared)) };
             set.map_err(|error| fail(&format!("{kernel} with {shared} bytes of shared memory"), &error))?;
         }
         if found.is_none() || shared > granted {
@@ -444,20 +444,20 @@ impl Machine for Cuda {
                 self.blas,
                 turned(g.b.turned),
                 turned(g.a.turned),
-                g.n as c_int,
-                g.m as c_int,
-                g.k as c_int,
+                int(g.n),
+                int(g.m),
+                int(g.k),
                 (&raw const one).cast(),
                 g.b.at as *const c_void,
                 factor,
-                g.b.ld as c_int,
+                int(g.b.ld),
                 g.a.at as *const c_void,
                 factor,
-                g.a.ld as c_int,
+                int(g.a.ld),
                 (&raw const kept).cast(),
                 g.c as *mut c_void,
                 result,
-                g.ldc as c_int,
+                int(g.ldc),
                 blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )

@@ -25,7 +25,9 @@ DEVICE float float_of(u32 x) { float r; memcpy(&r, &x, 4); return r; }
 #define MOST_THREADS 1024
 #define STACK (128 << 10)
 
-typedef struct { u32 words[6]; const void *pointer; } Deposit;
+// What a lane gives to an operation of its warp, and what it gets.
+typedef struct { u32 words[6]; const void *pointer; u32 result[4]; int lane; } Deposit;
+typedef void Operation(Deposit *lanes);
 
 static struct {
     void *fiber[MOST_THREADS], *scheduler;
@@ -36,8 +38,11 @@ static struct {
     u32 warp_round[MOST_THREADS / 32], block_round;
     int warp_here[MOST_THREADS / 32], block_here, warp_left[MOST_THREADS / 32], left;
     Deposit deposit[MOST_THREADS];
+    Operation *operation[MOST_THREADS / 32];
     void (*kernel)(const void *);
     const void *args;
+    // Whether threads have waited for each other, and whether they can.
+    int waited, alone;
     int wrong;
 } sim;
 
@@ -55,23 +60,34 @@ __asm__(".text\n.type sim_switch,@function\nsim_switch:\n"
         "movq %rsp, (%rdi)\nmovq %rsi, %rsp\n"
         "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n");
 
+// Lets those go on that have waited for each other, where all of them are there.
 static void sim_release(void) {
     int w = sim.thread / 32;
-    if (sim.warp_left[w] > 0 && sim.warp_here[w] == sim.warp_left[w]) sim.warp_here[w] = 0, sim.warp_round[w]++;
+    if (sim.warp_left[w] > 0 && sim.warp_here[w] == sim.warp_left[w]) {
+        sim.operation[w](sim.deposit + w * 32);
+        sim.warp_here[w] = 0, sim.warp_round[w]++;
+    }
     if (sim.left > 0 && sim.block_here == sim.left) sim.block_here = 0, sim.block_round++;
 }
 
 static void sim_wait(u32 *round) {
     int me = sim.thread;
-    sim.round[me] = round, sim.seen[me] = *round;
+    sim.waited = 1;
+    if (sim.alone) { sim.wrong = 1; return; }
+    u32 seen = *round;
     sim_release();
+    if (*round != seen) return;
+    sim.round[me] = round, sim.seen[me] = seen;
     sim_switch(&sim.fiber[me], sim.scheduler);
     sim.round[me] = 0;
 }
 
-static void sim_warp(void) {
-    sim.warp_here[sim.thread / 32]++;
-    sim_wait(&sim.warp_round[sim.thread / 32]);
+// An operation of a warp is done by the lane that comes last, for all.
+static void sim_warp(Operation *operation) {
+    int w = sim.thread / 32;
+    sim.operation[w] = operation;
+    sim.warp_here[w]++;
+    sim_wait(&sim.warp_round[w]);
 }
 
 DEVICE void BARRIER(void) {
@@ -95,11 +111,17 @@ int sim_launch(void (*kernel)(const void *), const int *blocks, int threads, int
     memcpy(sim.blocks, blocks, sizeof sim.blocks);
     sim.threads = threads, sim.kernel = kernel, sim.args = args;
     sim.shared = malloc(shared + 64);
-    sim.wrong = 0;
+    sim.wrong = 0, sim.waited = 0;
     for (i64 b = 0; b < (i64)blocks[0] * blocks[1] * blocks[2] && !sim.wrong; b++) {
         sim.block[0] = b % blocks[0], sim.block[1] = b / blocks[0] % blocks[1], sim.block[2] = b / blocks[0] / blocks[1];
         // What a block finds in shared memory means nothing.
         memset(sim.shared, 0xff, shared + 64);
+        // Where the first block's threads did not wait for each other, those of the others need not be fibers.
+        sim.alone = b > 0 && !sim.waited;
+        if (sim.alone) {
+            for (int i = 0; i < threads; i++) sim.thread = i, kernel(args);
+            continue;
+        }
         sim.left = threads, sim.block_here = 0, sim.block_round = 0;
         for (int i = 0; i < threads; i++) {
             void **top = (void **)(sim.stacks + (size_t)(i + 1) * STACK) - 2;
@@ -130,18 +152,15 @@ int sim_launch(void (*kernel)(const void *), const int *blocks, int threads, int
     return sim.wrong;
 }
 
-static Deposit *sim_exchange(const void *words, int bytes) {
-    memcpy(sim.deposit[sim.thread].words, words, bytes);
-    sim_warp();
-    return sim.deposit + sim.thread / 32 * 32;
+static void sim_shuffle_all(Deposit *lanes) {
+    for (int l = 0; l < 32; l++) lanes[l].result[0] = lanes[lanes[l].lane & 31].words[0];
 }
 
 static inline float sim_shuffle(float x, int lane) {
-    float r;
-    Deposit *all = sim_exchange(&x, 4);
-    memcpy(&r, all[lane & 31].words, 4);
-    sim_warp();
-    return r;
+    Deposit *mine = sim.deposit + sim.thread;
+    mine->words[0] = bits_of(x), mine->lane = lane;
+    sim_warp(sim_shuffle_all);
+    return float_of(mine->result[0]);
 }
 #define SHUFFLE_XOR(value, lanes) sim_shuffle(value, (THREAD % 32) ^ (lanes))
 #define SHUFFLE(value, lane) sim_shuffle(value, lane)
@@ -150,55 +169,77 @@ static inline float sim_shuffle(float x, int lane) {
 
 DEVICE u32 to_tf32(float x) { return (bits_of(x) + 0x1000u) & 0xffffe000u; }
 
-static inline void sim_product(float *c, const u32 *a, const u32 *b, int k_size, float (*element)(Deposit *, int, int, int)) {
-    u32 words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    Deposit *all = sim_exchange(words, sizeof words);
-    int lane = sim.thread % 32;
-    for (int i = 0; i < 4; i++) {
-        int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        float sum = c[i];
-        for (int k = 0; k < k_size; k++) sum += element(all, 0, row, k) * element(all, 1, k, column);
-        c[i] = sum;
+// c += a (16 x k) b (k x 8), for all lanes' four numbers of c.
+static inline void sim_sums(Deposit *lanes, int k_size, float (*a)[16], float (*b)[8]) {
+    float c[16][8];
+    for (int l = 0; l < 32; l++)
+        for (int i = 0; i < 4; i++) c[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2] = float_of(lanes[l].result[i]);
+    for (int k = 0; k < k_size; k++)
+        for (int row = 0; row < 16; row++)
+            for (int column = 0; column < 8; column++) c[row][column] += a[row][k] * b[k][column];
+    for (int l = 0; l < 32; l++)
+        for (int i = 0; i < 4; i++) lanes[l].result[i] = bits_of(c[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2]);
+}
+
+static inline void sim_product(float *c, const u32 *a, const u32 *b, Operation *operation) {
+    Deposit *mine = sim.deposit + sim.thread;
+    memcpy(mine->words, a, 16), memcpy(mine->words + 4, b, 8), memcpy(mine->result, c, 16);
+    sim_warp(operation);
+    memcpy(c, mine->result, 16);
+}
+
+static void sim_tf32(Deposit *lanes) {
+    float a[16][16], b[16][8];
+    for (int l = 0; l < 32; l++) {
+        for (int i = 0; i < 4; i++) a[l / 4 + i % 2 * 8][l % 4 + i / 2 * 4] = float_of(lanes[l].words[i]);
+        for (int i = 0; i < 2; i++) b[l % 4 + i * 4][l / 4] = float_of(lanes[l].words[4 + i]);
     }
-    sim_warp();
+    sim_sums(lanes, 8, a, b);
 }
 
-static inline float sim_tf32(Deposit *all, int right, int row, int column) {
-    if (right) return float_of(all[column * 4 + row % 4].words[4 + row / 4]);
-    return float_of(all[row % 8 * 4 + column % 4].words[row / 8 + column / 4 * 2]);
-}
-
-DEVICE void product_tf32(float *c, const u32 *a, const u32 *b) { sim_product(c, a, b, 8, sim_tf32); }
+DEVICE void product_tf32(float *c, const u32 *a, const u32 *b) { sim_product(c, a, b, sim_tf32); }
 
 #ifndef T_F32
 DEVICE float to_float(unsigned short x);
 
-static inline float sim_half(Deposit *all, int right, int row, int column) {
-    u32 word = right ? all[column * 4 + row % 8 / 2].words[4 + row / 8]
-                     : all[row % 8 * 4 + column % 8 / 2].words[row / 8 + column / 8 * 2];
-    return to_float((unsigned short)(word >> ((right ? row : column) % 2 * 16)));
-}
-
-DEVICE void product_16(float *c, const u32 *a, const u32 *b) { sim_product(c, a, b, 16, sim_half); }
-
-static inline void sim_load(u32 *r, const unsigned short *p, int matrices, int turned) {
-    sim.deposit[sim.thread].pointer = p;
-    sim_warp();
-    int lane = sim.thread % 32;
-    Deposit *all = sim.deposit + sim.thread / 32 * 32;
-    for (int m = 0; m < matrices; m++) {
-        u32 word = 0;
-        for (int i = 0; i < 2; i++) {
-            int row = turned ? lane % 4 * 2 + i : lane / 4, column = turned ? lane / 4 : lane % 4 * 2 + i;
-            const unsigned short *line = all[m * 8 + row].pointer;
-            if ((size_t)line % 16) sim.wrong = 1;
-            word |= (u32)line[column] << (16 * i);
+static void sim_half(Deposit *lanes) {
+    float a[16][16], b[16][8];
+    for (int l = 0; l < 32; l++)
+        for (int half = 0; half < 2; half++) {
+            for (int i = 0; i < 4; i++)
+                a[l / 4 + i % 2 * 8][l % 4 * 2 + half + i / 2 * 8] = to_float((unsigned short)(lanes[l].words[i] >> 16 * half));
+            for (int i = 0; i < 2; i++)
+                b[l % 4 * 2 + half + i * 8][l / 4] = to_float((unsigned short)(lanes[l].words[4 + i] >> 16 * half));
         }
-        r[m] = word;
-    }
-    sim_warp();
+    sim_sums(lanes, 16, a, b);
 }
-DEVICE void load_matrices_4(u32 *r, const unsigned short *p) { sim_load(r, p, 4, 0); }
-DEVICE void load_matrices_2(u32 *r, const unsigned short *p) { sim_load(r, p, 2, 0); }
-DEVICE void load_matrices_2_turned(u32 *r, const unsigned short *p) { sim_load(r, p, 2, 1); }
+
+DEVICE void product_16(float *c, const u32 *a, const u32 *b) { sim_product(c, a, b, sim_half); }
+
+// Matrix m is the rows to which lanes 8 m to 8 m + 7 point.
+static inline void sim_matrices(Deposit *lanes, int turned) {
+    for (int l = 0; l < 32; l++)
+        for (int m = 0; m < 4; m++) {
+            u32 word = 0;
+            for (int i = 0; i < 2; i++) {
+                int row = turned ? l % 4 * 2 + i : l / 4, column = turned ? l / 4 : l % 4 * 2 + i;
+                const unsigned short *line = lanes[m * 8 + row].pointer;
+                if ((size_t)line % 16) sim.wrong = 1;
+                word |= (u32)line[column] << (16 * i);
+            }
+            lanes[l].result[m] = word;
+        }
+}
+static void sim_straight(Deposit *lanes) { sim_matrices(lanes, 0); }
+static void sim_turned(Deposit *lanes) { sim_matrices(lanes, 1); }
+
+static inline void sim_load(u32 *r, const unsigned short *p, int matrices, Operation *operation) {
+    Deposit *mine = sim.deposit + sim.thread;
+    mine->pointer = p;
+    sim_warp(operation);
+    memcpy(r, mine->result, 4 * matrices);
+}
+DEVICE void load_matrices_4(u32 *r, const unsigned short *p) { sim_load(r, p, 4, sim_straight); }
+DEVICE void load_matrices_2(u32 *r, const unsigned short *p) { sim_load(r, p, 2, sim_straight); }
+DEVICE void load_matrices_2_turned(u32 *r, const unsigned short *p) { sim_load(r, p, 2, sim_turned); }
 #endif

@@ -1,17 +1,19 @@
 //! A GPU on the CPU, for tests: the kernels as a C compiler makes them, run by the fibers of `emulator.h`.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{c_int, c_void};
 use std::process::Command;
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Error, Result};
 use half::{bf16, f16};
 use libloading::Library;
 
 use super::kernels;
-use super::machine::{Gemm, Machine, Matrix, Ptr, Upload};
+use super::machine::{Card, Gemm, Machine, Matrix, Ptr, Upload};
+use super::ops::int;
 use crate::nn::Stored;
 
 type Launch = unsafe extern "C" fn(*const c_void, *const c_int, c_int, c_int, *const c_void, u32) -> c_int;
@@ -39,22 +41,14 @@ pub struct Emulator {
 impl Emulator {
     /// With the kernels for `stored` and `heads`, as for a GPU of compute capability `arch`.
     pub fn new(stored: Stored, heads: &[usize], arch: usize, order: u32) -> Rc<Self> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (c, so) = (folder.path().join("kernels.c"), folder.path().join("kernels.so"));
         let define = format!("#define {}\n", kernels::define(stored));
         let source = kernels::source(stored, heads, arch);
-        let header = include_str!("emulator.h");
         // The kernels' own define comes after the header, which needs it too.
-        let source = source.replacen(&define, "", 1);
-        std::fs::write(&c, format!("{define}{header}{source}")).expect("the source is written");
-        let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
-        let done = Command::new(&compiler)
-            .args(["-std=gnu11", "-O2", "-shared", "-fPIC", "-w", "-o"])
-            .args([&so, &c])
-            .arg("-lm")
-            .output()
-            .expect("the C compiler starts");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let source = format!("{define}{}{}", include_str!("emulator.h"), source.replacen(&define, "", 1));
+        let folder = tempfile::tempdir().expect("a folder");
+        // A copy for each: what threads share is in it.
+        let so = folder.path().join("kernels.so");
+        std::fs::write(&so, compiled(&source)).expect("the library is written");
         // SAFETY: the library has just been made of the kernels, and does nothing when it is opened.
         let library = unsafe { Library::new(&so) }.expect("the kernels are a library");
         Rc::new(Self {
@@ -69,9 +63,19 @@ impl Emulator {
         })
     }
 
+    /// The pretended card that such a GPU is.
+    pub fn card(order: u32) -> Rc<Emulated> {
+        Rc::new(Emulated { order, free: Cell::new(None), last: RefCell::default() })
+    }
+
     /// Lets it have so many bytes.
     pub fn limit(&self, bytes: usize) {
         self.limit.set(bytes);
+    }
+
+    /// How many bytes are allocated.
+    pub fn used(&self) -> usize {
+        self.memory.borrow().values().map(|(bytes, _)| bytes).sum()
     }
 
     /// How often it was waited for since the last call.
@@ -130,9 +134,32 @@ impl Emulator {
     }
 }
 
+/// The library that a source makes, made once.
+fn compiled(source: &str) -> Vec<u8> {
+    static MADE: Mutex<BTreeMap<String, Vec<u8>>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(library) = made.get(source) {
+        return library.clone();
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let (c, so) = (folder.path().join("kernels.c"), folder.path().join("kernels.so"));
+    std::fs::write(&c, source).expect("the source is written");
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let done = Command::new(&compiler)
+        .args(["-std=gnu11", "-O2", "-shared", "-fPIC", "-w", "-o"])
+        .args([&so, &c])
+        .arg("-lm")
+        .output()
+        .expect("the C compiler starts");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let library = std::fs::read(&so).expect("there is a library");
+    made.insert(source.to_owned(), library.clone());
+    library
+}
+
 impl Machine for Emulator {
     fn allocate(&self, bytes: usize) -> Result<Ptr> {
-        let used: usize = self.memory.borrow().values().map(|(bytes, _)| bytes).sum();
+        let used = self.used();
         if used + bytes > self.limit.get() {
             return Err(Error::Cuda("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into()));
         }
@@ -198,14 +225,14 @@ impl Machine for Emulator {
     ) -> Result<()> {
         assert!(blocks[0] < 1 << 31 && blocks[1] < 1 << 16 && blocks[2] < 1 << 16, "{kernel}: {blocks:?}");
         self.launches.set(self.launches.get() + 1);
-        let blocks = blocks.map(|n| n as c_int);
+        let blocks = blocks.map(int);
         self.order.set(self.order.get().wrapping_mul(69_069).wrapping_add(1));
         // SAFETY: `emulator.h` defines both so, and the caller's arguments are the kernel's.
         let wrong = unsafe {
             let launch = self.library.get::<Launch>("sim_launch").expect("it is there");
             let run = self.library.get::<*const c_void>(format!("run_{kernel}"));
             let run = run.map_err(|error| Error::Msg(error.to_string()))?;
-            launch(*run, blocks.as_ptr(), threads as c_int, shared as c_int, args, self.order.get())
+            launch(*run, blocks.as_ptr(), int(threads), int(shared), args, self.order.get())
         };
         if wrong == 0 { Ok(()) } else { Err(Error::Msg(format!("{kernel}: a wrong launch, {blocks:?}"))) }
     }
@@ -222,14 +249,14 @@ impl Machine for Emulator {
                 g.k,
                 c.as_mut_ptr(),
                 1,
-                g.n as isize,
+                g.n.cast_signed(),
                 false,
                 a.as_ptr(),
                 1,
-                g.k as isize,
+                g.k.cast_signed(),
                 b.as_ptr(),
                 1,
-                g.n as isize,
+                g.n.cast_signed(),
                 0.0,
                 1.0,
                 false,
@@ -246,5 +273,39 @@ impl Machine for Emulator {
             }
         }
         Ok(())
+    }
+}
+
+/// A card with an emulated GPU.
+pub struct Emulated {
+    order: u32,
+    /// Bytes of memory that it has.
+    pub free: Cell<Option<usize>>,
+    /// The GPU that was made of it last.
+    pub last: RefCell<Option<Rc<Emulator>>>,
+}
+
+impl Card for Emulated {
+    fn name(&self) -> String {
+        "cuda:0".to_owned()
+    }
+
+    fn describe(&self) -> String {
+        "cuda:0 (emulated)".to_owned()
+    }
+
+    fn has_bf16(&self) -> bool {
+        true
+    }
+
+    fn free_memory(&self) -> Option<usize> {
+        self.free.get()
+    }
+
+    fn machine(&self, stored: Stored, heads: &[usize]) -> Result<Rc<dyn Machine>> {
+        let emulator = Emulator::new(stored, heads, 80, self.order);
+        emulator.limit(self.free.get().unwrap_or(usize::MAX));
+        *self.last.borrow_mut() = Some(Rc::clone(&emulator));
+        Ok(emulator)
     }
 }

@@ -431,7 +431,7 @@ impl Engine {
         }
         let frames = Frames {
             clips: of.clips,
-            frames: of.frames,
+            length: of.frames,
             features: self.memory.features.each_ref().map(Room::at),
             pose: of.pose.at(),
             valid: of.valid.at(),
@@ -465,7 +465,7 @@ impl Engine {
         self.ops.judge(self.gradients.at(), self.span, judge)?;
         let (parameter, gradient) = (self.masters.at(), self.gradients.at());
         let stored = self.stored.as_ref().map_or(0, Buffer::at);
-        let count = self.span as i64;
+        let count = super::ops::long(self.span);
         match (rule, &self.moments) {
             (Rule::Sgd { lr, l2 }, _) => {
                 self.ops.sgd(&kernels::Sgd { parameter, gradient, stored, verdict, count, lr, l2 })

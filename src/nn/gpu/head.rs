@@ -7,7 +7,7 @@ use super::backbone::{sized, sized_back};
 use super::engine::Weights;
 use super::kernels::{Attention, CrossEntropy, NormBackward, NormForward, Pool, PoolBackward};
 use super::machine::{Ptr, Room};
-use super::ops::{Mask, Ops, int};
+use super::ops::{Mask, Ops, int, long};
 use crate::model::{HeadDrops, LayerDrops};
 use crate::nn::Pass;
 
@@ -66,7 +66,8 @@ pub struct Head {
 #[derive(Clone, Copy)]
 pub struct Frames<'a> {
     pub clips: usize,
-    pub frames: usize,
+    /// Of each clip.
+    pub length: usize,
     /// Each backbone's features (B T, F), f32.
     pub features: [Ptr; 3],
     /// (B T, pose), f32.
@@ -175,10 +176,30 @@ impl Head {
         f: &Frames,
         losses: &Losses,
     ) -> Result<Ptr> {
-        let HeadShape { width: d, projector: p, heads, hidden: m, classes, .. } = self.shape;
-        let rows = f.clips * f.frames;
+        let (rows, d) = (f.clips * f.length, self.shape.width);
+        let HeadShape { projector, hidden, .. } = self.shape;
         let y = ops.stored_room(&mut b.y, rows * self.widest())?;
-        let hidden = ops.stored_room(&mut b.hidden, rows * m.max(p))?;
+        let activated = ops.stored_room(&mut b.hidden, rows * hidden.max(projector))?;
+        let branch = ops.stored_room(&mut b.branch, rows * d)?;
+        let x = ops.f32_room(&mut b.x, rows * d)?;
+        self.project(ops, w, b, f, [y, activated])?;
+        self.fuse(ops, w, b, f, [y, branch, x])?;
+        for i in 0..self.shape.layers {
+            self.layer_forward(ops, w, b, f, i, [x, y, branch, activated])?;
+        }
+        self.classify(ops, w, b, f, x, losses)
+    }
+
+    /// Each stream's features to its columns of `b.joined`, without the last bias.
+    fn project(
+        &self,
+        ops: &Ops,
+        w: &Weights,
+        b: &mut Buffers,
+        f: &Frames,
+        [y, activated]: [Ptr; 2],
+    ) -> Result<()> {
+        let (rows, p) = (f.clips * f.length, self.shape.projector);
         let joined = ops.stored_room(&mut b.joined, rows * STREAMS * p)?;
         let joined_bias = ops.f32_room(&mut b.joined_bias, STREAMS * p)?;
         for (stream, of) in b.projected.iter_mut().enumerate() {
@@ -195,37 +216,47 @@ impl Head {
             ops.norm(sized(a, rows, inputs, 1), Mask::default(), Mask::default())?;
             let before = ops.stored_room(&mut of.hidden, rows * p)?;
             ops.linear(rows, (y, inputs), (w.stored(at + PROJECTOR_FC1), inputs, p), (before, p), false)?;
-            let mask = ops.mask(self.drops.projectors[stream], f.pass, f.clips, f.frames * p)?;
+            let mask = ops.mask(self.drops.projectors[stream], f.pass, f.clips, f.length * p)?;
             let bias = w.f32(at + PROJECTOR_FC1 + 1);
-            ops.activate([before, bias, hidden], (rows, p), f.frames, false, mask)?;
+            ops.activate([before, bias, activated], (rows, p), f.length, false, mask)?;
             let out = (ops.stored_at(joined, stream * p), STREAMS * p);
-            ops.linear(rows, (hidden, p), (w.stored(at + PROJECTOR_FC2), p, p), out, false)?;
+            ops.linear(rows, (activated, p), (w.stored(at + PROJECTOR_FC2), p, p), out, false)?;
             let to = joined_bias + (4 * stream * p) as Ptr;
             ops.machine().copy(w.f32(at + PROJECTOR_FC2 + 1), to, 4 * p)?;
         }
+        Ok(())
+    }
 
+    /// The joined streams to the first layer's input, with positions: `x`, f32, and stored.
+    fn fuse(
+        &self,
+        ops: &Ops,
+        w: &Weights,
+        b: &mut Buffers,
+        f: &Frames,
+        [y, branch, x]: [Ptr; 3],
+    ) -> Result<()> {
+        let (rows, d, width) = (f.clips * f.length, self.shape.width, STREAMS * self.shape.projector);
         let (norm, proj) = (self.first + FUSION_NORM, self.first + FUSION_PROJ);
         let a = NormForward {
-            branch: joined,
-            bias: joined_bias,
+            branch: b.joined.at(),
+            bias: b.joined_bias.at(),
             weight: w.f32(norm),
             shift: w.f32(norm + 1),
             y_t: y,
-            xhat: ops.stored_room(&mut b.fused_xhat, rows * STREAMS * p)?,
+            xhat: ops.stored_room(&mut b.fused_xhat, rows * width)?,
             rstd: ops.f32_room(&mut b.fused_rstd, rows)?,
             ..NormForward::default()
         };
-        ops.norm(sized(a, rows, STREAMS * p, 1), Mask::default(), Mask::default())?;
+        ops.norm(sized(a, rows, width, 1), Mask::default(), Mask::default())?;
         self.drop_fused(ops, f, y)?;
-        let branch = ops.stored_room(&mut b.branch, rows * d)?;
-        ops.linear(rows, (y, STREAMS * p), (w.stored(proj), STREAMS * p, d), (branch, d), false)?;
+        ops.linear(rows, (y, width), (w.stored(proj), width, d), (branch, d), false)?;
         b.layers.resize_with(self.shape.layers, Layer::default);
-        let x = ops.f32_room(&mut b.x, rows * d)?;
         let a = NormForward {
             branch,
             bias: w.f32(proj + 1),
             position: w.f32(self.first + POSITIONS),
-            period: int(f.frames),
+            period: int(f.length),
             y: x,
             y_t: match b.layers.first_mut() {
                 Some(layer) => ops.stored_room(&mut layer.x, rows * d)?,
@@ -233,66 +264,82 @@ impl Head {
             },
             ..NormForward::default()
         };
-        ops.norm(sized(a, rows, d, 1), Mask::default(), Mask::default())?;
+        ops.norm(sized(a, rows, d, 1), Mask::default(), Mask::default())
+    }
 
-        for i in 0..self.shape.layers {
-            let (at, drops) = (self.layer(i), &self.drops.layers[i]);
-            let next = match b.layers.get_mut(i + 1) {
-                Some(next) => ops.stored_room(&mut next.x, rows * d)?,
-                None => 0,
-            };
-            let layer = &mut b.layers[i];
-            let qkv = ops.stored_room(&mut layer.qkv, rows * 3 * d)?;
-            ops.linear(rows, (layer.x.at(), d), (w.stored(at + IN_PROJ), d, 3 * d), (qkv, 3 * d), false)?;
-            let mixed = ops.stored_room(&mut layer.mixed, rows * d)?;
-            let lse = ops.f32_room(&mut layer.lse, rows * heads)?;
-            let mask = self.attention_mask(ops, drops, f)?;
-            let a = Attention { mixed, lse, ..self.attention(ops, w, at, f, qkv, mask) };
-            ops.attention(&a, f.clips, d / heads)?;
-            ops.linear(rows, (mixed, d), (w.stored(at + OUT_PROJ), d, d), (branch, d), false)?;
-            let a = NormForward {
-                x,
-                branch,
-                bias: w.f32(at + OUT_PROJ + 1),
-                weight: w.f32(at + NORM1),
-                shift: w.f32(at + NORM1 + 1),
-                y: x,
-                y_t: y,
-                xhat: ops.stored_room(&mut layer.xhat1, rows * d)?,
-                rstd: ops.f32_room(&mut layer.rstd1, rows)?,
-                ..NormForward::default()
-            };
-            let mask = ops.mask(drops.others[0], f.pass, f.clips, f.frames * d)?;
-            ops.norm(sized(a, rows, d, f.frames), mask, Mask::default())?;
-
-            let before = ops.stored_room(&mut layer.hidden, rows * m)?;
-            ops.linear(rows, (y, d), (w.stored(at + LINEAR1), d, m), (before, m), false)?;
-            let mask = ops.mask(drops.others[1], f.pass, f.clips, f.frames * m)?;
-            ops.activate([before, w.f32(at + LINEAR1 + 1), hidden], (rows, m), f.frames, true, mask)?;
-            ops.linear(rows, (hidden, m), (w.stored(at + LINEAR2), m, d), (branch, d), false)?;
-            let a = NormForward {
-                bias: w.f32(at + LINEAR2 + 1),
-                weight: w.f32(at + NORM2),
-                shift: w.f32(at + NORM2 + 1),
-                y_t: next,
-                xhat: ops.stored_room(&mut layer.xhat2, rows * d)?,
-                rstd: ops.f32_room(&mut layer.rstd2, rows)?,
-                ..a
-            };
-            let mask = ops.mask(drops.others[2], f.pass, f.clips, f.frames * d)?;
-            ops.norm(sized(a, rows, d, f.frames), mask, Mask::default())?;
-        }
-
-        let mean = ops.stored_room(&mut b.mean, f.clips * d)?;
-        ops.pool(&Pool {
+    /// Temporal layer `i`, from `x` to `x`, f32, and to the next one's stored input.
+    fn layer_forward(
+        &self,
+        ops: &Ops,
+        w: &Weights,
+        b: &mut Buffers,
+        f: &Frames,
+        i: usize,
+        [x, y, branch, activated]: [Ptr; 4],
+    ) -> Result<()> {
+        let HeadShape { width: d, heads, hidden: m, .. } = self.shape;
+        let (rows, at, drops) = (f.clips * f.length, self.layer(i), &self.drops.layers[i]);
+        let next = match b.layers.get_mut(i + 1) {
+            Some(next) => ops.stored_room(&mut next.x, rows * d)?,
+            None => 0,
+        };
+        let layer = &mut b.layers[i];
+        let qkv = ops.stored_room(&mut layer.qkv, rows * 3 * d)?;
+        ops.linear(rows, (layer.x.at(), d), (w.stored(at + IN_PROJ), d, 3 * d), (qkv, 3 * d), false)?;
+        let mixed = ops.stored_room(&mut layer.mixed, rows * d)?;
+        let lse = ops.f32_room(&mut layer.lse, rows * heads)?;
+        let mask = self.attention_mask(ops, drops, f)?;
+        let a = Attention { mixed, lse, ..self.attention(ops, w, at, f, qkv, mask) };
+        ops.attention(&a, f.clips, d / heads)?;
+        ops.linear(rows, (mixed, d), (w.stored(at + OUT_PROJ), d, d), (branch, d), false)?;
+        let a = NormForward {
             x,
-            valid: f.valid,
-            mean,
-            clips: int(f.clips),
-            frames: int(f.frames),
-            width: int(d),
-        })?;
-        let (at, v) = (self.lm_head(), classes);
+            branch,
+            bias: w.f32(at + OUT_PROJ + 1),
+            weight: w.f32(at + NORM1),
+            shift: w.f32(at + NORM1 + 1),
+            y: x,
+            y_t: y,
+            xhat: ops.stored_room(&mut layer.xhat1, rows * d)?,
+            rstd: ops.f32_room(&mut layer.rstd1, rows)?,
+            ..NormForward::default()
+        };
+        let mask = ops.mask(drops.others[0], f.pass, f.clips, f.length * d)?;
+        ops.norm(sized(a, rows, d, f.length), mask, Mask::default())?;
+
+        let before = ops.stored_room(&mut layer.hidden, rows * m)?;
+        ops.linear(rows, (y, d), (w.stored(at + LINEAR1), d, m), (before, m), false)?;
+        let mask = ops.mask(drops.others[1], f.pass, f.clips, f.length * m)?;
+        ops.activate([before, w.f32(at + LINEAR1 + 1), activated], (rows, m), f.length, true, mask)?;
+        ops.linear(rows, (activated, m), (w.stored(at + LINEAR2), m, d), (branch, d), false)?;
+        let a = NormForward {
+            bias: w.f32(at + LINEAR2 + 1),
+            weight: w.f32(at + NORM2),
+            shift: w.f32(at + NORM2 + 1),
+            y_t: next,
+            xhat: ops.stored_room(&mut layer.xhat2, rows * d)?,
+            rstd: ops.f32_room(&mut layer.rstd2, rows)?,
+            ..a
+        };
+        let mask = ops.mask(drops.others[2], f.pass, f.clips, f.length * d)?;
+        ops.norm(sized(a, rows, d, f.length), mask, Mask::default())?;
+        Ok(())
+    }
+
+    /// The last layer's `x` to logits and losses.
+    fn classify(
+        &self,
+        ops: &Ops,
+        w: &Weights,
+        b: &mut Buffers,
+        f: &Frames,
+        x: Ptr,
+        losses: &Losses,
+    ) -> Result<Ptr> {
+        let (d, at, v) = (self.shape.width, self.lm_head(), self.shape.classes);
+        let mean = ops.stored_room(&mut b.mean, f.clips * d)?;
+        let (clips, frames, width) = (int(f.clips), int(f.length), int(d));
+        ops.pool(&Pool { x, valid: f.valid, mean, clips, frames, width })?;
         let logits = ops.f32_room(&mut b.logits, f.clips * v)?;
         ops.linear(f.clips, (mean, d), (w.stored(at), d, v), (logits, v), true)?;
         let d_logits = match losses.scale {
@@ -317,15 +364,15 @@ impl Head {
     /// Drops some of what fusion's norm gave, or of its gradient, in place.
     fn drop_fused(&self, ops: &Ops, f: &Frames, y: Ptr) -> Result<()> {
         let width = STREAMS * self.shape.projector;
-        let mask = ops.mask(self.drops.fusion, f.pass, f.clips, f.frames * width)?;
+        let mask = ops.mask(self.drops.fusion, f.pass, f.clips, f.length * width)?;
         if mask.words == 0 {
             return Ok(());
         }
-        ops.combine([0, y, y, 0], (f.clips * f.frames, width), f.frames, mask)
+        ops.combine([0, y, y, 0], (f.clips * f.length, width), f.length, mask)
     }
 
     fn attention_mask(&self, ops: &Ops, drops: &LayerDrops, f: &Frames) -> Result<Mask> {
-        ops.mask(drops.attention, f.pass, f.clips, self.shape.heads * f.frames * f.frames)
+        ops.mask(drops.attention, f.pass, f.clips, self.shape.heads * f.length * f.length)
     }
 
     fn attention(&self, ops: &Ops, w: &Weights, layer: usize, f: &Frames, qkv: Ptr, mask: Mask) -> Attention {
@@ -342,10 +389,10 @@ impl Head {
             valid: f.valid,
             drop: mask.words,
             drop_scale: mask.scale,
-            q_sample: (f.frames * 3 * width) as i64,
-            kv_sample: (f.frames * 3 * width) as i64,
-            queries: int(f.frames),
-            keys: int(f.frames),
+            q_sample: long(f.length * 3 * width),
+            kv_sample: long(f.length * 3 * width),
+            queries: int(f.length),
+            keys: int(f.length),
             heads: int(heads),
             width: int(width),
             q_row: int(3 * width),
@@ -366,14 +413,14 @@ impl Head {
         d_features: [Ptr; 3],
     ) -> Result<()> {
         let HeadShape { width: d, projector: p, classes: v, .. } = self.shape;
-        let rows = f.clips * f.frames;
+        let rows = f.clips * f.length;
         let (at, d_logits, mean) = (self.lm_head(), b.d_logits.at(), b.mean.at());
         ops.combine([0, d_logits, 0, w.gradient(at + 1)], (f.clips, v), 1, Mask::default())?;
         ops.linear_weight(f.clips, (mean, d), (d_logits, v), (w.gradient(at), d, v))?;
         let d_mean = ops.f32_room(&mut b.d_mean, f.clips * d)?;
         ops.linear_input(f.clips, (d_logits, v), (w.stored(at), d, v), (d_mean, d), (true, false))?;
         let d_x = b.x.at();
-        let (clips, frames, width) = (int(f.clips), int(f.frames), int(d));
+        let (clips, frames, width) = (int(f.clips), int(f.length), int(d));
         ops.pool_backward(&PoolBackward { d_mean, valid: f.valid, d_x, clips, frames, width })?;
 
         // The gradient of a layer's output is `d_x` + `d_norm`, where a layer above it has left one there.
@@ -388,7 +435,7 @@ impl Head {
         let below = if self.shape.layers > 0 { d_norm } else { 0 };
         // A place's vector was added to its frame of every clip.
         let positions = w.gradient(self.first + POSITIONS);
-        ops.combine([d_x, below, 0, positions], (f.clips, f.frames * d), 1, Mask::default())?;
+        ops.combine([d_x, below, 0, positions], (f.clips, f.length * d), 1, Mask::default())?;
         ops.combine([d_x, below, branch, w.gradient(proj + 1)], (rows, d), 1, Mask::default())?;
         let width = STREAMS * p;
         ops.linear_input(rows, (branch, d), (w.stored(proj), width, d), (d_norm, width), (false, false))?;
@@ -423,10 +470,10 @@ impl Head {
                 (d_hidden, p),
                 (false, false),
             )?;
-            let mask = ops.mask(self.drops.projectors[stream], f.pass, f.clips, f.frames * p)?;
+            let mask = ops.mask(self.drops.projectors[stream], f.pass, f.clips, f.length * p)?;
             let bias = at + PROJECTOR_FC1 + 1;
             let buffers = [hidden, w.f32(bias), d_hidden, w.gradient(bias)];
-            ops.activate_backward(buffers, (rows, p), f.frames, false, mask)?;
+            ops.activate_backward(buffers, (rows, p), f.length, false, mask)?;
             ops.linear_weight(rows, (hidden, p), d_out, (w.gradient(at + PROJECTOR_FC2), p, p))?;
             let weight = (w.stored(at + PROJECTOR_FC1), inputs, p);
             ops.linear_input(rows, (d_hidden, p), weight, (d_norm, inputs), (false, false))?;
@@ -460,9 +507,9 @@ impl Head {
         [d_x, above, d_norm]: [Ptr; 3],
     ) -> Result<()> {
         let HeadShape { width: d, heads, hidden: m, .. } = self.shape;
-        let (rows, at, drops) = (f.clips * f.frames, self.layer(i), &self.drops.layers[i]);
+        let (rows, at, drops) = (f.clips * f.length, self.layer(i), &self.drops.layers[i]);
         let (layer, branch, d_hidden) = (&mut b.layers[i], b.branch.at(), b.hidden.at());
-        let mask = ops.mask(drops.others[2], f.pass, f.clips, f.frames * d)?;
+        let mask = ops.mask(drops.others[2], f.pass, f.clips, f.length * d)?;
         let a = NormBackward {
             dy: d_x,
             dy_t: above,
@@ -475,17 +522,17 @@ impl Head {
             ..NormBackward::default()
         };
         let sums = [w.gradient(at + NORM2), w.gradient(at + NORM2 + 1), w.gradient(at + LINEAR2 + 1)];
-        ops.norm_backward(sized_back(a, rows, d, f.frames), mask, Mask::default(), sums)?;
+        ops.norm_backward(sized_back(a, rows, d, f.length), mask, Mask::default(), sums)?;
 
         let hidden = layer.hidden.at();
         ops.linear_input(rows, (branch, d), (w.stored(at + LINEAR2), m, d), (d_hidden, m), (false, false))?;
-        let mask = ops.mask(drops.others[1], f.pass, f.clips, f.frames * m)?;
+        let mask = ops.mask(drops.others[1], f.pass, f.clips, f.length * m)?;
         let buffers = [hidden, w.f32(at + LINEAR1 + 1), d_hidden, w.gradient(at + LINEAR1 + 1)];
-        ops.activate_backward(buffers, (rows, m), f.frames, true, mask)?;
+        ops.activate_backward(buffers, (rows, m), f.length, true, mask)?;
         ops.linear_weight(rows, (hidden, m), (branch, d), (w.gradient(at + LINEAR2), m, d))?;
         ops.linear_input(rows, (d_hidden, m), (w.stored(at + LINEAR1), d, m), (d_norm, d), (false, false))?;
 
-        let mask = ops.mask(drops.others[0], f.pass, f.clips, f.frames * d)?;
+        let mask = ops.mask(drops.others[0], f.pass, f.clips, f.length * d)?;
         let y = layer.xhat1.at();
         let a = NormBackward {
             dy: d_x,
@@ -500,7 +547,7 @@ impl Head {
             ..NormBackward::default()
         };
         let sums = [w.gradient(at + NORM1), w.gradient(at + NORM1 + 1), w.gradient(at + OUT_PROJ + 1)];
-        ops.norm_backward(sized_back(a, rows, d, f.frames), mask, Mask::default(), sums)?;
+        ops.norm_backward(sized_back(a, rows, d, f.length), mask, Mask::default(), sums)?;
         ops.linear_weight(rows, (y, d), (d_hidden, m), (w.gradient(at + LINEAR1), d, m))?;
 
         let (mixed, d_mixed) = (layer.mixed.at(), d_norm);

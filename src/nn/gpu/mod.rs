@@ -8,8 +8,9 @@
 mod backbone;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
-mod emulator;
+#[cfg(test)]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod emulator;
 mod engine;
 mod head;
 pub mod kernels;
@@ -17,7 +18,8 @@ pub mod kernels;
 mod libraries;
 mod machine;
 pub mod ops;
-#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+#[cfg(test)]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tests;
 
 pub use engine::{Adam, Engine, HostBatch, Rule, Scores, Verdict};

@@ -55,6 +55,10 @@ fn vector(widths: &[usize]) -> usize {
     if widths.iter().all(|width| width.is_multiple_of(4)) { 4 } else { 1 }
 }
 
+pub(super) fn long(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
 pub(super) fn int(n: usize) -> i32 {
     // Sizes that do not fit are refused before anything is launched: `Engine::new`.
     i32::try_from(n).unwrap_or(i32::MAX)
@@ -198,9 +202,9 @@ impl Ops {
             seed: masks.seed.cast_signed(),
             step: masks.step.cast_signed(),
             site: dropout.site().cast_signed(),
-            first_sample: pass.first_row as i64,
-            samples: samples as i64,
-            elements: elements as i64,
+            first_sample: long(pass.first_row),
+            samples: long(samples),
+            elements: long(elements),
             purpose: Purpose::Dropout as u32,
             threshold: dropout.threshold(),
         };
@@ -346,7 +350,7 @@ impl Ops {
         [out0, out1, out2]: [Ptr; 3],
         outs: i32,
     ) -> Result<()> {
-        let a = kernels::Reduce { partial, out0, out1, out2, width: width as i64, parts: int(parts), outs };
+        let a = kernels::Reduce { partial, out0, out1, out2, width: long(width), parts: int(parts), outs };
         self.launch("reduce", [width.div_ceil(32), 1, 1], 256, 4 * 256, &a)
     }
 
@@ -408,7 +412,7 @@ impl Ops {
     pub fn judge(&self, x: Ptr, count: usize, a: kernels::Judge) -> Result<()> {
         let blocks = count.div_ceil(256 * 8).clamp(1, BLOCKS);
         let partial = self.partial.borrow_mut().of(&self.machine, 8 * blocks)?;
-        let squares = kernels::Squares { x, partial, count: count as i64 };
+        let squares = kernels::Squares { x, partial, count: long(count) };
         self.launch("squares", [blocks, 1, 1], 256, 8 * 256, &squares)?;
         let a = kernels::Judge { partial, parts: int(blocks), ..a };
         self.launch("judge", [1, 1, 1], 256, 8 * 256, &a)
@@ -426,6 +430,6 @@ impl Ops {
 
     /// f32 to the stored type.
     pub fn cast(&self, x: Ptr, out: Ptr, count: usize) -> Result<()> {
-        self.launch_each("cast", 256, count, &kernels::Cast { x, out, count: count as i64 })
+        self.launch_each("cast", 256, count, &kernels::Cast { x, out, count: long(count) })
     }
 }
