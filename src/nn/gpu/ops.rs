@@ -22,6 +22,8 @@ pub struct Mask {
 /// How many blocks share the rows of an operation that sums over them: as many as keep a GPU busy. It depends on the sizes
 /// alone, so that sums have one order.
 const BLOCKS: usize = 1024;
+/// The same where a block has sums of three rows: six for each of an H100's multiprocessors.
+const NORM_BLOCKS: usize = 6 * 132;
 /// Threads of a block that goes down columns.
 const COLUMNS: usize = 128;
 
@@ -238,7 +240,7 @@ impl Ops {
         sums: [Ptr; 3],
     ) -> Result<()> {
         let (rows, width) = (a.rows as usize, a.width as usize);
-        let rows_a_block = rows.div_ceil(BLOCKS / 2).max(4);
+        let rows_a_block = rows.div_ceil(NORM_BLOCKS).max(4);
         let blocks = rows.div_ceil(rows_a_block);
         let partial = self.partial.borrow_mut().of(&self.machine, 4 * 3 * blocks * width)?;
         let a = kernels::NormBackward {

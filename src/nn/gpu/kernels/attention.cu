@@ -12,6 +12,12 @@
 #define TILE (WIDE <= 64 ? 64 : 32)
 #define TILE_BACK 32
 #define STEPS (WIDE / STEP)
+// Blocks that a multiprocessor can have at a time without registers going to memory.
+#if !defined(T_F32) && HEAD <= 64
+#define RESIDENT 3
+#else
+#define RESIDENT 1
+#endif
 #define PARTS (WIDE / 8)
 
 // Rows first..first + rows of one head, with the bias added, zeros where there is no row, to shared memory.
@@ -57,11 +63,13 @@ DEVICE int A(hidden)(const unsigned char *valid, int key, int keys) {
 }
 
 // mixed = dropout(softmax(scale * q k^T)) v for 64 queries of a head of a sample; lse = the logarithm of the softmax's sum.
-KERNEL_OF(128, A(attention_forward), Attention) {
+KERNEL_OF_BLOCKS(128, RESIDENT, A(attention_forward), Attention) {
     SHARED(shared);
     T *k_tile = (T *)shared, *v_tile = k_tile + 64 * LINE;
     int head = BLOCK_Y, sample = BLOCK_Z, first = BLOCK_X * 64, lane = THREAD % 32;
     int at = head * HEAD, row0 = first + THREAD / 32 * 16 + lane / 4, pair = lane % 4 * 2;
+    // A warp beyond the last query only helps to load.
+    int busy = first + THREAD / 32 * 16 < a.queries;
     const T *keys = a.k + sample * a.kv_sample + at, *values = a.v + sample * a.kv_sample + at;
     const unsigned char *valid = a.valid ? a.valid + (i64)sample * a.keys : 0;
     const unsigned short *drop = a.drop ? a.drop + sample * mask_words((i64)a.heads * a.keys * a.keys) : 0;
@@ -78,9 +86,11 @@ KERNEL_OF(128, A(attention_forward), Attention) {
         A(load_tile)(k_tile, TILE, keys, a.kv_row, start, a.keys, a.k_bias + at);
         A(load_tile)(v_tile, TILE, values, a.kv_row, start, a.keys, a.v_bias + at);
         BARRIER();
+        if (!busy) continue;
         float s[TILE / 8][4], top[2] = {most[0], most[1]};
         UNROLL for (int n = 0; n < TILE / 8; n++) {
-            UNROLL for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
+            UNROLL for (int i = 0; i < 4; i++) s[n][i] = start + n * 8 < a.keys ? 0.0f : -INFINITY;
+            if (start + n * 8 >= a.keys) continue;
             UNROLL for (int k = 0; k < STEPS; k++)
                 multiply(s[n], q[k], load_right(k_tile + n * 8 * LINE + k * STEP, LINE));
             UNROLL for (int i = 0; i < 4; i++) {
@@ -93,13 +103,17 @@ KERNEL_OF(128, A(attention_forward), Attention) {
             top[half] = fmaxf(top[half], SHUFFLE_XOR(top[half], 1));
             top[half] = fmaxf(top[half], SHUFFLE_XOR(top[half], 2));
             // Where no key has been seen yet there is nothing to scale.
-            float shrink = most[half] == -INFINITY ? 0.0f : expf(most[half] - top[half]);
+            float shrink = most[half] == -INFINITY ? 0.0f : EXP(most[half] - top[half]);
             most[half] = top[half];
             sum[half] *= shrink;
             UNROLL for (int p = 0; p < PARTS; p++) out[p][2 * half] *= shrink, out[p][2 * half + 1] *= shrink;
         }
         UNROLL for (int n = 0; n < TILE / 8; n++) UNROLL for (int i = 0; i < 4; i++) {
-            float p = s[n][i] == -INFINITY ? 0.0f : expf(s[n][i] - most[i / 2]);
+            if (start + n * 8 >= a.keys) {
+                s[n][i] = 0.0f;
+                continue;
+            }
+            float p = s[n][i] == -INFINITY ? 0.0f : EXP(s[n][i] - most[i / 2]);
             sum[i / 2] += p;
             int query = row0 + i / 2 * 8, key = start + n * 8 + pair + i % 2;
             if (drop && query < a.queries && key < a.keys)
@@ -107,6 +121,7 @@ KERNEL_OF(128, A(attention_forward), Attention) {
             s[n][i] = p;
         }
         UNROLL for (int k = 0; k < TILE / STEP; k++) {
+            if (start + k * STEP >= a.keys) continue;
             Left weights = as_left(s + k * (STEP / 8));
             UNROLL for (int p = 0; p < PARTS; p++)
                 multiply(out[p], weights, load_right_turned(v_tile + k * STEP * LINE + p * 8, LINE));
@@ -127,11 +142,13 @@ KERNEL_OF(128, A(attention_forward), Attention) {
 }
 
 // The gradient of 64 queries of a head, and delta, each query's product of its output and its gradient.
-KERNEL_OF(128, A(attention_backward_q), Attention) {
+KERNEL_OF_BLOCKS(128, RESIDENT, A(attention_backward_q), Attention) {
     SHARED(shared);
     T *k_tile = (T *)shared, *v_tile = k_tile + 64 * LINE;
     int head = BLOCK_Y, sample = BLOCK_Z, first = BLOCK_X * 64, lane = THREAD % 32;
     int at = head * HEAD, row0 = first + THREAD / 32 * 16 + lane / 4, pair = lane % 4 * 2;
+    // A warp beyond the last query only helps to load.
+    int busy = first + THREAD / 32 * 16 < a.queries;
     const T *keys = a.k + sample * a.kv_sample + at, *values = a.v + sample * a.kv_sample + at;
     const unsigned char *valid = a.valid ? a.valid + (i64)sample * a.keys : 0;
     const unsigned short *drop = a.drop ? a.drop + sample * mask_words((i64)a.heads * a.keys * a.keys) : 0;
@@ -164,23 +181,26 @@ KERNEL_OF(128, A(attention_backward_q), Attention) {
         A(load_tile)(k_tile, TILE, keys, a.kv_row, start, a.keys, a.k_bias + at);
         A(load_tile)(v_tile, TILE, values, a.kv_row, start, a.keys, a.v_bias + at);
         BARRIER();
+        if (!busy) continue;
         float s[TILE / 8][4];
         UNROLL for (int n = 0; n < TILE / 8; n++) {
             float dp[4] = {0.0f, 0.0f, 0.0f, 0.0f};
             UNROLL for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
+            if (start + n * 8 >= a.keys) continue;
             UNROLL for (int k = 0; k < STEPS; k++) {
                 multiply(s[n], q[k], load_right(k_tile + n * 8 * LINE + k * STEP, LINE));
                 multiply(dp, d[k], load_right(v_tile + n * 8 * LINE + k * STEP, LINE));
             }
             UNROLL for (int i = 0; i < 4; i++) {
                 int query = row0 + i / 2 * 8, key = start + n * 8 + pair + i % 2;
-                float p = A(hidden)(valid, key, a.keys) ? 0.0f : expf(s[n][i] * a.scale - lse[i / 2]);
+                float p = A(hidden)(valid, key, a.keys) ? 0.0f : EXP(s[n][i] * a.scale - lse[i / 2]);
                 if (drop && query < a.queries && key < a.keys)
                     dp[i] *= kept(drop, ((i64)head * a.keys + query) * a.keys + key, a.drop_scale);
                 s[n][i] = p * (dp[i] - delta[i / 2]);
             }
         }
         UNROLL for (int k = 0; k < TILE / STEP; k++) {
+            if (start + k * STEP >= a.keys) continue;
             Left ds = as_left(s + k * (STEP / 8));
             UNROLL for (int p = 0; p < PARTS; p++)
                 multiply(out[p], ds, load_right_turned(k_tile + k * STEP * LINE + p * 8, LINE));
@@ -196,12 +216,14 @@ KERNEL_OF(128, A(attention_backward_q), Attention) {
 }
 
 // The gradients of 64 keys and values of a head, from lse and delta.
-KERNEL_OF(128, A(attention_backward_kv), Attention) {
+KERNEL_OF_BLOCKS(128, RESIDENT, A(attention_backward_kv), Attention) {
     SHARED(shared);
     T *q_tile = (T *)shared, *d_tile = q_tile + 64 * LINE;
     float *lse = (float *)(d_tile + 64 * LINE), *delta = lse + TILE_BACK;
     int head = BLOCK_Y, sample = BLOCK_Z, first = BLOCK_X * 64, lane = THREAD % 32;
     int at = head * HEAD, row0 = first + THREAD / 32 * 16 + lane / 4, pair = lane % 4 * 2;
+    // A warp beyond the last key only helps to load.
+    int busy = first + THREAD / 32 * 16 < a.keys;
     const unsigned char *valid = a.valid ? a.valid + (i64)sample * a.keys : 0;
     const unsigned short *drop = a.drop ? a.drop + sample * mask_words((i64)a.heads * a.keys * a.keys) : 0;
     i64 line = ((i64)sample * a.heads + head) * a.queries;
@@ -226,18 +248,20 @@ KERNEL_OF(128, A(attention_backward_kv), Attention) {
             delta[THREAD] = query < a.queries ? a.delta[line + query] : 0.0f;
         }
         BARRIER();
+        if (!busy) continue;
         // Keys down, queries across.
         float p[TILE_BACK / 8][4], ds[TILE_BACK / 8][4];
         UNROLL for (int n = 0; n < TILE_BACK / 8; n++) {
             float dp[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            UNROLL for (int i = 0; i < 4; i++) p[n][i] = 0.0f;
+            UNROLL for (int i = 0; i < 4; i++) p[n][i] = 0.0f, ds[n][i] = 0.0f;
+            if (start + n * 8 >= a.queries) continue;
             UNROLL for (int c = 0; c < STEPS; c++) {
                 multiply(p[n], k[c], load_right(q_tile + n * 8 * LINE + c * STEP, LINE));
                 multiply(dp, v[c], load_right(d_tile + n * 8 * LINE + c * STEP, LINE));
             }
             UNROLL for (int i = 0; i < 4; i++) {
                 int key = row0 + i / 2 * 8, column = n * 8 + pair + i % 2, query = start + column;
-                float weight = A(hidden)(valid, key, a.keys) ? 0.0f : expf(p[n][i] * a.scale - lse[column]);
+                float weight = A(hidden)(valid, key, a.keys) ? 0.0f : EXP(p[n][i] * a.scale - lse[column]);
                 float keep = 1.0f;
                 if (drop && query < a.queries && key < a.keys)
                     keep = kept(drop, ((i64)head * a.keys + query) * a.keys + key, a.drop_scale);
@@ -246,6 +270,7 @@ KERNEL_OF(128, A(attention_backward_kv), Attention) {
             }
         }
         UNROLL for (int c = 0; c < TILE_BACK / STEP; c++) {
+            if (start + c * STEP >= a.queries) continue;
             Left weights = as_left(p + c * (STEP / 8)), d_scores = as_left(ds + c * (STEP / 8));
             UNROLL for (int n = 0; n < PARTS; n++) {
                 multiply(d_v[n], weights, load_right_turned(d_tile + c * STEP * LINE + n * 8, LINE));
@@ -270,4 +295,5 @@ KERNEL_OF(128, A(attention_backward_kv), Attention) {
 #undef TILE
 #undef TILE_BACK
 #undef STEPS
+#undef RESIDENT
 #undef PARTS

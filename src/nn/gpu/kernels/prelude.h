@@ -12,6 +12,9 @@ typedef unsigned int u32;
 #define DEVICE static __device__ __forceinline__
 #define KERNEL_OF(threads, name, Args) \
     extern "C" __global__ void __launch_bounds__(threads) name(const struct Args a)
+// With registers for so many blocks on a multiprocessor at least.
+#define KERNEL_OF_BLOCKS(threads, blocks, name, Args) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const struct Args a)
 #define SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define UNROLL _Pragma("unroll")
 #define THREAD ((int)threadIdx.x)
@@ -26,6 +29,15 @@ typedef unsigned int u32;
 #define INFINITY __int_as_float(0x7f800000)
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 x) { return __uint_as_float(x); }
+#endif
+
+// What is rounded to 16 bits in the end need not be better than the hardware's own.
+#if defined(EMULATED) || defined(T_F32)
+#define EXP(x) expf(x)
+#define RECIPROCAL(x) (1.0f / (x))
+#else
+#define EXP(x) __expf(x)
+#define RECIPROCAL(x) __fdividef(1.0f, x)
 #endif
 
 #define JOINED(a, b) a##_##b
