@@ -7,7 +7,7 @@ set -euo pipefail
 program=$1
 needed=$(ldd "$program")
 if grep -Ei 'lib(cuda|cudart|cublas|cublasLt|curand|nvrtc)\.' <<<"$needed"; then
-    echo "$program needs these to start: name the functions it calls in src/nn/cuda/symbols.rs" >&2
+    echo "$program needs these to start" >&2
     exit 1
 fi
 traces=$(grep -acE 'cuInit|cublasCreate|libcuda\.so|libnvrtc' "$program" || true)
@@ -15,7 +15,7 @@ case $2 in
 with) [ "$traces" -gt 0 ] || { echo "$program was built without CUDA" >&2; exit 1; } ;;
 without)
     [ "$traces" -eq 0 ] || { echo "$program has traces of CUDA" >&2; exit 1; }
-    if cargo tree --edges normal,build --prefix none | grep -E '^(cudarc|candle-kernels|cudaforge) '; then
+    if cargo tree --edges normal,build --prefix none | grep -E '^(cudarc|libloading|candle-kernels) '; then
         echo "the build without CUDA depends on these" >&2
         exit 1
     fi

@@ -1,18 +1,20 @@
 #!/bin/sh
-# Assembles a CUDA toolkit that is enough to build slt-run, for machines without one.
+# Assembles a CUDA toolkit, for machines without one: the libraries that slt-run opens when a GPU is asked for, and what
+# else its makers expect of a toolkit. Building slt-run itself needs none of it.
 #
-#   eval "$(scripts/cuda_toolkit.sh DIR)" && cargo build --release --features cuda
+#   eval "$(scripts/cuda_toolkit.sh DIR)" && slt-run …
+#   eval "$(scripts/cuda_toolkit.sh DIR nvrtc)"      the compiler of kernels alone: 90 MB, enough for the tests
 #
 # Takes NVIDIA's Python wheels (660 MB to download, 1.3 GB on disk), each checked against the SHA-256 given here, unpacks
 # them over one another in DIR and adds what they lack: modes, unversioned library names, and an empty libcuda to link
 # against (the real one comes with the driver). On standard output go only the `export` lines, everything else on
 # standard error. A second call finds DIR complete and downloads nothing. Needs Python 3 with pip, sh and a C compiler.
-# CUDA_COMPUTE_CAP (80 by default) is the oldest GPU that the build is for, 9.0 being 90: newer ones compile it anew.
 set -eu
 
 fail() { echo "cuda_toolkit.sh: $*" >&2; exit 1; }
 
-[ $# -eq 1 ] && [ -n "$1" ] || fail "usage: eval \"\$(scripts/cuda_toolkit.sh DIR)\""
+[ $# -ge 1 ] && [ $# -le 2 ] && [ -n "$1" ] && [ "${2:-nvrtc}" = nvrtc ] ||
+    fail "usage: eval \"\$(scripts/cuda_toolkit.sh DIR [nvrtc])\""
 [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || fail "only for Linux on x86-64: install NVIDIA's own toolkit here"
 
 wheels='
@@ -25,7 +27,7 @@ nvidia-cuda-runtime==13.0.96 --hash=sha256:7f82250d7782aa23b6cfe765ecc7db554bd3c
 nvidia-curand==10.4.0.35 --hash=sha256:1aee33a5da6e1db083fe2b90082def8915f30f3248d5896bcec36a579d941bfc
 nvidia-nvvm==13.0.88 --hash=sha256:c5f41ffeb6466944a026dfa5317d7d85355c119bbec279205d22f1869d1054e0
 '
-version=13000 # 13.0, as cudarc writes it
+[ $# -eq 1 ] || wheels=$(printf '%s\n' "$wheels" | grep nvrtc)
 
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
@@ -50,7 +52,7 @@ if [ "$(cat "$home/wheels.txt" 2>/dev/null || true)" != "$(printf '%s' "$wheels"
     trap 'rm -rf "$new"' EXIT
     trap 'exit 1' HUP INT TERM
     printf '%s' "$wheels" >"$new/requirements.txt"
-    echo "cuda_toolkit.sh: downloading 660 MB to $dir" >&2
+    echo "cuda_toolkit.sh: downloading NVIDIA's wheels to $dir" >&2
     "$python" -m pip download --quiet --no-deps --only-binary=:all: --require-hashes \
         --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 --platform manylinux2010_x86_64 \
         --dest "$new/wheels" --requirement "$new/requirements.txt" >&2 ||
@@ -65,7 +67,9 @@ for wheel in sorted((new / "wheels").glob("*.whl")):
     wheel.unlink()
 PYTHON
     cuda=$new/unpacked/nvidia/cu13
-    chmod +x "$cuda"/bin/* "$cuda"/nvvm/bin/*
+    for tool in "$cuda"/bin/* "$cuda"/nvvm/bin/*; do
+        [ ! -f "$tool" ] || chmod +x "$tool"
+    done
     ln -s lib "$cuda/lib64"
     for file in "$cuda"/lib/lib*.so.*; do
         file=${file##*/}
@@ -76,15 +80,11 @@ PYTHON
     : >"$new/empty.c"
     $compiler -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$cuda/lib/stubs/libcuda.so" "$new/empty.c" >&2 ||
         fail "$compiler cannot make a shared library"
-    "$cuda/bin/nvcc" --version >&2 || fail "the toolkit's nvcc does not start"
+    [ ! -e "$cuda/bin/nvcc" ] || "$cuda/bin/nvcc" --version >&2 || fail "the toolkit's nvcc does not start"
     rm -rf "$home"
     mv "$cuda" "$home"
     printf '%s' "$wheels" >"$home/wheels.txt"
 fi
 
-cat <<LINES
-export CUDA_HOME='$home'
-export CUDARC_CUDA_VERSION='$version'
-export NVCC='$home/bin/nvcc'
-export CUDA_COMPUTE_CAP='${CUDA_COMPUTE_CAP:-80}'
-LINES
+echo "export CUDA_HOME='$home'"
+[ ! -e "$home/bin/nvcc" ] || echo "export NVCC='$home/bin/nvcc'"

@@ -17,7 +17,7 @@ use cudarc::nvrtc::{result as nvrtc, sys as nvrtc_sys};
 use super::kernels;
 use super::libraries;
 use super::machine::{Card, Gemm, Machine, Ptr, Upload};
-use super::ops::int;
+use super::ops::{USUAL_SHARED, int};
 use crate::nn::Stored;
 
 /// GPU number `index`, after it has computed something.
@@ -112,7 +112,7 @@ impl Gpu {
 
     /// Kernels compile, run, and give what they should; products too: what a driver or a library that is too old fails at.
     fn compute_something(&self) -> Result<()> {
-        let machine: Rc<dyn Machine> = Rc::new(Cuda::new(self, Stored::F32, &[16])?);
+        let machine: Rc<dyn Machine> = Rc::new(Cuda::new(self, Stored::F32, &[])?);
         let buffer = super::Buffer::zeros(&machine, 4 * 64)?;
         let ops = super::ops::Ops::new(Rc::clone(&machine), Stored::F32);
         let halves = [0.5f32; 16];
@@ -223,8 +223,6 @@ struct Function {
     function: sys::CUfunction,
     granted: usize,
 }
-
-const USUAL_SHARED: usize = 48 << 10;
 
 /// Memory of the host that the GPU copies from by itself, and the event that marks its last copy.
 struct Pinned {
@@ -351,9 +349,11 @@ impl Machine for Cuda {
     }
 
     fn write(&self, to: Ptr, bytes: &[u8]) -> Result<()> {
-        self.wait()?;
-        // SAFETY: a buffer of this GPU of at least so many bytes; the copy is done when it returns.
-        unsafe { driver::memcpy_htod_sync(to, bytes) }.map_err(|error| fail("cuMemcpyHtoD", &error))
+        // In the stream's order: the plain copy may return before the bytes are there, and other streams do not wait.
+        // SAFETY: a buffer of this GPU of at least so many bytes; the copy is done when this returns.
+        let copied = unsafe { memcpy_htod_async(to, bytes, self.stream) };
+        copied.map_err(|error| fail("cuMemcpyHtoDAsync", &error))?;
+        self.wait()
     }
 
     fn read(&self, from: Ptr, bytes: &mut [u8]) -> Result<()> {

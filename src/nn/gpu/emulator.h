@@ -54,6 +54,12 @@ static struct {
 #define BLOCK_Z (sim.block[2])
 #define BLOCKS_X (sim.blocks[0])
 
+// Where several numbers are read or written together, they begin at a multiple of their size.
+DEVICE void *sim_aligned(const void *p, size_t bytes) {
+    if ((size_t)p % bytes) sim.wrong = 1;
+    return (void *)p;
+}
+
 // Saves the callee's registers on the stack that is left, and goes on on the other.
 void sim_switch(void **left, void *entered) __attribute__((visibility("hidden")));
 __asm__(".text\n.type sim_switch,@function\nsim_switch:\n"

@@ -24,6 +24,8 @@ pub struct Mask {
 const BLOCKS: usize = 1024;
 /// The same where a block has sums of three rows: six for each of an H100's multiprocessors.
 const NORM_BLOCKS: usize = 6 * 132;
+/// Bytes of shared memory that a block may have on any GPU without asking.
+pub(super) const USUAL_SHARED: usize = 48 << 10;
 /// Threads of a block that goes down columns.
 const COLUMNS: usize = 128;
 
@@ -255,7 +257,10 @@ impl Ops {
             ..a
         };
         let names = ["norm_backward_1", "norm_backward_4"];
-        self.launch_rows(names, vector(&[width]), [blocks, 1, 1], 64 * width, &a)?;
+        // Four rows of f32 for each warp: of wide rows, a GPU's shared memory holds fewer.
+        let warps = [4, 2, 1].into_iter().find(|warps| 16 * warps * width <= USUAL_SHARED).unwrap_or(1);
+        let name = if vector(&[width]) == 4 { names[1] } else { names[0] };
+        self.launch(name, [blocks, 1, 1], 32 * warps, 16 * warps * width, &a)?;
         self.reduce(partial, blocks, 3 * width, sums, 3)
     }
 

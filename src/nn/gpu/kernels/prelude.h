@@ -91,10 +91,14 @@ DEVICE void store_t_1(T *p, const float *v) { p[0] = from_float(v[0]); }
 DEVICE void load_1(const float *p, float *v) { v[0] = p[0]; }
 DEVICE void store_1(float *p, const float *v) { p[0] = v[0]; }
 #ifdef EMULATED
-DEVICE void load_4(const float *p, float *v) { for (int i = 0; i < 4; i++) v[i] = p[i]; }
-DEVICE void store_4(float *p, const float *v) { for (int i = 0; i < 4; i++) p[i] = v[i]; }
-DEVICE void load_t_4(const T *p, float *v) { for (int i = 0; i < 4; i++) v[i] = to_float(p[i]); }
-DEVICE void store_t_4(T *p, const float *v) { for (int i = 0; i < 4; i++) p[i] = from_float(v[i]); }
+DEVICE void load_4(const float *p, float *v) { for (int i = 0; i < 4; i++) v[i] = ((float *)sim_aligned(p, 16))[i]; }
+DEVICE void store_4(float *p, const float *v) { for (int i = 0; i < 4; i++) ((float *)sim_aligned(p, 16))[i] = v[i]; }
+DEVICE void load_t_4(const T *p, float *v) {
+    for (int i = 0; i < 4; i++) v[i] = to_float(((T *)sim_aligned(p, 4 * sizeof(T)))[i]);
+}
+DEVICE void store_t_4(T *p, const float *v) {
+    for (int i = 0; i < 4; i++) ((T *)sim_aligned(p, 4 * sizeof(T)))[i] = from_float(v[i]);
+}
 #else
 DEVICE void load_4(const float *p, float *v) {
     float4 q = *(const float4 *)p;

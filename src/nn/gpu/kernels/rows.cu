@@ -66,17 +66,17 @@ KERNEL_OF(128, V(norm_forward), NormForward) {
 // The gradient of norm_forward. The gradient of y is dy + dy_t; d_x = that of the sum, and d_in's row where there is one
 // (every in_step-th); d_branch = d_x through path and drop; y = xhat * weight + shift, computed again (it may replace
 // xhat). Sums over the block's rows, for weight, shift and the branch's bias, go to partial (blocks, 3, width).
-// In shared memory: four rows for each of the four warps.
+// In shared memory: four rows for each of the block's warps, four of them or fewer.
 KERNEL_OF(128, V(norm_backward), NormBackward) {
     SHARED(shared);
-    int lane = THREAD % 32, warp = THREAD / 32, width = a.width;
+    int lane = THREAD % 32, warp = THREAD / 32, warps = THREADS / 32, width = a.width;
     float *g = (float *)shared + (i64)warp * 4 * width, *sums = g + width;
     for (int c = lane; c < 3 * width; c += 32) sums[c] = 0.0f;
     int first = BLOCK_X * a.rows_a_block, end = first + a.rows_a_block;
     if (end > a.rows) end = a.rows;
     // The lanes that clear a sum and that add to it differ.
     BARRIER();
-    for (int row = first + warp; row < end; row += 4) {
+    for (int row = first + warp; row < end; row += warps) {
         i64 at = (i64)row * width;
         float rstd = a.rstd[row], total = 0.0f, dot = 0.0f;
         for (int c = lane * VEC; c < width; c += 32 * VEC) {
@@ -126,9 +126,11 @@ KERNEL_OF(128, V(norm_backward), NormBackward) {
     }
     BARRIER();
     float *all = (float *)shared + width;
-    for (int c = THREAD; c < 3 * width; c += 128)
-        a.partial[(i64)BLOCK_X * 3 * width + c] =
-            all[c] + all[4 * width + c] + all[8 * width + c] + all[12 * width + c];
+    for (int c = THREAD; c < 3 * width; c += THREADS) {
+        float total = all[c];
+        for (int w = 1; w < warps; w++) total += all[(i64)w * 4 * width + c];
+        a.partial[(i64)BLOCK_X * 3 * width + c] = total;
+    }
 }
 
 // A thread has VEC columns and goes down the rows, so many at a time: that many loads are under way together.
