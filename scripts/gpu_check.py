@@ -176,8 +176,9 @@ class Check:
         out = re.findall(r"left out:.*", said)
         names = re.findall(r"^    (\S+)$", said[said.rfind("\nfailures:"):], re.MULTILINE) if failed else []
         self.report.raw(name, {"code": done.code, "passed": passed, "failed": names, "left_out": out, "seconds": done.seconds})
-        found = f"{passed} passed, {failed} failed, {len(out)} left out" if result else f"no result, {done.end()}: {done.last_words(1)}"
-        found += f": {', '.join(names)}" if names else ""
+        found = f"no result, {done.end()}: {done.last_words(1)}"
+        if result:
+            found = f"{passed} passed, {failed} failed, {len(out)} left out" + (f": {', '.join(names)}" if names else "")
         holds = done.code == 0 and passed > 0 and failed == 0 and (not out or self.args.dry)
         self.report.row(name, found, "some, and all pass", holds)
 
@@ -248,7 +249,8 @@ class Check:
             again = self.work / f"again_{dtype}"
             self.train(f"{dtype}, in one go again", again, flags)
             found = self.same(whole, again)["model_state"]
-            self.report.row(f"{dtype}: a second run in one go", "the same" if found["same"] else f"others, by up to {found.get('most')}")
+            self.report.row(f"{dtype}: a second run in one go",
+                            "the same" if found["same"] else f"others, by up to {found.get('most')}")
 
     def same(self, one: Path, two: Path) -> dict:
         return self.run.json([self.args.python, PEER, "same", one / "last.pt", two / "last.pt"], "comparing checkpoints", 90)
@@ -333,13 +335,14 @@ class Check:
         s = self.sizes
         speed: dict[str, float] = {}
         for who in dict.fromkeys(run["who"] for run in runs):
-            name = f"{s.batch} x {s.frames} x {s.size}, {'slt-run' if who.endswith(('16', '32')) and '-' not in who else 'PyTorch'} {who}"
+            ours = "-" not in who
+            name = f"{s.batch} x {s.frames} x {s.size}, {'slt-run' if ours else 'PyTorch'} {who}"
             own = [run for run in runs if run["who"] == who]
             good = [run for run in own if "images_per_s" in run]
             if not good:
                 why = "out of memory" if any(run.get("oom") for run in own) else own[-1].get("failed", "no figure")
                 # PyTorch may fail; slt-run may not.
-                self.report.row(name, why, "measured" if "-" not in who else "", False if "-" not in who else None)
+                self.report.row(name, why, "measured" if ours else "", False if ours else None)
                 continue
             figures = [run["images_per_s"] for run in good]
             speed[who] = median(figures)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""torch_peer.py's network on a GPU, for gpu_check.py: PyTorch as the Python script used it, and at its best. Prints a line of JSON.
+"""torch_peer.py's network on a GPU, for gpu_check.py: as the Python script used it, and at its best. Prints JSON.
 
     python torch_gpu_peer.py step B T IMG --mode MODE [--steps 20] [--warmup 5] [--device cuda]
     python torch_gpu_peer.py rates [--device cuda]       the card's matrix rates and its copy bandwidth
