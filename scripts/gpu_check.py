@@ -159,7 +159,7 @@ class Check:
         if not self.args.dry:
             env["SLT_RUN_NEED_GPU"] = "1"
         with built_there(self.args.pack, self.program):
-            self.tests("unit-tests", ["nn::gpu", "train::gpu"], env)
+            self.tests("unit-tests", ["on_a_card", "nn::gpu::cuda"], env)
             self.tests("suite-tests", ["gpu::"], env)
 
     def tests(self, name: str, filters: list[str], env: dict[str, str]) -> None:

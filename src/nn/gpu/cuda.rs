@@ -486,6 +486,20 @@ impl Drop for Cuda {
     }
 }
 
+/// The first GPU, for tests; none where there is none, unless `SLT_RUN_NEED_GPU=1` asks for one.
+#[cfg(test)]
+#[allow(clippy::print_stderr, reason = "a test that is left out says so")]
+pub(crate) fn for_tests() -> Option<Rc<dyn Card>> {
+    match open(0) {
+        Ok(card) => Some(card),
+        Err(why) => {
+            assert!(std::env::var("SLT_RUN_NEED_GPU").as_deref() != Ok("1"), "no GPU: {why}");
+            eprintln!("left out: no GPU: {why}");
+            None
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::print_stderr, reason = "a test that is left out says so")]
 mod tests {

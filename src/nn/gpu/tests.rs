@@ -276,21 +276,9 @@ fn the_order_of_threads_changes_no_bit() {
 
 /// The same on a card, where there is one; `SLT_RUN_NEED_GPU=1` makes its absence a failure.
 #[cfg(feature = "cuda")]
-#[allow(clippy::print_stderr, reason = "a test that is left out says so")]
 mod on_a_card {
     use super::*;
-    use crate::nn::gpu::{Card, cuda};
-
-    fn card() -> Option<Rc<dyn Card>> {
-        match cuda::open(0) {
-            Ok(card) => Some(card),
-            Err(why) => {
-                assert!(std::env::var("SLT_RUN_NEED_GPU").as_deref() != Ok("1"), "no GPU: {why}");
-                eprintln!("left out: no GPU: {why}");
-                None
-            }
-        }
-    }
+    use crate::nn::gpu::cuda;
 
     /// ViT-S/16 with two blocks, and the temporal encoder's usual widths.
     fn documented() -> config::Model {
@@ -302,7 +290,7 @@ mod on_a_card {
     }
 
     fn on_card(stored: Stored, tolerance: f64) {
-        let Some(card) = card() else { return };
+        let Some(card) = cuda::for_tests() else { return };
         let make = |stored, heads: &[usize]| card.machine(stored, heads).unwrap();
         for scale in [1, 4] {
             check(&model(scale, 0.2, 3, 2), stored, &make, None, true, tolerance);
@@ -332,7 +320,7 @@ mod on_a_card {
     /// Sums have one order: what is computed twice is the same to the bit.
     #[test]
     fn steps_repeat_to_the_bit() {
-        let Some(card) = card() else { return };
+        let Some(card) = cuda::for_tests() else { return };
         let make = |stored, heads: &[usize]| card.machine(stored, heads).unwrap();
         let c = documented();
         let (_, mut engine) = twins(&c, Stored::Bf16, &make);

@@ -116,6 +116,10 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 
 #[test]
 fn updates_are_the_cpus() {
+    compare_updates(&emulated().0);
+}
+
+fn compare_updates(compute: &Compute) {
     for (settings, window) in [
         (&[("optimization.optimizer", "adamw"), ("optimization.weight_decay", "0.05")][..], 1),
         (&[("optimization.optimizer", "adam"), ("optimization.weight_decay", "0.05")], 1),
@@ -131,8 +135,7 @@ fn updates_are_the_cpus() {
     ] {
         let c = experiment(settings);
         let mut cpu = Learner::new(&c, &Compute::Cpu).unwrap();
-        let (compute, _) = emulated();
-        let mut gpu = Learner::new(&c, &compute).unwrap();
+        let mut gpu = Learner::new(&c, compute).unwrap();
         let (expected, found) = (train(&mut cpu, &c, 4, window), train(&mut gpu, &c, 4, window));
         for ((loss, norm), (expected_loss, expected_norm)) in found.iter().zip(&expected) {
             assert!((loss / expected_loss - 1.0).abs() < 1e-4, "{settings:?}: {found:?}, not {expected:?}");
@@ -218,9 +221,12 @@ fn full_memory_makes_chunks_smaller() {
 /// float16: a scale that is too large is halved until gradients fit, without an update before; then training goes on.
 #[test]
 fn scaled_gradients_recover() {
+    recover(&emulated().0);
+}
+
+fn recover(compute: &Compute) {
     let c = experiment(&[("run.precision", "amp"), ("optimization.amp_dtype", "float16")]);
-    let (compute, _) = emulated();
-    let mut learner = Learner::new(&c, &compute).unwrap();
+    let mut learner = Learner::new(&c, compute).unwrap();
     assert_eq!((learner.stored(), learner.loss_scale()), (Stored::F16, Some(LossScale::default())));
     learner.restore_loss_scale(LossScale { scale: 2f64.powi(40), good_steps: 3 });
     learner.to_gpu().unwrap();
@@ -260,12 +266,15 @@ fn scaled_gradients_recover() {
 
 #[test]
 fn what_is_no_number_updates_nothing() {
+    refuse(&emulated().0);
+}
+
+fn refuse(compute: &Compute) {
     for precision in
         [&[("run.precision", "fp32")][..], &[("run.precision", "amp"), ("optimization.amp_dtype", "float16")]]
     {
         let c = experiment(precision);
-        let (compute, _) = emulated();
-        let mut learner = Learner::new(&c, &compute).unwrap();
+        let mut learner = Learner::new(&c, compute).unwrap();
         learner.to_gpu().unwrap();
         let before = parameters(&learner);
         let mut sick = batch(4, 0);
@@ -286,6 +295,10 @@ fn what_is_no_number_updates_nothing() {
 /// On the same clips, over and over, mixed precision learns what f32 learns.
 #[test]
 fn mixed_precision_learns_the_same() {
+    compare_learning(&emulated().0);
+}
+
+fn compare_learning(compute: &Compute) {
     let end = |settings: &[(&str, &str)]| {
         let easy = [
             ("optimization.label_smoothing", "0"),
@@ -296,9 +309,8 @@ fn mixed_precision_learns_the_same() {
             ("model.fusion_dropout", "0"),
         ];
         let c = experiment(&[settings, &easy].concat());
-        let (compute, _) = emulated();
-        let compute = if settings.is_empty() { Compute::Cpu } else { compute };
-        let mut learner = Learner::new(&c, &compute).unwrap();
+        let compute = if settings.is_empty() { &Compute::Cpu } else { compute };
+        let mut learner = Learner::new(&c, compute).unwrap();
         learner.to_gpu().unwrap();
         for step in 0..100 {
             let place = Place { first: true, alone: true };
@@ -316,5 +328,22 @@ fn mixed_precision_learns_the_same() {
         let amp = end(&[("run.precision", "amp"), ("optimization.amp_dtype", amp_dtype)]);
         assert_eq!(amp.correct, 4, "{amp_dtype}: {amp:?} and {f32:?}");
         assert!((amp.loss - f32.loss).abs() < 0.02, "{amp_dtype}: {amp:?} and {f32:?}");
+    }
+}
+
+/// The same on a card, where there is one; `SLT_RUN_NEED_GPU=1` makes its absence a failure.
+#[cfg(feature = "cuda")]
+mod on_a_card {
+    use super::*;
+
+    #[test]
+    fn training_is_the_cpus() {
+        if let Some(card) = gpu::cuda::for_tests() {
+            let compute = Compute::Gpu(card);
+            compare_updates(&compute);
+            recover(&compute);
+            refuse(&compute);
+            compare_learning(&compute);
+        }
     }
 }
