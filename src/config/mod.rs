@@ -16,6 +16,21 @@ mod merge;
 mod reference;
 mod snapshot;
 mod suggest;
+/// An experiment whose paths lead nowhere, with `settings` (key and value) over the defaults.
+#[cfg(test)]
+pub(crate) fn for_tests(settings: &[(&str, &str)]) -> Experiment {
+    let paths =
+        FIELDS.iter().filter(|field| field.default == Preset::Required).map(|field| (field.key, "unused"));
+    let all = paths.chain(settings.iter().copied());
+    let setting = |(key, value): (&str, &str)| Setting {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        origin: "a test".to_owned(),
+    };
+    let layers = Layers { settings: all.map(setting).collect(), ..Layers::default() };
+    resolve(&layers).expect("the settings are an experiment").experiment
+}
+
 #[cfg(test)]
 mod tests;
 mod value;

@@ -142,28 +142,11 @@ mod tests {
     use super::*;
 
     fn experiment(device: &str, precision: &str, amp_dtype: &str) -> Experiment {
-        let setting = |key: &str, value: &str| config::Setting {
-            key: key.to_owned(),
-            value: value.to_owned(),
-            origin: "a test".to_owned(),
-        };
-        let paths = [
-            "face_dir",
-            "hand_left_dir",
-            "hand_right_dir",
-            "pose_dir",
-            "metadata_csv",
-            "train_index",
-            "val_index",
-        ];
-        let mut presets: Vec<_> = paths.iter().map(|key| setting(&format!("data.{key}"), "x")).collect();
-        presets.extend([
-            setting("run.work_dir", "x"),
-            setting("run.device", device),
-            setting("run.precision", precision),
-            setting("optimization.amp_dtype", amp_dtype),
-        ]);
-        config::resolve(&config::Layers { presets, ..config::Layers::default() }).unwrap().experiment
+        config::for_tests(&[
+            ("run.device", device),
+            ("run.precision", precision),
+            ("optimization.amp_dtype", amp_dtype),
+        ])
     }
 
     fn selected(device: &str, precision: &str) -> (Compute, Option<String>) {

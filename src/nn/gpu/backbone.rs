@@ -6,7 +6,7 @@ use candle_core::Result;
 use super::engine::Weights;
 use super::kernels::{Attention, Embed, EmbedBackward, NormBackward, NormForward, Patches};
 use super::machine::{Ptr, Room};
-use super::ops::{Mask, Ops, int, long};
+use super::ops::{Mask, Ops, Qkv, int};
 use crate::nn::cpu::vit::{BlockDrops, Shape};
 use crate::nn::images::{MEAN, STD};
 use crate::nn::{Dropout, Pass};
@@ -66,17 +66,6 @@ pub struct Scratch {
     delta: Room,   // (N, H, Q), f32
     sums: Room,    // (S, D), f32
     block: BlockTape,
-}
-
-/// Where a block's queries, keys and values are, and how they lie there.
-#[derive(Clone, Copy)]
-struct Qkv {
-    q: Ptr,
-    k: Ptr,
-    v: Ptr,
-    q_row: usize,
-    kv_row: usize,
-    queries: usize,
 }
 
 /// Parameters before the first block, and of each block: as in [`crate::nn::cpu::vit::Weights`].
@@ -303,40 +292,18 @@ impl Backbone {
     }
 
     fn whole(&self, ops: &Ops, q: Ptr) -> Qkv {
-        let d = self.shape.width;
-        let (k, v) = (ops.stored_at(q, d), ops.stored_at(q, 2 * d));
-        Qkv { q, k, v, q_row: 3 * d, kv_row: 3 * d, queries: self.shape.tokens() }
+        Qkv::joined(ops, q, self.shape.width, self.shape.tokens())
     }
 
     fn class_only(&self, ops: &Ops, q: Ptr, kv: Ptr) -> Qkv {
         let d = self.shape.width;
-        Qkv { q, k: kv, v: ops.stored_at(kv, d), q_row: d, kv_row: 2 * d, queries: 1 }
+        let keys = self.shape.tokens();
+        Qkv { q, k: kv, v: ops.stored_at(kv, d), q_row: d, kv_row: 2 * d, queries: 1, keys }
     }
 
     fn attention(&self, w: &Weights, block: usize, qkv: Qkv, mask: Mask) -> Attention {
-        let Shape { width, heads, .. } = self.shape;
         let bias = w.f32(self.block(block) + IN_PROJ + 1);
-        let of = |part: usize| bias + (4 * part * width) as Ptr;
-        Attention {
-            q: qkv.q,
-            k: qkv.k,
-            v: qkv.v,
-            q_bias: of(0),
-            k_bias: of(1),
-            v_bias: of(2),
-            drop: mask.words,
-            drop_scale: mask.scale,
-            q_sample: long(qkv.queries * qkv.q_row),
-            kv_sample: long(self.shape.tokens() * qkv.kv_row),
-            queries: int(qkv.queries),
-            keys: int(self.shape.tokens()),
-            heads: int(heads),
-            width: int(width),
-            q_row: int(qkv.q_row),
-            kv_row: int(qkv.kv_row),
-            scale: 1.0 / ((width / heads) as f32).sqrt(),
-            ..Attention::default()
-        }
+        qkv.attention(bias, self.shape.width, self.shape.heads, mask)
     }
 
     /// Adds the gradients of the parameters to `w`'s, from that of the features, `d_features` (N, D), f32. The tape, made

@@ -7,7 +7,7 @@ use super::backbone::{sized, sized_back};
 use super::engine::Weights;
 use super::kernels::{Attention, CrossEntropy, NormBackward, NormForward, Pool, PoolBackward};
 use super::machine::{Ptr, Room};
-use super::ops::{Mask, Ops, int, long};
+use super::ops::{Mask, Ops, Qkv, int};
 use crate::model::{HeadDrops, LayerDrops};
 use crate::nn::Pass;
 
@@ -377,29 +377,8 @@ impl Head {
 
     fn attention(&self, ops: &Ops, w: &Weights, layer: usize, f: &Frames, qkv: Ptr, mask: Mask) -> Attention {
         let HeadShape { width, heads, .. } = self.shape;
-        let bias = w.f32(layer + IN_PROJ + 1);
-        let of = |part: usize| bias + (4 * part * width) as Ptr;
-        Attention {
-            q: qkv,
-            k: ops.stored_at(qkv, width),
-            v: ops.stored_at(qkv, 2 * width),
-            q_bias: of(0),
-            k_bias: of(1),
-            v_bias: of(2),
-            valid: f.valid,
-            drop: mask.words,
-            drop_scale: mask.scale,
-            q_sample: long(f.length * 3 * width),
-            kv_sample: long(f.length * 3 * width),
-            queries: int(f.length),
-            keys: int(f.length),
-            heads: int(heads),
-            width: int(width),
-            q_row: int(3 * width),
-            kv_row: int(3 * width),
-            scale: 1.0 / ((width / heads) as f32).sqrt(),
-            ..Attention::default()
-        }
+        let qkv = Qkv::joined(ops, qkv, width, f.length);
+        Attention { valid: f.valid, ..qkv.attention(w.f32(layer + IN_PROJ + 1), width, heads, mask) }
     }
 
     /// Adds the gradients of the parameters to `w`'s, after [`Self::forward`] of the same frames; those of the features

@@ -19,6 +19,58 @@ pub struct Mask {
     pub scale: f32,
 }
 
+/// Where queries, keys and values are, or their gradients, and how they lie there.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "named as in attention")]
+pub struct Qkv {
+    pub q: Ptr,
+    pub k: Ptr,
+    pub v: Ptr,
+    /// Numbers from one query to the next, of all heads.
+    pub q_row: usize,
+    /// The same of keys and values.
+    pub kv_row: usize,
+    /// Of each sample.
+    pub queries: usize,
+    /// Of each sample.
+    pub keys: usize,
+}
+
+impl Qkv {
+    /// All three side by side, `width` numbers each, for `tokens` a sample.
+    #[must_use]
+    pub fn joined(ops: &Ops, at: Ptr, width: usize, tokens: usize) -> Self {
+        let (k, v) = (ops.stored_at(at, width), ops.stored_at(at, 2 * width));
+        Self { q: at, k, v, q_row: 3 * width, kv_row: 3 * width, queries: tokens, keys: tokens }
+    }
+
+    /// What is the same in attention's forward and backward pass; the biases of the three lie one after another.
+    #[must_use]
+    pub fn attention(self, bias: Ptr, width: usize, heads: usize, mask: Mask) -> kernels::Attention {
+        let of = |part: usize| bias + (4 * part * width) as Ptr;
+        kernels::Attention {
+            q: self.q,
+            k: self.k,
+            v: self.v,
+            q_bias: of(0),
+            k_bias: of(1),
+            v_bias: of(2),
+            drop: mask.words,
+            drop_scale: mask.scale,
+            q_sample: long(self.queries * self.q_row),
+            kv_sample: long(self.keys * self.kv_row),
+            queries: int(self.queries),
+            keys: int(self.keys),
+            heads: int(heads),
+            width: int(width),
+            q_row: int(self.q_row),
+            kv_row: int(self.kv_row),
+            scale: 1.0 / ((width / heads) as f32).sqrt(),
+            ..kernels::Attention::default()
+        }
+    }
+}
+
 /// How many blocks share the rows of an operation that sums over them: as many as keep a GPU busy. It depends on the sizes
 /// alone, so that sums have one order.
 const BLOCKS: usize = 1024;

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::*;
-use crate::config::{self, Layers, Setting};
+use crate::config;
 use crate::data::{Batch, Sizes};
 use crate::nn::device::Compute;
 use crate::nn::gpu::emulator::{Emulated, Emulator};
@@ -16,18 +16,7 @@ const CLASSES: usize = 11;
 
 /// A small experiment, with `settings` over it.
 fn experiment(settings: &[(&str, &str)]) -> Experiment {
-    let required = [
-        "face_dir",
-        "hand_left_dir",
-        "hand_right_dir",
-        "pose_dir",
-        "metadata_csv",
-        "train_index",
-        "val_index",
-    ];
-    let required = required.map(|name| (format!("data.{name}"), "x".to_owned()));
     let small = [
-        ("run.work_dir", "x"),
         ("run.device", "cuda"),
         ("run.precision", "fp32"),
         ("data.batch_size", "4"),
@@ -46,10 +35,7 @@ fn experiment(settings: &[(&str, &str)]) -> Experiment {
         ("model.backbone.num_heads", "2"),
         ("optimization.lr", "3e-3"),
     ];
-    let pairs = small.iter().chain(settings).map(|&(key, value)| (key.to_owned(), value.to_owned()));
-    let settings = required.into_iter().chain(pairs);
-    let settings = settings.map(|(key, value)| Setting { key, value, origin: "test".to_owned() }).collect();
-    config::resolve(&Layers { settings, ..Layers::default() }).unwrap().experiment
+    config::for_tests(&small.iter().chain(settings).copied().collect::<Vec<_>>())
 }
 
 /// `clips` clips, each bright where its class says, different for each `seed`.
