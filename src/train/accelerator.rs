@@ -73,6 +73,10 @@ pub trait Accelerator {
     /// Images of a stream at a time, as things stand; `None` = all.
     fn chunk(&self) -> Option<usize>;
 
+    /// Goes on with the chunk that a run had, where this one was chosen and not asked for: another one's sums would have
+    /// another order.
+    fn restore_chunk(&mut self, chunk: Option<usize>);
+
     /// What activations are stored in.
     fn stored(&self) -> Stored;
 

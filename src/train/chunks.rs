@@ -33,6 +33,13 @@ impl Chunks {
         self.now.get()
     }
 
+    /// Goes on with a chunk that was chosen before, if this one was chosen and not asked for.
+    pub fn restore(&self, chunk: Option<usize>) {
+        if self.may_shrink {
+            self.now.set(chunk);
+        }
+    }
+
     /// Does `work` on batches of `images` frames of a stream with the chunk that it is given. Where the device's memory
     /// is full and the chunk may shrink, it is halved and the work done again, down to one frame; the smaller chunk
     /// stays.
@@ -123,7 +130,11 @@ mod tests {
 
     #[test]
     fn a_number_that_was_asked_for_stays() {
+        let chosen = Chunks::new(None).or_fewer(true);
+        chosen.restore(Some(32));
+        assert_eq!(chosen.get(), Some(32));
         let chunks = Chunks::new(Some(48));
+        chunks.restore(Some(32));
         let (tried, result) = tries(&chunks, 100, 32);
         assert_eq!((tried, chunks.get()), (vec![48], Some(48)));
         let text = result.unwrap_err().to_string();

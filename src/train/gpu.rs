@@ -179,6 +179,10 @@ impl Accelerator for Gpu {
         self.chunks.get()
     }
 
+    fn restore_chunk(&mut self, chunk: Option<usize>) {
+        self.chunks.restore(chunk);
+    }
+
     fn stored(&self) -> Stored {
         self.engine.stored()
     }

@@ -194,6 +194,20 @@ impl Learner {
         self.gpu.as_ref().map_or_else(|| self.network.chunk(), |gpu| gpu.chunk())
     }
 
+    /// The chunk on a GPU, where it decides in which order sums are taken; 0 = all at once.
+    #[must_use]
+    pub fn chunk_to_save(&self) -> Option<usize> {
+        self.gpu.as_ref().map(|gpu| gpu.chunk().unwrap_or(0))
+    }
+
+    /// Goes on with a chunk that was saved on a GPU; of no consequence elsewhere.
+    pub fn restore_chunk(&mut self, saved: usize) {
+        if let Some(gpu) = &mut self.gpu {
+            gpu.restore_chunk((saved > 0).then_some(saved));
+            self.plan.chunk = gpu.chunk();
+        }
+    }
+
     /// What activations are stored in.
     #[must_use]
     pub fn stored(&self) -> Stored {

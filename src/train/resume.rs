@@ -140,6 +140,10 @@ impl Saved {
             let text = |value: &Value| value.as_str().map(str::to_owned);
             trainer.bad_clips.restore(clips.iter().filter_map(|(id, why)| Some((text(id)?, text(why)?))));
         }
+        let chunk = self.extra("frames_per_chunk").and_then(Value::as_int);
+        if let Some(chunk) = chunk.and_then(|chunk| usize::try_from(chunk).ok()) {
+            trainer.learner.restore_chunk(chunk);
+        }
         if let Some(scale) = self.extra("scaler_state") {
             trainer.learner.restore_loss_scale(LossScale::from_value(&self.path, scale)?);
         }

@@ -112,6 +112,8 @@ fn extra(trainer: &Trainer) -> Vec<(String, Value<'static>)> {
         ("files".to_owned(), Value::Str(trainer.files().to_owned())),
         ("config".to_owned(), Value::Str(trainer.config().to_owned())),
     ]);
+    let chunk = trainer.learner.chunk_to_save();
+    all.extend(chunk.map(|chunk| ("frames_per_chunk".to_owned(), int(chunk as u64))));
     // As PyTorch users save their GradScaler's.
     all.extend(trainer.learner.loss_scale().map(|scale| ("scaler_state".to_owned(), scale.to_value())));
     all

@@ -191,6 +191,13 @@ fn full_memory_makes_chunks_smaller() {
         assert!((loss / expected_loss - 1.0).abs() < 1e-5 && (norm / expected_norm - 1.0).abs() < 1e-4);
     }
 
+    // At a resume the chunk is what it was, so that sums have the same order.
+    let saved = learner.chunk_to_save().unwrap();
+    let mut resumed = Learner::new(&c, &compute).unwrap();
+    card.last.borrow().as_ref().unwrap().limit(usize::MAX);
+    resumed.restore_chunk(saved);
+    assert_eq!(train(&mut resumed, &c, 2, 1), found);
+
     // What was asked for stays, and what does not fit at all is an error.
     let c = experiment(&[("optimization.frames_per_chunk", "8")]);
     let mut learner = Learner::new(&c, &compute).unwrap();
