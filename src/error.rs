@@ -178,6 +178,10 @@ impl From<candle_core::Error> for Error {
         if crate::nn::device::is_out_of_memory(&error) {
             return crate::nn::device::out_of_memory("", "", &error);
         }
+        if matches!(error, candle_core::Error::Cuda(_)) {
+            let hint = "nvidia-smi and the system's log show whether the card is well";
+            return Self::run("the GPU failed").cause(error).hint(hint);
+        }
         Self::run("the tensor library failed").cause(error)
     }
 }

@@ -70,6 +70,18 @@ pub trait Accelerator {
     /// Where the GPU fails.
     fn score(&mut self) -> Result<Score>;
 
+    /// The logits (B, V) of the batch in `slot`, without dropout: waits for them.
+    ///
+    /// # Errors
+    /// Where the GPU's memory is full, or it fails.
+    fn logits(&mut self, slot: usize) -> Result<Vec<f32>>;
+
+    /// The gradients of the step so far, for the sum of the clips' losses.
+    ///
+    /// # Errors
+    /// Where the GPU fails.
+    fn gradients(&self) -> Result<Vec<Vec<f32>>>;
+
     /// Images of a stream at a time, as things stand; `None` = all.
     fn chunk(&self) -> Option<usize>;
 

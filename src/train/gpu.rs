@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, Storage, Tensor};
 
 use crate::Result;
 use crate::config::{Experiment, OptimizerKind};
+use crate::nn::device::is_out_of_memory;
 use crate::nn::gpu::{self, Card, Engine, HostBatch, Machine};
 use crate::nn::{Images, Parameters, Pass, Stored};
 use crate::train::accelerator::{Accelerator, End, Outcome};
@@ -64,27 +65,6 @@ impl Gpu {
     fn images(&self, slot: usize) -> usize {
         self.sizes[slot].0 * self.sizes[slot].1
     }
-
-    /// The logits (B, V) of the batch in `slot`, without dropout.
-    ///
-    /// # Errors
-    /// Where the GPU's memory is full, or it fails.
-    pub fn logits(&mut self, slot: usize) -> Result<Vec<f32>> {
-        let images = self.images(slot);
-        let Self { engine, chunks, .. } = self;
-        chunks.run(images, |chunk| or_shed(engine, |engine| engine.logits(slot, chunk)))
-    }
-
-    /// The gradients of the step so far, for the sum of the clips' losses.
-    ///
-    /// # Errors
-    /// Where the GPU fails.
-    pub fn gradients(&self) -> Result<Vec<Vec<f32>>> {
-        let mut all = self.engine.read_gradients()?;
-        let factor = (1.0 / self.factor()) as f32;
-        all.iter_mut().flatten().for_each(|gradient| *gradient *= factor);
-        Ok(all)
-    }
 }
 
 /// Where it fails, gives back what memory it can, for another try.
@@ -114,7 +94,15 @@ impl Accelerator for Gpu {
                 candle_core::bail!("a batch has six tensors")
             };
             let images = [face, left, right];
-            self.engine.send(slot, &HostBatch { images, normalised, pose, valid, targets, clips, frames })
+            let batch = HostBatch { images, normalised, pose, valid, targets, clips, frames };
+            match self.engine.send(slot, &batch) {
+                // The step before may have filled the memory. The next one finds a chunk for what is left.
+                Err(error) if is_out_of_memory(&error) => {
+                    self.engine.shed();
+                    self.engine.send(slot, &batch)
+                }
+                sent => sent,
+            }
         })?;
         Ok(slot)
     }
@@ -173,6 +161,19 @@ impl Accelerator for Gpu {
     fn score(&mut self) -> Result<Score> {
         let scores = self.engine.scores()?;
         Ok(Score { loss: scores.loss, correct: scores.correct })
+    }
+
+    fn logits(&mut self, slot: usize) -> Result<Vec<f32>> {
+        let images = self.images(slot);
+        let Self { engine, chunks, .. } = self;
+        chunks.run(images, |chunk| or_shed(engine, |engine| engine.logits(slot, chunk)))
+    }
+
+    fn gradients(&self) -> Result<Vec<Vec<f32>>> {
+        let mut all = self.engine.read_gradients()?;
+        let factor = (1.0 / self.factor()) as f32;
+        all.iter_mut().flatten().for_each(|gradient| *gradient *= factor);
+        Ok(all)
     }
 
     fn chunk(&self) -> Option<usize> {

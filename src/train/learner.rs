@@ -188,6 +188,33 @@ impl Learner {
         }
     }
 
+    /// The logits (B, V) of a batch, without dropout.
+    ///
+    /// # Errors
+    /// Where memory is full, or the GPU fails.
+    pub fn logits(&mut self, batch: &mut TensorBatch) -> Result<Vec<f32>> {
+        self.send(batch)?;
+        match (&mut self.gpu, batch.slot) {
+            (Some(gpu), Some(slot)) => gpu.logits(slot),
+            _ => Ok(self.network.logits(&batch.inputs)?.flatten_all()?.to_vec1()?),
+        }
+    }
+
+    /// The gradients of a step of one batch, in the parameters' order, for the mean of its clips' losses; between
+    /// [`Self::forward_backward`] and [`Self::update`]. `clips` is how many it has.
+    ///
+    /// # Errors
+    /// Where the GPU fails.
+    pub fn gradients(&self, clips: usize) -> Result<Vec<Vec<f32>>> {
+        if let Some(gpu) = &self.gpu {
+            let mut all = gpu.gradients()?;
+            all.iter_mut().flatten().for_each(|gradient| *gradient /= clips as f32);
+            return Ok(all);
+        }
+        let values = |gradient: &Tensor| Ok(gradient.flatten_all()?.to_vec1()?);
+        self.gradients.iter().map(values).collect()
+    }
+
     /// Frames of a stream that go through its backbone at a time, as things stand.
     #[must_use]
     pub fn chunk(&self) -> Option<usize> {
