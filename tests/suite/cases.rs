@@ -13,35 +13,40 @@ use serde_json::Value;
 use slt_run::checkpoint;
 use slt_run::config::{self, Optimization, OptimizerKind, SchedulerKind};
 use slt_run::model::Inputs;
-use slt_run::nn::{Images, Pass};
+use slt_run::nn::{Images, Parameters, Pass};
 use slt_run::train::{Network, Optimizer, Schedule, state};
 
-const FIRST_LOGITS: f64 = 1e-5;
-const GRADIENTS: f64 = 1e-4;
-const LOSSES: f64 = 5e-5;
-const FINAL_LOGITS: f64 = 1e-4;
-const FINAL_PARAMETERS: f64 = 1e-3;
+pub const FIRST_LOGITS: f64 = 1e-5;
+pub const GRADIENTS: f64 = 1e-4;
+pub const LOSSES: f64 = 5e-5;
+pub const FINAL_LOGITS: f64 = 1e-4;
+pub const FINAL_PARAMETERS: f64 = 1e-3;
 
 #[test]
 fn cases_repeat_pytorchs_training() {
-    let folder = std::env::var_os("NUMERIC_CASES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases"), PathBuf::from);
+    for case in all() {
+        case.run();
+    }
+}
+
+/// The cases of `NUMERIC_CASES`, or of `tests/data/cases` below the working directory, which cargo makes the package's.
+pub fn all() -> Vec<Case> {
+    let folder = std::env::var_os("NUMERIC_CASES").map_or_else(|| "tests/data/cases".into(), PathBuf::from);
     let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut cases: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     cases.retain(|path| path.join("case.json").is_file());
     cases.sort();
     assert!(!cases.is_empty(), "{} holds no case", folder.display());
-    for case in &cases {
-        Case::open(case).run();
-    }
+    cases.iter().map(|path| Case::open(path)).collect()
 }
 
-struct Case {
-    path: PathBuf,
-    json: Value,
-    arrays: HashMap<String, (Vec<usize>, Vec<f32>)>,
-    model: config::Model,
-    optimization: Optimization,
+/// What `torch_peer.py cases` wrote.
+pub struct Case {
+    pub path: PathBuf,
+    pub json: Value,
+    pub arrays: HashMap<String, (Vec<usize>, Vec<f32>)>,
+    pub model: config::Model,
+    pub optimization: Optimization,
 }
 
 impl Case {
@@ -57,7 +62,7 @@ impl Case {
         Tensor::from_slice(values, shape.as_slice(), &Device::Cpu).unwrap()
     }
 
-    fn batch(&self, step: usize) -> (Inputs, Tensor) {
+    pub fn batch(&self, step: usize) -> (Inputs, Tensor) {
         let part = |name: &str| self.tensor(&format!("batch_{step}/{name}"));
         let images = |name: &str| {
             let images = part(name);
@@ -94,7 +99,9 @@ impl Case {
             let error = (result.loss - expected).abs() / expected.abs();
             assert!(error <= LOSSES, "{name}: loss {step} is {}, not {expected}", result.loss);
             if step == 0 {
-                self.check_gradients(&network, &result.gradients);
+                let found: Vec<_> = result.gradients.iter().map(values).collect();
+                let (key, worst) = self.gradients_off(parameters, &found);
+                assert!(worst <= GRADIENTS, "{name}: the gradient of {key} is off by {worst:.2e}");
             }
             optimizer.step(parameters, &result.gradients, schedule.lr(), 1.0).unwrap();
             schedule.step();
@@ -103,29 +110,35 @@ impl Case {
         let (inputs, _) = self.batch(losses.len() - 1);
         let found = network.logits(&inputs).unwrap();
         check(&format!("{name}: last logits"), &values(&found), &self.arrays["logits_final"].1, FINAL_LOGITS);
-        self.check_parameters(&network);
+        let (key, worst) = self.parameters_off(parameters);
+        assert!(worst <= FINAL_PARAMETERS, "{name}: {key} is off by {worst:.2e}");
     }
 
-    fn check_gradients(&self, network: &Network, gradients: &[Tensor]) {
-        for ((key, _), gradient) in network.parameters().iter().zip(gradients) {
+    /// The parameter whose gradient in the first step is off the most, and by how much.
+    pub fn gradients_off(&self, parameters: &Parameters, gradients: &[Vec<f32>]) -> (String, f64) {
+        assert_eq!(gradients.len(), parameters.len());
+        worst(parameters.iter().zip(gradients).map(|((key, _), gradient)| {
             let expected = &self.arrays[&format!("grad_0/{key}")].1;
-            let what = format!("{}: gradient of {key}", self.path.display());
-            let (found, expected) = (without_key(key, &values(gradient)), without_key(key, expected));
-            check(&what, &found, &expected, GRADIENTS);
-        }
+            (key, off(&without_key(key, gradient), &without_key(key, expected)))
+        }))
     }
 
-    fn check_parameters(&self, network: &Network) {
+    /// The parameter that is off the most after the last step, and by how much.
+    pub fn parameters_off(&self, parameters: &Parameters) -> (String, f64) {
         let path = self.path.join("final.pt");
         let expected = checkpoint::model_state(&path, checkpoint::load(&path).unwrap()).unwrap();
-        assert_eq!(expected.len(), network.parameters().len());
-        for ((key, var), (expected_key, expected)) in network.parameters().iter().zip(&expected) {
+        assert_eq!(expected.len(), parameters.len());
+        worst(parameters.iter().zip(&expected).map(|((key, var), (expected_key, expected))| {
             assert_eq!(key, expected_key);
-            let found = without_key(key, &values(var.as_tensor()));
             let expected = without_key(key, &expected.to_f32().unwrap());
-            check(&format!("{}: final {key}", self.path.display()), &found, &expected, FINAL_PARAMETERS);
-        }
+            (key, off(&without_key(key, &values(var.as_tensor())), &expected))
+        }))
     }
+}
+
+fn worst<'a>(all: impl Iterator<Item = (&'a str, f64)>) -> (String, f64) {
+    let (key, off) = all.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    (key.to_owned(), off)
 }
 
 /// Leaves out the key third of an `in_proj_bias`: its true gradient is zero, and Adam moves it by rounding noise.
@@ -137,21 +150,28 @@ fn without_key(name: &str, values: &[f32]) -> Vec<f32> {
     [&values[..third], &values[2 * third..]].concat()
 }
 
+/// Checks [`off`].
+pub fn check(what: &str, found: &[f32], expected: &[f32], tolerance: f64) {
+    let off = off(found, expected);
+    assert!(off <= tolerance, "{what}: off by {off:.2e}");
+}
+
 /// The norm of the difference over the norm.
-fn check(what: &str, found: &[f32], expected: &[f32], tolerance: f64) {
-    assert_eq!(found.len(), expected.len(), "{what}");
+pub fn off(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
     let square = |x: f64| x * x;
     let norm = expected.iter().map(|&x| square(f64::from(x))).sum::<f64>().sqrt();
     let pairs = found.iter().zip(expected);
     let difference = pairs.map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum::<f64>().sqrt();
-    assert!(difference <= tolerance * norm.max(1e-30), "{what}: off by {:.2e}", difference / norm);
+    // What is not a number is off.
+    if difference.is_finite() { difference / norm.max(1e-30) } else { f64::INFINITY }
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn numbers(list: &Value) -> Vec<f64> {
+pub fn numbers(list: &Value) -> Vec<f64> {
     list.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 

@@ -13,6 +13,8 @@ mod data;
 mod demo;
 mod device;
 mod faults;
+#[cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
+mod gpu;
 mod gradients;
 mod hostile;
 mod lock;

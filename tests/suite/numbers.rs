@@ -5,7 +5,7 @@ use std::fs;
 use crate::support::World;
 
 /// A pose for a training clip whose mean no f32 holds: its batch's loss is NaN.
-fn poison(world: &World) -> String {
+pub fn poison(world: &World) -> String {
     let (id, _) = world.clip();
     let pose: Vec<u8> = std::iter::repeat_n(f32::MAX.to_le_bytes(), 2 * 39).flatten().collect();
     world.write(&format!("data/pose/{id}.npz"), crate::support::npz("pose", "'<f4'", "(2, 39)", &pose));

@@ -37,7 +37,7 @@ fn epochs(world: &World, folder: &str) -> Vec<(u64, String)> {
 }
 
 /// Every point of every curve: tag, step, the value's bits.
-fn points(folder: &Path) -> Vec<(String, i64, u32)> {
+pub fn points(folder: &Path) -> Vec<(String, i64, u32)> {
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut all: Vec<_> =
         files.flat_map(|file| event_scalars(&file)).map(|s| (s.0, s.1, s.2.to_bits())).collect();
@@ -47,7 +47,7 @@ fn points(folder: &Path) -> Vec<(String, i64, u32)> {
 
 /// What a finished run leaves, without times.
 #[derive(Debug, PartialEq)]
-struct Left {
+pub struct Left {
     last: Vec<u8>,
     best: Vec<u8>,
     epochs: Vec<(u64, String)>,
@@ -55,7 +55,7 @@ struct Left {
 }
 
 impl Left {
-    fn of(world: &World) -> Self {
+    pub fn of(world: &World) -> Self {
         Self {
             last: fs::read(world.path("run/last.pt")).unwrap(),
             best: fs::read(world.path("run/best.pt")).unwrap(),
@@ -66,7 +66,7 @@ impl Left {
 }
 
 /// As `assert_eq`, without printing megabytes.
-fn assert_same(found: &Left, expected: &Left, what: &str) {
+pub fn assert_same(found: &Left, expected: &Left, what: &str) {
     assert_eq!(found.epochs, expected.epochs, "{what}");
     assert_eq!(found.points, expected.points, "{what}");
     assert!(found.last == expected.last, "{what}: last.pt differs");
@@ -78,7 +78,7 @@ fn start(world: &World, args: &[&str]) -> Child {
 }
 
 /// Waits until `is_so`, or until the process ends.
-fn wait_until(child: &mut Child, is_so: impl Fn() -> bool) {
+pub fn wait_until(child: &mut Child, is_so: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is_so() && child.try_wait().unwrap().is_none() {
         assert!(begun.elapsed() < Duration::from_mins(1), "it does not happen");
@@ -86,7 +86,7 @@ fn wait_until(child: &mut Child, is_so: impl Fn() -> bool) {
     }
 }
 
-fn kill(mut child: Child) {
+pub fn kill(mut child: Child) {
     let _ = child.kill();
     child.wait().unwrap();
 }
@@ -173,7 +173,7 @@ fn with_nothing_to_go_on_from_it_starts() {
 }
 
 /// Sends `signal` to `child` and waits for its end.
-fn signal(child: Child, signal: &str) -> Outcome {
+pub fn signal(child: Child, signal: &str) -> Outcome {
     let pid = child.id().to_string();
     assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
     Outcome::of(&child.wait_with_output().unwrap())

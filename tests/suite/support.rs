@@ -86,9 +86,10 @@ impl World {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    /// `slt-run` in the working directory, without the variables of the tests' own environment.
+    /// `slt-run`, or what `SLT_RUN_BINARY` names, in the working directory, without the variables of the tests' own environment.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_slt-run"));
+        let built = || env!("CARGO_BIN_EXE_slt-run").into();
+        let mut command = Command::new(std::env::var_os("SLT_RUN_BINARY").unwrap_or_else(built));
         command.current_dir(self.dir.path()).args(args);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SLT_")) {
             command.env_remove(name);
