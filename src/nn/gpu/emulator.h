@@ -11,7 +11,7 @@ typedef unsigned int u32;
 #define DEVICE static inline __attribute__((unused))
 // Twice, so that names which are macros are put together first.
 #define KERNEL_OF(threads, name, Args) KERNEL_AS(name, Args)
-#define KERNEL_OF_BLOCKS(threads, blocks, name, Args) KERNEL_AS(name, Args)
+#define KERNEL_OF_BLOCKS(threads, blocks, name, Args) KERNEL_OF(threads, name, Args)
 #define KERNEL_AS(name, Args)                                            \
     static void name(const struct Args a);                               \
     void run_##name(const void *p) { name(*(const struct Args *)p); }    \
