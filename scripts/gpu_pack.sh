@@ -55,9 +55,7 @@ for name, path in sorted(found.items()):
     os.replace(new, folder / name)
     sizes[name] = (folder / name).stat().st_size
 about = {"commit": commit, "built": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-         "machine": platform.machine(), "libc": " ".join(platform.libc_ver()), "sizes": sizes,
-         # What the tests have compiled in.
-         "manifest_dir": str(pathlib.Path.cwd()), "program": str(found["slt-run"])}
+         "machine": platform.machine(), "libc": " ".join(platform.libc_ver()), "sizes": sizes}
 text = json.dumps(about, indent=1) + "\n"
 (folder / "pack.json").write_text(text)
 total = sum(sizes.values()) + len(text)

@@ -8,10 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
-from bench_vs_torch import ROOT, SCRIPTS
 from gpu_report import say
 from gpu_run import Failure, Runner
 
@@ -95,37 +93,6 @@ def machine(run: Runner, program: Path, python: str, peer: Path, pack: dict, dry
         "torch": f"{torch['torch']} (CUDA {torch['torch_cuda']})", "python": torch["python"],
         "cuda_libraries": libraries, "dry": dry,
     }
-
-
-@contextmanager
-def built_there(pack: dict, program: Path):
-    """Makes the paths that the tests were built with lead here, where the machine that built them was another.
-
-    The tests are told both paths in the variables that cargo sets too; this is for those that have them compiled in.
-    """
-    made: list[Path] = []
-    try:
-        for key, target in (("manifest_dir", ROOT), ("program", program)):
-            path = Path(pack.get(key) or ROOT)
-            if path.exists() or not path.is_absolute():
-                continue
-            try:
-                new = [folder for folder in path.parents if not folder.exists()]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                made += reversed(new)
-                if path.is_symlink():  # of a call that was killed
-                    path.unlink()
-                path.symlink_to(target)
-                made.append(path)
-            except OSError as error:
-                say(f"  tests that look for {path} will not find it: {error.strerror}")
-        yield
-    finally:
-        for path in reversed(made):
-            try:
-                path.unlink() if path.is_symlink() else path.rmdir()
-            except OSError:
-                pass
 
 
 def dataset(folder: Path) -> list:
