@@ -398,9 +398,10 @@ fn the_readme_s_faults_name_tests_that_are_there() {
     let table: Vec<&str> = section.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
     assert!(table.len() > 15);
     let mut sources = String::new();
-    for folder in ["tests/suite", "tests/fuzz"] {
-        for entry in fs::read_dir(root().join(folder)).unwrap() {
-            sources.push_str(&fs::read_to_string(entry.unwrap().path()).unwrap());
+    for folder in ["tests/suite", "tests/suite/gpu", "tests/fuzz"] {
+        let paths = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        for path in paths.filter(|path| path.is_file()) {
+            sources.push_str(&fs::read_to_string(path).unwrap());
         }
     }
     for row in table {
