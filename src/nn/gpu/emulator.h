@@ -174,8 +174,6 @@ static inline float sim_shuffle(float x, int lane) {
 
 // ---- tensor cores, as the PTX manual has them ----
 
-DEVICE u32 to_tf32(float x) { return (bits_of(x) + 0x1000u) & 0xffffe000u; }
-
 // c += a (16 x k) b (k x 8), for all lanes' four numbers of c.
 static inline void sim_sums(Deposit *lanes, int k_size, float (*a)[16], float (*b)[8]) {
     float c[16][8];
@@ -198,8 +196,8 @@ static inline void sim_product(float *c, const u32 *a, const u32 *b, Operation *
 static void sim_tf32(Deposit *lanes) {
     float a[16][16], b[16][8];
     for (int l = 0; l < 32; l++) {
-        for (int i = 0; i < 4; i++) a[l / 4 + i % 2 * 8][l % 4 + i / 2 * 4] = float_of(lanes[l].words[i]);
-        for (int i = 0; i < 2; i++) b[l % 4 + i * 4][l / 4] = float_of(lanes[l].words[4 + i]);
+        for (int i = 0; i < 4; i++) a[l / 4 + i % 2 * 8][l % 4 + i / 2 * 4] = float_of(lanes[l].words[i] & 0xffffe000u);
+        for (int i = 0; i < 2; i++) b[l % 4 + i * 4][l / 4] = float_of(lanes[l].words[4 + i] & 0xffffe000u);
     }
     sim_sums(lanes, 8, a, b);
 }

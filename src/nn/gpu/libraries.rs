@@ -1,7 +1,8 @@
 //! CUDA's shared libraries, opened when a GPU is asked for: a program that was built with CUDA starts anywhere.
 //!
 //! The bindings would look for a library by its name alone, and panic without it. Opened here first, it is found wherever
-//! it may be, and under that name from then on.
+//! it may be, and under its versioned name from then on; where the system finds one without a version in its name, the
+//! bindings take that one.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -110,7 +111,11 @@ fn places(files: &[String]) -> Vec<PathBuf> {
     let homes = folders(&["CUDA_HOME", "CUDA_PATH"]).into_iter().chain([PathBuf::from("/usr/local/cuda")]);
     let mut inside: Vec<PathBuf> =
         homes.flat_map(|home| ["lib64", "lib"].map(|lib| home.join(lib))).collect();
-    for environment in folders(&["VIRTUAL_ENV", "CONDA_PREFIX"]) {
+    // An environment that is not active may still be the one whose Python is found first.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).filter_map(|bin| bin.parent().map(Path::to_path_buf));
+    let on_path = on_path.filter(|folder| folder.join("pyvenv.cfg").is_file());
+    for environment in folders(&["VIRTUAL_ENV", "CONDA_PREFIX"]).into_iter().chain(on_path) {
         for python in entries(&environment.join("lib")) {
             for wheel in entries(&python.join("site-packages/nvidia")) {
                 inside.push(wheel.join("lib"));

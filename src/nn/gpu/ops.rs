@@ -435,15 +435,14 @@ impl Ops {
 
     /// Images to patches.
     pub fn patches(&self, a: &kernels::Patches) -> Result<()> {
-        let (size, patch) = (a.size as usize, a.patch as usize);
-        let elements = a.images as usize * (size / patch).pow(2) * 3 * patch * patch;
-        self.launch_each("patches", 256, elements, a)
+        let patches = a.images as usize * (a.size as usize / a.patch as usize).pow(2);
+        self.launch("patches", [patches, 1, 1], 256, 0, a)
     }
 
     /// Patches to tokens.
     pub fn embed(&self, a: kernels::Embed, drop: Mask) -> Result<()> {
         let a = kernels::Embed { drop: drop.words, drop_scale: drop.scale, ..a };
-        self.launch_each("embed", 256, a.images as usize * a.tokens as usize * a.width as usize, &a)
+        self.launch("embed", [a.images as usize * a.tokens as usize, 1, 1], 128, 0, &a)
     }
 
     /// The gradient of [`Self::embed`].

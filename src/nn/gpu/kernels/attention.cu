@@ -23,16 +23,15 @@
 // Rows first..first + rows of one head, with the bias added, zeros where there is no row, to shared memory.
 DEVICE void A(load_tile)(T *tile, int rows, const T *from, int stride, int first, int end, const float *bias) {
 #if HEAD % 4 == 0
+    float b[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int i = THREAD; i < rows * (WIDE / 4); i += 128) {
         int r = i / (WIDE / 4), c = i % (WIDE / 4) * 4;
         float v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        // Where the threads fill whole rows, each has the same columns of every row.
+        if (bias && c < HEAD && (i == THREAD || 128 % (WIDE / 4) != 0)) load_4(bias + c, b);
         if (first + r < end && c < HEAD) {
             load_t_4(from + (i64)(first + r) * stride + c, v);
-            if (bias) {
-                float b[4];
-                load_4(bias + c, b);
-                for (int k = 0; k < 4; k++) v[k] += b[k];
-            }
+            for (int k = 0; k < 4; k++) v[k] += b[k];
         }
         store_t_4(tile + r * LINE + c, v);
     }
@@ -60,6 +59,18 @@ DEVICE void A(store_pair)(T *out, int c, float x, float y) {
 
 DEVICE int A(hidden)(const unsigned char *valid, int key, int keys) {
     return key >= keys || (valid && !valid[key]);
+}
+
+// Minus infinity for scores of keys that are padding; `key` is the first of this lane.
+DEVICE void A(hide)(float (*s)[4], const unsigned char *valid, int key, int keys) {
+    UNROLL for (int n = 0; n < TILE / 8; n++) UNROLL for (int i = 0; i < 4; i++)
+        if (key + n * 8 + i % 2 < keys && !valid[key + n * 8 + i % 2]) s[n][i] = -INFINITY;
+}
+
+// What dropout multiplies a weight by.
+DEVICE float A(keep)(const unsigned short *drop, int head, int query, int key, const struct Attention *a) {
+    if (query >= a->queries || key >= a->keys) return 1.0f;
+    return kept(drop, ((i64)head * a->keys + query) * a->keys + key, a->drop_scale);
 }
 
 // mixed = dropout(softmax(scale * q k^T)) v for 64 queries of a head of a sample; lse = the logarithm of the softmax's sum.
@@ -93,12 +104,13 @@ KERNEL_OF_BLOCKS(128, RESIDENT, A(attention_forward), Attention) {
             if (start + n * 8 >= a.keys) continue;
             UNROLL for (int k = 0; k < STEPS; k++)
                 multiply(s[n], q[k], load_right(k_tile + n * 8 * LINE + k * STEP, LINE));
-            UNROLL for (int i = 0; i < 4; i++) {
-                int key = start + n * 8 + pair + i % 2;
-                s[n][i] = A(hidden)(valid, key, a.keys) ? -INFINITY : s[n][i] * a.scale;
-                top[i / 2] = fmaxf(top[i / 2], s[n][i]);
-            }
+            UNROLL for (int i = 0; i < 4; i++)
+                s[n][i] = start + n * 8 + pair + i % 2 < a.keys ? s[n][i] * a.scale : -INFINITY;
         }
+        // What is seldom there is asked for once, not for each number.
+        if (valid) A(hide)(s, valid, start + pair, a.keys);
+        UNROLL for (int n = 0; n < TILE / 8; n++)
+            UNROLL for (int i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], s[n][i]);
         UNROLL for (int half = 0; half < 2; half++) {
             top[half] = fmaxf(top[half], SHUFFLE_XOR(top[half], 1));
             top[half] = fmaxf(top[half], SHUFFLE_XOR(top[half], 2));
@@ -108,18 +120,15 @@ KERNEL_OF_BLOCKS(128, RESIDENT, A(attention_forward), Attention) {
             sum[half] *= shrink;
             UNROLL for (int p = 0; p < PARTS; p++) out[p][2 * half] *= shrink, out[p][2 * half + 1] *= shrink;
         }
+        // Where no key has been seen yet, every number is minus infinity: any finite one may be taken from it.
+        float base[2] = {most[0] == -INFINITY ? 0.0f : most[0], most[1] == -INFINITY ? 0.0f : most[1]};
         UNROLL for (int n = 0; n < TILE / 8; n++) UNROLL for (int i = 0; i < 4; i++) {
-            if (start + n * 8 >= a.keys) {
-                s[n][i] = 0.0f;
-                continue;
-            }
-            float p = s[n][i] == -INFINITY ? 0.0f : EXP(s[n][i] - most[i / 2]);
-            sum[i / 2] += p;
-            int query = row0 + i / 2 * 8, key = start + n * 8 + pair + i % 2;
-            if (drop && query < a.queries && key < a.keys)
-                p *= kept(drop, ((i64)head * a.keys + query) * a.keys + key, a.drop_scale);
-            s[n][i] = p;
+            s[n][i] = EXP(s[n][i] - base[i / 2]);
+            sum[i / 2] += s[n][i];
         }
+        if (drop)
+            UNROLL for (int n = 0; n < TILE / 8; n++) UNROLL for (int i = 0; i < 4; i++)
+                s[n][i] *= A(keep)(drop, head, row0 + i / 2 * 8, start + n * 8 + pair + i % 2, &a);
         UNROLL for (int k = 0; k < TILE / STEP; k++) {
             if (start + k * STEP >= a.keys) continue;
             Left weights = as_left(s + k * (STEP / 8));
@@ -191,13 +200,17 @@ KERNEL_OF_BLOCKS(128, RESIDENT, A(attention_backward_q), Attention) {
                 multiply(s[n], q[k], load_right(k_tile + n * 8 * LINE + k * STEP, LINE));
                 multiply(dp, d[k], load_right(v_tile + n * 8 * LINE + k * STEP, LINE));
             }
+            if (drop)
+                UNROLL for (int i = 0; i < 4; i++)
+                    dp[i] *= A(keep)(drop, head, row0 + i / 2 * 8, start + n * 8 + pair + i % 2, &a);
             UNROLL for (int i = 0; i < 4; i++) {
-                int query = row0 + i / 2 * 8, key = start + n * 8 + pair + i % 2;
-                float p = A(hidden)(valid, key, a.keys) ? 0.0f : EXP(s[n][i] * a.scale - lse[i / 2]);
-                if (drop && query < a.queries && key < a.keys)
-                    dp[i] *= kept(drop, ((i64)head * a.keys + query) * a.keys + key, a.drop_scale);
+                float p = EXP(s[n][i] * a.scale - lse[i / 2]);
+                p = start + n * 8 + pair + i % 2 < a.keys ? p : 0.0f;
                 s[n][i] = p * (dp[i] - delta[i / 2]);
             }
+            if (valid)
+                UNROLL for (int i = 0; i < 4; i++)
+                    if (A(hidden)(valid, start + n * 8 + pair + i % 2, a.keys)) s[n][i] = 0.0f;
         }
         UNROLL for (int k = 0; k < TILE / STEP; k++) {
             if (start + k * STEP >= a.keys) continue;
@@ -235,6 +248,7 @@ KERNEL_OF_BLOCKS(128, RESIDENT, A(attention_backward_kv), Attention) {
     A(load_rows)(k, q_tile);
     A(load_rows)(v, d_tile);
 
+    int seen[2] = {!A(hidden)(valid, row0, a.keys), !A(hidden)(valid, row0 + 8, a.keys)};
     float d_k[PARTS][4], d_v[PARTS][4];
     UNROLL for (int p = 0; p < PARTS; p++) UNROLL for (int i = 0; i < 4; i++) d_k[p][i] = 0.0f, d_v[p][i] = 0.0f;
     for (int start = 0; start < a.queries; start += TILE_BACK) {
@@ -259,14 +273,16 @@ KERNEL_OF_BLOCKS(128, RESIDENT, A(attention_backward_kv), Attention) {
                 multiply(p[n], k[c], load_right(q_tile + n * 8 * LINE + c * STEP, LINE));
                 multiply(dp, v[c], load_right(d_tile + n * 8 * LINE + c * STEP, LINE));
             }
+            float keep[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+            if (drop)
+                UNROLL for (int i = 0; i < 4; i++)
+                    keep[i] = A(keep)(drop, head, start + n * 8 + pair + i % 2, row0 + i / 2 * 8, &a);
             UNROLL for (int i = 0; i < 4; i++) {
-                int key = row0 + i / 2 * 8, column = n * 8 + pair + i % 2, query = start + column;
-                float weight = A(hidden)(valid, key, a.keys) ? 0.0f : EXP(p[n][i] * a.scale - lse[column]);
-                float keep = 1.0f;
-                if (drop && query < a.queries && key < a.keys)
-                    keep = kept(drop, ((i64)head * a.keys + query) * a.keys + key, a.drop_scale);
-                ds[n][i] = weight * (dp[i] * keep - delta[column]);
-                p[n][i] = weight * keep;
+                int column = n * 8 + pair + i % 2;
+                float weight = EXP(p[n][i] * a.scale - lse[column]);
+                weight = seen[i / 2] ? weight : 0.0f;
+                ds[n][i] = weight * (dp[i] * keep[i] - delta[column]);
+                p[n][i] = weight * keep[i];
             }
         }
         UNROLL for (int c = 0; c < TILE_BACK / STEP; c++) {

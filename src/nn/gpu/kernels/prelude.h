@@ -85,6 +85,23 @@ DEVICE T from_float(float x) {
 #endif
 #endif
 
+#if !defined(T_F32)
+// Two numbers in a word, the first in its lower half.
+DEVICE u32 two(float low, float high) {
+#if !defined(EMULATED) && ARCH >= 80
+    u32 r;
+#if defined(T_BF16)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+#endif
+    return r;
+#else
+    return (u32)from_float(low) | (u32)from_float(high) << 16;
+#endif
+}
+#endif
+
 // One number, and four that lie together at a multiple of their size.
 DEVICE void load_t_1(const T *p, float *v) { v[0] = to_float(p[0]); }
 DEVICE void store_t_1(T *p, const float *v) { p[0] = from_float(v[0]); }
@@ -114,12 +131,7 @@ DEVICE void load_t_4(const T *p, float *v) {
     v[0] = to_float((T)(q.x & 0xffffu)), v[1] = to_float((T)(q.x >> 16));
     v[2] = to_float((T)(q.y & 0xffffu)), v[3] = to_float((T)(q.y >> 16));
 }
-DEVICE void store_t_4(T *p, const float *v) {
-    uint2 q;
-    q.x = (u32)from_float(v[0]) | (u32)from_float(v[1]) << 16;
-    q.y = (u32)from_float(v[2]) | (u32)from_float(v[3]) << 16;
-    *(uint2 *)p = q;
-}
+DEVICE void store_t_4(T *p, const float *v) { *(uint2 *)p = make_uint2(two(v[0], v[1]), two(v[2], v[3])); }
 #endif
 #endif
 

@@ -39,7 +39,8 @@ KERNEL_OF(128, V(norm_forward), NormForward) {
         }
         if (a.sum) V(store)(a.sum + at + c, v);
         if (a.weight) {
-            for (int i = 0; i < VEC; i++) s[c + i] = v[i], total += v[i];
+            V(store)(s + c, v);
+            for (int i = 0; i < VEC; i++) total += v[i];
         } else {
             if (a.y) V(store)(a.y + at + c, v);
             if (a.y_t) V(store_t)(a.y_t + at + c, v);
@@ -47,14 +48,18 @@ KERNEL_OF(128, V(norm_forward), NormForward) {
     }
     if (!a.weight) return;
     float mean = warp_sum(total) / width, squares = 0.0f;
-    for (int c = lane * VEC; c < width; c += 32 * VEC)
-        for (int i = 0; i < VEC; i++) squares += (s[c + i] - mean) * (s[c + i] - mean);
+    for (int c = lane * VEC; c < width; c += 32 * VEC) {
+        float v[VEC];
+        V(load)(s + c, v);
+        for (int i = 0; i < VEC; i++) squares += (v[i] - mean) * (v[i] - mean);
+    }
     float rstd = 1.0f / sqrtf(warp_sum(squares) / width + 1e-5f);
     for (int c = lane * VEC; c < width; c += 32 * VEC) {
         float x[VEC], w[VEC], b[VEC];
         V(load)(a.weight + c, w);
         V(load)(a.shift + c, b);
-        for (int i = 0; i < VEC; i++) x[i] = (s[c + i] - mean) * rstd;
+        V(load)(s + c, x);
+        for (int i = 0; i < VEC; i++) x[i] = (x[i] - mean) * rstd;
         if (a.xhat) V(store_t)(a.xhat + at + c, x);
         for (int i = 0; i < VEC; i++) x[i] = x[i] * w[i] + b[i];
         if (a.y) V(store)(a.y + at + c, x);
@@ -89,12 +94,18 @@ KERNEL_OF(128, V(norm_backward), NormBackward) {
             }
             V(load_t)(a.xhat + at + c, x);
             V(load)(a.weight + c, w);
+            float t[VEC];
+            V(load)(sums + c, t);
+            for (int i = 0; i < VEC; i++) t[i] += d[i] * x[i];
+            V(store)(sums + c, t);
+            V(load)(sums + width + c, t);
+            for (int i = 0; i < VEC; i++) t[i] += d[i];
+            V(store)(sums + width + c, t);
             for (int i = 0; i < VEC; i++) {
-                sums[c + i] += d[i] * x[i];
-                sums[width + c + i] += d[i];
-                g[c + i] = d[i] * w[i];
-                total += g[c + i], dot += g[c + i] * x[i];
+                d[i] *= w[i];
+                total += d[i], dot += d[i] * x[i];
             }
+            V(store)(g + c, d);
         }
         total = warp_sum(total) / width, dot = warp_sum(dot) / width;
         int sample = row / a.rows_a_sample, place = row % a.rows_a_sample;
@@ -103,7 +114,8 @@ KERNEL_OF(128, V(norm_backward), NormBackward) {
         for (int c = lane * VEC; c < width; c += 32 * VEC) {
             float x[VEC], d[VEC], w[VEC], b[VEC];
             V(load_t)(a.xhat + at + c, x);
-            for (int i = 0; i < VEC; i++) d[i] = rstd * (g[c + i] - total - x[i] * dot);
+            V(load)(g + c, d);
+            for (int i = 0; i < VEC; i++) d[i] = rstd * (d[i] - total - x[i] * dot);
             if (a.y) {
                 V(load)(a.weight + c, w);
                 V(load)(a.shift + c, b);
@@ -120,7 +132,9 @@ KERNEL_OF(128, V(norm_backward), NormBackward) {
                 if (drop)
                     for (int i = 0; i < VEC; i++) d[i] *= kept(drop, (i64)place * width + c + i, a.drop_scale);
                 V(store_t)(a.d_branch + at + c, d);
-                for (int i = 0; i < VEC; i++) sums[2 * width + c + i] += d[i];
+                V(load)(sums + 2 * width + c, w);
+                for (int i = 0; i < VEC; i++) w[i] += d[i];
+                V(store)(sums + 2 * width + c, w);
             }
         }
     }

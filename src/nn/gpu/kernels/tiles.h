@@ -39,14 +39,8 @@ DEVICE Left as_left(float (*c)[4]) {
 
 #if ARCH >= 80
 #ifndef EMULATED
-DEVICE u32 to_tf32(float x) {
-    u32 r;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
-    return r;
-}
-
 DEVICE void product_tf32(float *c, const u32 *a, const u32 *b) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
@@ -54,10 +48,11 @@ DEVICE void product_tf32(float *c, const u32 *a, const u32 *b) {
 
 DEVICE void multiply(float *c, Left left, Right right) {
     u32 a[4], a_rest[4], b[2], b_rest[2];
+    // Of an operand the last 13 bits are not looked at: cut off here, what is left of the number is exact.
     UNROLL for (int i = 0; i < 4; i++)
-        a[i] = to_tf32(left.r[i]), a_rest[i] = to_tf32(left.r[i] - float_of(a[i]));
+        a[i] = bits_of(left.r[i]) & 0xffffe000u, a_rest[i] = bits_of(left.r[i] - float_of(a[i]));
     UNROLL for (int i = 0; i < 2; i++)
-        b[i] = to_tf32(right.r[i]), b_rest[i] = to_tf32(right.r[i] - float_of(b[i]));
+        b[i] = bits_of(right.r[i]) & 0xffffe000u, b_rest[i] = bits_of(right.r[i] - float_of(b[i]));
     product_tf32(c, a_rest, b);
     product_tf32(c, a, b_rest);
     product_tf32(c, a, b);
@@ -105,7 +100,7 @@ DEVICE void load_matrices_2_turned(u32 *r, const T *p) {
 #endif
 #if ARCH >= 80
 DEVICE void product_16(float *c, const u32 *a, const u32 *b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." STORED "." STORED
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." STORED "." STORED
         ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -113,7 +108,7 @@ DEVICE void product_16(float *c, const u32 *a, const u32 *b) {
 #else
 DEVICE void product_16(float *c, const u32 *a, const u32 *b) {
     UNROLL for (int i = 0; i < 2; i++)
-        asm("mma.sync.aligned.m16n8k8.row.col.f32." STORED "." STORED
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32." STORED "." STORED
             ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(b[i]));
@@ -138,8 +133,6 @@ DEVICE Right load_right_turned(const T *tile, int line) {
     load_matrices_2_turned(f.r, tile + THREAD % 16 * line);
     return f;
 }
-
-DEVICE u32 two(float low, float high) { return (u32)from_float(low) | (u32)from_float(high) << 16; }
 
 DEVICE Left as_left(float (*c)[4]) {
     Left f = {{two(c[0][0], c[0][1]), two(c[0][2], c[0][3]), two(c[1][0], c[1][1]), two(c[1][2], c[1][3])}};

@@ -38,46 +38,62 @@ KERNEL_OF(128, mask, Mask) {
 // ---- images ----
 
 // Bytes (N, H, W, 3), normalised here, or normalised f32 (N, 3, H, W), to patches (N P, 3 p p) in the order of a
-// convolution's weight.
+// convolution's weight: a block a patch.
 KERNEL_OF(256, patches, Patches) {
-    int p = a.patch, across = a.size / p, pixels = 3 * p * p;
-    i64 i = ELEMENT;
-    if (i >= (i64)a.images * across * across * pixels) return;
-    int place = (int)(i % pixels), c = place / (p * p), token = (int)(i / pixels % (across * across));
-    i64 image = i / pixels / (across * across);
-    int y = token / across * p + place % (p * p) / p, x = token % across * p + place % p;
-    float v;
-    if (a.bytes) v = a.bytes[((image * a.size + y) * a.size + x) * 3 + c] * a.factor[c] + a.offset[c];
-    else v = a.normalised[((image * 3 + c) * a.size + y) * a.size + x];
-    a.out[i] = from_float(v);
+    int p = a.patch, across = a.size / p, token = BLOCK_X % (across * across), pixels = 3 * p * p;
+    i64 image = BLOCK_X / (across * across);
+    int y0 = token / across * p, x0 = token % across * p;
+    for (int place = THREAD; place < pixels; place += THREADS) {
+        int c = place / (p * p), y = y0 + place % (p * p) / p, x = x0 + place % p;
+        float v;
+        if (a.bytes) {
+            // An index that is computed would put the arguments into memory.
+            float factor = c == 0 ? a.factor[0] : c == 1 ? a.factor[1] : a.factor[2];
+            float offset = c == 0 ? a.offset[0] : c == 1 ? a.offset[1] : a.offset[2];
+            v = a.bytes[((image * a.size + y) * a.size + x) * 3 + c] * factor + offset;
+        } else {
+            v = a.normalised[((image * 3 + c) * a.size + y) * a.size + x];
+        }
+        a.out[(i64)BLOCK_X * pixels + place] = from_float(v);
+    }
 }
 
-// Embedded patches (N P, D) with bias, the class token before them, and positions, to tokens (N, S, D).
-KERNEL_OF(256, embed, Embed) {
-    i64 i = ELEMENT, sample_size = (i64)a.tokens * a.width;
-    if (i >= a.images * sample_size) return;
-    i64 image = i / sample_size, element = i % sample_size;
-    int token = (int)(element / a.width), c = (int)(element % a.width);
-    float v = token == 0 ? a.class_token[c]
-                         : to_float(a.patches[(image * (a.tokens - 1) + token - 1) * a.width + c]) + a.bias[c];
-    v += a.position[element];
-    if (a.drop) v *= kept(a.drop + image * mask_words(sample_size), element, a.drop_scale);
-    a.x[i] = v;
+// Embedded patches (N P, D) with bias, the class token before them, and positions, to tokens (N, S, D): a block a token.
+KERNEL_OF(128, embed, Embed) {
+    int token = BLOCK_X % a.tokens;
+    i64 image = BLOCK_X / a.tokens, sample_size = (i64)a.tokens * a.width;
+    for (int c = THREAD; c < a.width; c += THREADS) {
+        i64 element = (i64)token * a.width + c;
+        float v = token == 0 ? a.class_token[c]
+                             : to_float(a.patches[(image * (a.tokens - 1) + token - 1) * a.width + c]) + a.bias[c];
+        v += a.position[element];
+        if (a.drop) v *= kept(a.drop + image * mask_words(sample_size), element, a.drop_scale);
+        a.x[image * sample_size + element] = v;
+    }
 }
 
-// The gradient of embed: d_x to that of the embedded patches, and its sum over images (S, D).
+// The gradient of embed: d_x to that of the embedded patches, and its sum over images (S, D). Some images at a time, so
+// that their loads are under way together.
+#define AT_ONCE 4
 KERNEL_OF(256, embed_backward, EmbedBackward) {
     i64 element = ELEMENT, sample_size = (i64)a.tokens * a.width;
     if (element >= sample_size) return;
     float total = 0.0f;
-    for (i64 image = 0; image < a.images; image++) {
-        float d = a.d_x[image * sample_size + element];
-        if (a.drop) d *= kept(a.drop + image * mask_words(sample_size), element, a.drop_scale);
-        total += d;
-        if (element >= a.width) a.d_patches[image * (sample_size - a.width) + element - a.width] = from_float(d);
+    for (int start = 0; start < a.images; start += AT_ONCE) {
+        float d[AT_ONCE];
+        UNROLL for (int i = 0; i < AT_ONCE; i++)
+            d[i] = start + i < a.images ? a.d_x[(start + i) * sample_size + element] : 0.0f;
+        UNROLL for (int i = 0; i < AT_ONCE; i++) {
+            i64 image = start + i;
+            if (image >= a.images) continue;
+            if (a.drop) d[i] *= kept(a.drop + image * mask_words(sample_size), element, a.drop_scale);
+            total += d[i];
+            if (element >= a.width) a.d_patches[image * (sample_size - a.width) + element - a.width] = from_float(d[i]);
+        }
     }
     a.sums[element] = total;
 }
+#undef AT_ONCE
 
 // ---- sums ----
 
