@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::Value;
-use slt_run::config::{self, Experiment, Setting};
+use slt_run::config::{self, Experiment};
 use slt_run::nn::device::{self, Compute};
 use slt_run::nn::{Pass, Stored};
 use slt_run::train::accelerator::End;
@@ -25,7 +25,7 @@ use slt_run::train::{Learner, Schedule, state};
 
 use crate::cases::{self, Case};
 use crate::resume::{Left, assert_same, signal, wait_until};
-use crate::support::{Outcome, World};
+use crate::support::{self, Outcome, World};
 
 /// Whether only a real card will do.
 fn needs_card() -> bool {
@@ -317,29 +317,11 @@ fn repeat_cases() {
 
 /// The experiment that a case is.
 fn experiment(case: &Case, precision: &str, amp_dtype: &str) -> Experiment {
-    let setting = |key: &str, value: &str| Setting {
-        key: key.to_owned(),
-        value: value.to_owned(),
-        origin: "a test".to_owned(),
-    };
-    let paths = [
-        "face_dir",
-        "hand_left_dir",
-        "hand_right_dir",
-        "pose_dir",
-        "metadata_csv",
-        "train_index",
-        "val_index",
-    ];
-    let mut presets: Vec<_> = paths.iter().map(|key| setting(&format!("data.{key}"), "x")).collect();
-    presets.extend([
-        setting("run.work_dir", "x"),
-        setting("run.device", "cuda"),
-        setting("run.precision", precision),
-        setting("optimization.amp_dtype", amp_dtype),
+    let mut c = support::experiment(&[
+        ("run.device", "cuda"),
+        ("run.precision", precision),
+        ("optimization.amp_dtype", amp_dtype),
     ]);
-    let layers = config::Layers { presets, ..config::Layers::default() };
-    let mut c = config::resolve(&layers).unwrap().experiment;
     c.model.clone_from(&case.model);
     c.optimization =
         config::Optimization { amp_dtype: c.optimization.amp_dtype, ..case.optimization.clone() };

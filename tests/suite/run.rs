@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde_json::Value as Json;
 use slt_run::checkpoint::{Value, load, model_state};
-use slt_run::config::{self, Experiment, Layers, Setting};
+use slt_run::config::{self, Experiment, Layers};
 use slt_run::model::Inputs;
 use slt_run::nn::{Images, Pass};
 use slt_run::train::{Network, Optimizer};
 
-use crate::support::{Outcome, TINY, World, event_scalars};
+use crate::support::{Outcome, TINY, World, event_scalars, experiment};
 
 /// Dropout everywhere, so that its masks are part of what must repeat.
 const DROPOUT: &str = "[model]\nprojector_dropout = 0.2\nfusion_dropout = 0.1\n\
@@ -345,26 +345,6 @@ fn every_optimizer_with_every_scheduler() {
             assert_eq!(groups[0].get("betas").is_some(), optimizer != "sgd", "{folder}");
         }
     }
-}
-
-/// The default experiment with other values for some fields.
-fn experiment(settings: &[(&str, &str)]) -> Experiment {
-    let required = [
-        "face_dir",
-        "hand_left_dir",
-        "hand_right_dir",
-        "pose_dir",
-        "metadata_csv",
-        "train_index",
-        "val_index",
-    ];
-    let required = required.map(|name| (format!("data.{name}"), "x"));
-    let all = required.iter().map(|(key, value)| (key.as_str(), *value)).chain([("run.work_dir", "x")]);
-    let settings = all
-        .chain(settings.iter().copied())
-        .map(|(key, value)| Setting { key: key.into(), value: value.into(), origin: "test".into() })
-        .collect();
-    config::resolve(&Layers { settings, ..Layers::default() }).unwrap().experiment
 }
 
 /// One step on random inputs: every gradient is finite and not zero, and every parameter moves.

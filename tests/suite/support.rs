@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use protobuf::Message;
 use slt_run::checkpoint::{self, Checkpoint};
+use slt_run::config::{self, Experiment, Layers, Setting};
 use slt_run::demo::{Options, draw};
 use tempfile::TempDir;
 use tensorboard_proto::event::{Event, Event_oneof_what};
@@ -208,4 +209,24 @@ pub fn event_scalars(file: &Path) -> Vec<(String, i64, f32)> {
         }
     }
     found
+}
+
+/// The default experiment with other values for some fields.
+pub fn experiment(settings: &[(&str, &str)]) -> Experiment {
+    let required = [
+        "face_dir",
+        "hand_left_dir",
+        "hand_right_dir",
+        "pose_dir",
+        "metadata_csv",
+        "train_index",
+        "val_index",
+    ];
+    let required = required.map(|name| (format!("data.{name}"), "x"));
+    let all = required.iter().map(|(key, value)| (key.as_str(), *value)).chain([("run.work_dir", "x")]);
+    let settings = all
+        .chain(settings.iter().copied())
+        .map(|(key, value)| Setting { key: key.into(), value: value.into(), origin: "test".into() })
+        .collect();
+    config::resolve(&Layers { settings, ..Layers::default() }).unwrap().experiment
 }

@@ -368,8 +368,12 @@ impl Engine {
         self.memory.tapes.resize_with(if chunk.is_some() { 1 } else { 3 }, Tape::default);
         self.features(slot, pass, chunk, true)?;
         self.head_forward(slot, pass, Some(scale))?;
-        let (frames, d_features) = self.frames(slot, pass)?;
+        let frames = self.frames(slot, pass);
         let Self { ops, weights, backbones, head, memory, .. } = self;
+        let mut d_features = [0; 3];
+        for ((at, room), net) in d_features.iter_mut().zip(&mut memory.d_features).zip(backbones.iter()) {
+            *at = ops.f32_room(room, images * net.shape.width)?;
+        }
         head.backward(ops, weights, &mut memory.head, &frames, d_features)?;
 
         let Memory { tapes, scratch, features, .. } = memory;
@@ -411,7 +415,7 @@ impl Engine {
     /// The logits of the batch in `slot`, and the losses, with their gradient where there is a `scale`.
     fn head_forward(&mut self, slot: usize, pass: &Pass, scale: Option<f64>) -> Result<Ptr> {
         self.clips = self.slots[slot].clips;
-        let (frames, _) = self.frames(slot, pass)?;
+        let frames = self.frames(slot, pass);
         let Self { ops, weights, head, memory, losses, rights, clips, .. } = self;
         let losses = Losses {
             loss: losses.of(ops.machine(), 4 * *clips)?,
@@ -421,15 +425,10 @@ impl Engine {
         head.forward(ops, weights, &mut memory.head, &frames, &losses)
     }
 
-    /// The batch in `slot` as the head sees it, and where its features' gradients go.
-    fn frames<'a>(&mut self, slot: usize, pass: &'a Pass) -> Result<(Frames<'a>, [Ptr; 3])> {
+    /// The batch in `slot` as the head sees it.
+    fn frames<'a>(&self, slot: usize, pass: &'a Pass) -> Frames<'a> {
         let of = &self.slots[slot];
-        let images = of.clips * of.frames;
-        let mut d_features = [0; 3];
-        for (stream, room) in self.memory.d_features.iter_mut().enumerate() {
-            d_features[stream] = self.ops.f32_room(room, images * self.backbones[stream].shape.width)?;
-        }
-        let frames = Frames {
+        Frames {
             clips: of.clips,
             length: of.frames,
             features: self.memory.features.each_ref().map(Room::at),
@@ -437,8 +436,7 @@ impl Engine {
             valid: of.valid.at(),
             targets: of.targets.at(),
             pass,
-        };
-        Ok((frames, d_features))
+        }
     }
 
     /// What the batch gave that was computed last: waits for it.
