@@ -8,7 +8,7 @@ use super::encoder::{BACKBONES, Encoder};
 use super::trace::{Activation, Activations, Trace, unseen};
 use super::vit::VisionTransformer;
 use crate::config;
-use crate::nn::{Builder, Images, Parameters, Pass};
+use crate::nn::{Blueprint, Builder, Images, Parameters, Pass};
 
 /// A batch on the device that computes.
 #[derive(Clone, Debug)]
@@ -51,8 +51,15 @@ impl Classifier {
 
     /// A copy over the same parameters, which follows their updates, for validation and inference: no graph is
     /// kept.
-    pub fn without_graph(&self, c: &config::Model, device: &Device) -> Result<Self> {
-        Self::build(&Builder::without_graph(&self.parameters, device), c)
+    pub fn without_graph(&self, c: &config::Model) -> Result<Self> {
+        Self::build(&Builder::without_graph(&self.parameters), c)
+    }
+
+    /// What a network of this configuration is made of, without making it.
+    pub fn blueprint(c: &config::Model) -> Result<Blueprint> {
+        let b = Builder::recording();
+        Self::build(&b, c)?;
+        Ok(b.blueprint())
     }
 
     fn build(b: &Builder, c: &config::Model) -> Result<Self> {

@@ -17,7 +17,7 @@ impl Fusion {
         Ok(Self {
             norm: LayerNorm::new(&b.pp("norm"), inputs)?,
             proj: Linear::new(&b.pp("proj"), inputs, outputs)?,
-            dropout: b.dropout(dropout),
+            dropout: b.dropout("dropout", dropout),
         })
     }
 

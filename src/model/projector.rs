@@ -20,7 +20,7 @@ impl Projector {
             norm: LayerNorm::new(&layers.pp(0), inputs)?,
             fc1: Linear::new(&layers.pp(1), inputs, outputs)?,
             fc2: Linear::new(&layers.pp(4), outputs, outputs)?,
-            dropout: b.dropout(dropout),
+            dropout: layers.dropout("3", dropout),
         })
     }
 

@@ -81,7 +81,7 @@ impl Layer {
             linear2: Linear::new(&b.pp("linear2"), hidden, width)?,
             norm1: LayerNorm::new(&b.pp("norm1"), width)?,
             norm2: LayerNorm::new(&b.pp("norm2"), width)?,
-            dropout: [b.dropout(p), b.dropout(p), b.dropout(p)],
+            dropout: [b.dropout("dropout1", p), b.dropout("dropout", p), b.dropout("dropout2", p)],
         })
     }
 

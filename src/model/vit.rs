@@ -57,7 +57,7 @@ impl VisionTransformer {
             cls_token,
             pos_embed,
             patch_embed,
-            pos_drop: b.dropout(c.dropout),
+            pos_drop: b.dropout("pos_drop", c.dropout),
             blocks: blocks?,
             norm: LayerNorm::new(&b.pp("norm"), width)?,
             shape: Shape {
@@ -167,7 +167,10 @@ impl Block {
             )?,
             norm2: LayerNorm::new(&b.pp("norm2"), c.embed_dim)?,
             mlp: Mlp::new(&b.pp("mlp"), c)?,
-            drop_path: [b.dropout(c.stochastic_depth), b.dropout(c.stochastic_depth)],
+            drop_path: [
+                b.dropout("drop_path1", c.stochastic_depth),
+                b.dropout("drop_path2", c.stochastic_depth),
+            ],
         })
     }
 
@@ -185,7 +188,7 @@ impl Mlp {
         Ok(Self {
             fc1: Linear::with_init(&b.pp(0), c.embed_dim, hidden, TRUNCATED, Init::Zeros)?,
             fc2: Linear::with_init(&b.pp(3), hidden, c.embed_dim, TRUNCATED, Init::Zeros)?,
-            dropout: [b.dropout(c.dropout), b.dropout(c.dropout)],
+            dropout: [b.dropout("2", c.dropout), b.dropout("4", c.dropout)],
         })
     }
 

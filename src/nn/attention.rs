@@ -24,7 +24,7 @@ impl MultiheadAttention {
             in_proj_weight: b.parameter("in_proj_weight", &[3 * width, width], xavier)?,
             in_proj_bias: b.parameter("in_proj_bias", &[3 * width], Init::Zeros)?,
             out_proj: Linear::with_init(&b.pp("out_proj"), width, width, out_weight, Init::Zeros)?,
-            dropout: b.dropout(dropout),
+            dropout: b.dropout("dropout", dropout),
             heads,
         })
     }

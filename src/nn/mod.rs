@@ -4,6 +4,7 @@
 //! image or frames a clip, `D` width, `H` heads, `P` pixels a patch side, `V` classes.
 
 pub mod attention;
+pub mod blueprint;
 pub mod cpu;
 pub mod device;
 pub mod dropout;
@@ -19,6 +20,7 @@ mod stored;
 pub mod threads;
 
 pub use attention::MultiheadAttention;
+pub use blueprint::{Blueprint, ParameterId, ParameterSpec, Scope};
 pub use dropout::{Dropout, Pass};
 pub use images::Images;
 pub use init::Init;

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, Var};
 
-use super::{Dropout, Init};
+use super::{Blueprint, Dropout, Init};
 use crate::random::{Purpose, stream};
 
 /// Every parameter of a network, f32, in PyTorch's order (which is the order of construction).
@@ -80,82 +80,94 @@ pub struct Builder {
 
 struct State {
     parameters: Parameters,
-    /// Parameters that exist already: they are taken in order instead of created.
-    existing: Option<Parameters>,
-    dropouts: u64,
-    device: Device,
-    seed: u64,
+    blueprint: Blueprint,
+    source: Source,
+}
+
+/// Where the values of parameters come from.
+enum Source {
+    /// They are drawn from this seed, on this device.
+    Seed(u64, Device),
+    /// They are those of a network that exists, taken in its order.
+    Existing(Parameters),
+    /// There are none: names and shapes are all that is wanted.
+    Nowhere,
 }
 
 impl Builder {
     /// The root of a network whose initial weights are drawn from `seed`.
     #[must_use]
     pub fn new(device: &Device, seed: u64) -> Self {
-        Self::from_state(State {
-            parameters: Parameters::default(),
-            existing: None,
-            dropouts: 0,
-            device: device.clone(),
-            seed,
-        })
+        Self::from_source(Source::Seed(seed, device.clone()))
     }
 
     /// The root of a second copy of the network over the same memory, without a graph: its results keep no
     /// activations and cannot be differentiated.
     #[must_use]
-    pub fn without_graph(existing: &Parameters, device: &Device) -> Self {
-        Self::from_state(State {
-            parameters: Parameters::default(),
-            existing: Some(existing.clone()),
-            dropouts: 0,
-            device: device.clone(),
-            seed: 0,
-        })
+    pub fn without_graph(existing: &Parameters) -> Self {
+        Self::from_source(Source::Existing(existing.clone()))
     }
 
-    fn from_state(state: State) -> Self {
+    /// The root of a network without values, whatever its size: what is wanted is its [`Self::blueprint`].
+    #[must_use]
+    pub fn recording() -> Self {
+        Self::from_source(Source::Nowhere)
+    }
+
+    fn from_source(source: Source) -> Self {
+        let state = State { parameters: Parameters::default(), blueprint: Blueprint::default(), source };
         Self { state: Rc::new(RefCell::new(state)), path: String::new() }
     }
 
     /// The builder of the child `name`.
     #[must_use]
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
-        let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
-        Self { state: Rc::clone(&self.state), path }
+        Self { state: Rc::clone(&self.state), path: super::blueprint::join(&self.path, name) }
     }
 
     /// Creates the parameter `name` of `shape`.
     pub fn parameter(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
         let mut state = self.state.borrow_mut();
-        let path = self.pp(name).path;
-        if let Some(existing) = &state.existing {
-            let (known, var) = existing.entries.get(state.parameters.len()).ok_or_else(|| missing(&path))?;
-            if *known != path || var.dims() != shape {
-                return Err(missing(&path));
+        let State { parameters, blueprint, source } = &mut *state;
+        let path = super::blueprint::join(&self.path, name);
+        let at = blueprint.add_parameter(&path, shape, init);
+        let var = match source {
+            Source::Nowhere => return Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape),
+            Source::Existing(existing) => {
+                let (known, var) = existing.entries.get(at).ok_or_else(|| missing(&path))?;
+                if *known != path || var.dims() != shape {
+                    return Err(missing(&path));
+                }
+                parameters.entries.push((path, var.clone()));
+                return Ok(var.as_detached_tensor());
             }
-            let (tensor, var) = (var.as_detached_tensor(), var.clone());
-            state.parameters.entries.push((path, var));
-            return Ok(tensor);
-        }
-        let mut rng = stream(state.seed, Purpose::Init, [state.parameters.len() as u64, 0]);
-        let values = init.draw(shape.iter().product(), &mut rng);
-        let var = Var::from_vec(values, shape, &state.device)?;
+            Source::Seed(seed, device) => {
+                let mut rng = stream(*seed, Purpose::Init, [at as u64, 0]);
+                let values = init.draw(shape.iter().product(), &mut rng);
+                Var::from_vec(values, shape, device)?
+            }
+        };
         let tensor = var.as_tensor().clone();
-        state.parameters.entries.push((path, var));
+        parameters.entries.push((path, var));
         Ok(tensor)
     }
 
-    /// A dropout of probability `p`, with a site of its own in the run's random streams.
+    /// The dropout `name` of probability `p`, with a site of its own in the run's random streams.
     #[must_use]
-    pub fn dropout(&self, p: f64) -> Dropout {
-        let mut state = self.state.borrow_mut();
-        state.dropouts += 1;
-        Dropout::new(p, state.dropouts)
+    pub fn dropout(&self, name: &str, p: f64) -> Dropout {
+        let path = super::blueprint::join(&self.path, name);
+        self.state.borrow_mut().blueprint.add_dropout(&path, p)
     }
 
     /// The parameters created so far.
     #[must_use]
     pub fn parameters(&self) -> Parameters {
         self.state.borrow().parameters.clone()
+    }
+
+    /// What was built so far, without values.
+    #[must_use]
+    pub fn blueprint(&self) -> Blueprint {
+        self.state.borrow().blueprint.clone()
     }
 }

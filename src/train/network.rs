@@ -55,7 +55,7 @@ impl Network {
     /// With initial weights drawn from `seed`.
     pub fn new(model: &config::Model, label_smoothing: f64, device: &Device, seed: u64) -> Result<Self> {
         let classifier = Classifier::new(model, device, seed)?;
-        let evaluator = classifier.without_graph(model, device)?;
+        let evaluator = classifier.without_graph(model)?;
         let (device, buffers) = (device.clone(), RefCell::default());
         Ok(Self { classifier, evaluator, label_smoothing, device, chunk: None, buffers })
     }
