@@ -15,6 +15,8 @@ pub enum Kind {
     Data,
     /// The numbers: a loss or gradient that is not finite: exit code 4.
     Numbers,
+    /// Memory, of the machine or of a GPU, that is full: exit code 1. Some of those who see it try again with less.
+    Memory,
     /// Anything else, such as a full disk or a device's failure: exit code 1.
     Run,
 }
@@ -88,6 +90,11 @@ impl Error {
         Self::new(Kind::Data, Problem::new(what))
     }
 
+    /// Memory that is full (exit code 1).
+    pub fn memory(what: impl Into<String>) -> Self {
+        Self::new(Kind::Memory, Problem::new(what))
+    }
+
     /// Another failure (exit code 1).
     pub fn run(what: impl Into<String>) -> Self {
         Self::new(Kind::Run, Problem::new(what))
@@ -136,7 +143,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.kind {
-            Kind::Run => 1,
+            Kind::Memory | Kind::Run => 1,
             Kind::Config => 2,
             Kind::Data => 3,
             Kind::Numbers => 4,
