@@ -178,13 +178,9 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// A failure inside Candle is never the user's doing, unless a GPU's memory is full: shapes and types were checked
-/// before.
+/// A failure inside Candle is never the user's doing: shapes and types were checked before.
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        if crate::nn::device::is_out_of_memory(&error) {
-            return crate::nn::device::out_of_memory("", "", &error);
-        }
         if matches!(error, candle_core::Error::Cuda(_)) {
             let hint = "nvidia-smi and the system's log show whether the card is well";
             return Self::run("the GPU failed").cause(error).hint(hint);

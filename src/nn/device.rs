@@ -3,12 +3,10 @@
 #[cfg(any(feature = "cuda", test))]
 use std::rc::Rc;
 
-use crate::Error;
 use crate::config::{self, AmpDtype, Experiment, Precision};
-use crate::error::{Kind, Problem};
-use crate::nn::Stored;
+use crate::nn::ActivationDtype;
 #[cfg(any(feature = "cuda", test))]
-use crate::nn::gpu::Card;
+use crate::nn::gpu::GpuDevice;
 
 /// Where a run computes.
 #[derive(Clone)]
@@ -17,7 +15,7 @@ pub enum Compute {
     Cpu,
     /// On a GPU.
     #[cfg(any(feature = "cuda", test))]
-    Gpu(Rc<dyn Card>),
+    Gpu(Rc<dyn GpuDevice>),
 }
 
 impl Compute {
@@ -33,7 +31,7 @@ impl Compute {
         match self {
             Self::Cpu => "cpu".to_owned(),
             #[cfg(any(feature = "cuda", test))]
-            Self::Gpu(card) => card.name(),
+            Self::Gpu(device) => device.name(),
         }
     }
 
@@ -43,7 +41,7 @@ impl Compute {
         match self {
             Self::Cpu => "cpu".to_owned(),
             #[cfg(any(feature = "cuda", test))]
-            Self::Gpu(card) => card.describe(),
+            Self::Gpu(device) => device.describe(),
         }
     }
 
@@ -53,21 +51,23 @@ impl Compute {
         match self {
             Self::Cpu => None,
             #[cfg(any(feature = "cuda", test))]
-            Self::Gpu(card) => card.free_memory(),
+            Self::Gpu(device) => device.free_memory(),
         }
     }
 
-    /// What activations are stored in.
+    /// The dtype of activations.
     #[must_use]
     #[cfg_attr(not(any(feature = "cuda", test)), allow(unused_variables))]
-    pub fn stored(&self, c: &Experiment) -> Stored {
+    pub fn activation_dtype(&self, c: &Experiment) -> ActivationDtype {
         match self {
-            Self::Cpu => Stored::F32,
+            Self::Cpu => ActivationDtype::F32,
             #[cfg(any(feature = "cuda", test))]
-            Self::Gpu(card) => match (c.run.precision, c.optimization.amp_dtype) {
-                (Precision::Fp32, _) => Stored::F32,
-                (Precision::Amp, AmpDtype::Auto | AmpDtype::Bfloat16) if card.has_bf16() => Stored::Bf16,
-                (Precision::Amp, _) => Stored::F16,
+            Self::Gpu(device) => match (c.run.precision, c.optimization.amp_dtype) {
+                (Precision::Fp32, _) => ActivationDtype::F32,
+                (Precision::Amp, AmpDtype::Auto | AmpDtype::Bfloat16) if device.has_bf16() => {
+                    ActivationDtype::Bf16
+                }
+                (Precision::Amp, _) => ActivationDtype::F16,
             },
         }
     }
@@ -93,7 +93,7 @@ fn select_with(
         Ok(compute) => {
             let wanted = amp && c.optimization.amp_dtype == AmpDtype::Bfloat16;
             let said = "this GPU has no bfloat16 (optimization.amp_dtype): activations are float16";
-            let lacks = wanted && compute.stored(c) != Stored::Bf16;
+            let lacks = wanted && compute.activation_dtype(c) != ActivationDtype::Bf16;
             (compute, lacks.then(|| said.to_owned()))
         }
         Err(why) => {
@@ -119,24 +119,6 @@ fn open(_: usize) -> Result<Compute, String> {
     Err("this slt-run was built without CUDA (cargo build --release --features cuda)".to_owned())
 }
 
-/// Whether a GPU's memory was full. Told by the names that CUDA's driver and cuBLAS give it: their error types exist only
-/// in builds with CUDA, and come wrapped in several ways.
-#[must_use]
-pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
-    let text = error.to_string();
-    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|name| text.contains(name))
-}
-
-/// A GPU's memory is full: `with` what, and which fields to `lower` beside those that always help ("a.b, ").
-#[must_use]
-pub fn out_of_memory(with: &str, lower: &str, error: &candle_core::Error) -> Error {
-    // Backtraces, which some of Candle's errors carry, say nothing to a person.
-    let cause = error.to_string().lines().next().unwrap_or_default().to_owned();
-    Error::new(Kind::Run, Problem::new(format!("the GPU's memory is full{with}"))).cause(cause).hint(format!(
-        "lower {lower}data.batch_size or model.sequence_length; nvidia-smi shows who else uses the GPU's memory"
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,7 +140,7 @@ mod tests {
     /// A GPU that has bf16, or not.
     struct Pretended(bool);
 
-    impl Card for Pretended {
+    impl GpuDevice for Pretended {
         fn name(&self) -> String {
             "cuda:0".to_owned()
         }
@@ -175,24 +157,27 @@ mod tests {
             None
         }
 
-        fn machine(&self, _: Stored, _: &[usize]) -> candle_core::Result<Rc<dyn crate::nn::gpu::Machine>> {
-            candle_core::bail!("there is none")
+        fn open(&self, _: ActivationDtype, _: &[usize]) -> crate::Result<Rc<dyn crate::nn::gpu::GpuStream>> {
+            Err(crate::Error::run("there is none"))
         }
     }
 
     #[test]
     fn activations_are_what_the_gpu_has() {
-        let stored = |has_bf16: bool, precision: &str, amp_dtype: &str| {
+        let dtype = |has_bf16: bool, precision: &str, amp_dtype: &str| {
             let c = experiment("cuda", precision, amp_dtype);
             let (compute, said) = select_with(&c, |_| Ok(Compute::Gpu(Rc::new(Pretended(has_bf16)))));
-            (compute.stored(&c), said.is_some())
+            (compute.activation_dtype(&c), said.is_some())
         };
-        assert_eq!(stored(true, "amp", "auto"), (Stored::Bf16, false));
-        assert_eq!(stored(true, "amp", "float16"), (Stored::F16, false));
-        assert_eq!(stored(true, "fp32", "bfloat16"), (Stored::F32, false));
-        assert_eq!(stored(false, "amp", "auto"), (Stored::F16, false));
-        assert_eq!(stored(false, "amp", "bfloat16"), (Stored::F16, true));
-        assert_eq!(Compute::Cpu.stored(&experiment("cpu", "amp", "bfloat16")), Stored::F32);
+        assert_eq!(dtype(true, "amp", "auto"), (ActivationDtype::Bf16, false));
+        assert_eq!(dtype(true, "amp", "float16"), (ActivationDtype::F16, false));
+        assert_eq!(dtype(true, "fp32", "bfloat16"), (ActivationDtype::F32, false));
+        assert_eq!(dtype(false, "amp", "auto"), (ActivationDtype::F16, false));
+        assert_eq!(dtype(false, "amp", "bfloat16"), (ActivationDtype::F16, true));
+        assert_eq!(
+            Compute::Cpu.activation_dtype(&experiment("cpu", "amp", "bfloat16")),
+            ActivationDtype::F32
+        );
     }
 
     #[test]
@@ -209,17 +194,5 @@ mod tests {
         let (_, said) = selected("cpu", "amp");
         assert!(said.unwrap().contains("(run.precision)"));
         assert_eq!(selected("cpu", "fp32").1, None);
-    }
-
-    #[test]
-    fn a_full_gpu_is_told_from_other_errors() {
-        let cuda = |text: &str| candle_core::Error::Cuda(text.to_owned().into());
-        let driver = cuda("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
-        assert!(is_out_of_memory(&driver.context("in a step").bt()));
-        assert!(is_out_of_memory(&cuda("CublasError(CUBLAS_STATUS_ALLOC_FAILED)")));
-        assert!(!is_out_of_memory(&cuda("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"\")")));
-        let error = Error::from(cuda("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"));
-        assert!(error.to_string().contains("the GPU's memory is full\n"), "{error}");
-        assert!(error.to_string().contains("lower data.batch_size"), "{error}");
     }
 }

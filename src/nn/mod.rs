@@ -8,6 +8,7 @@ pub mod blueprint;
 pub mod cpu;
 pub mod device;
 pub mod dropout;
+mod dtype;
 #[cfg(any(feature = "cuda", test))]
 pub mod gpu;
 pub mod images;
@@ -15,16 +16,16 @@ pub mod init;
 pub mod linear;
 pub mod loss;
 pub mod norm;
+pub mod oom;
 pub mod parameters;
-mod stored;
 pub mod threads;
 
 pub use attention::MultiheadAttention;
 pub use blueprint::{Blueprint, ParameterId, ParameterSpec, Scope};
 pub use dropout::{Dropout, Pass};
+pub use dtype::ActivationDtype;
 pub use images::Images;
 pub use init::Init;
 pub use linear::Linear;
 pub use norm::LayerNorm;
 pub use parameters::{Builder, Parameters};
-pub use stored::Stored;

@@ -2,7 +2,7 @@
 //! CUDA.
 
 use crate::Result;
-use crate::nn::{Parameters, Pass, Stored};
+use crate::nn::{ActivationDtype, Parameters, Pass};
 use crate::train::feed::TensorBatch;
 use crate::train::loss_scale::LossScale;
 use crate::train::network::Score;
@@ -90,7 +90,7 @@ pub trait Accelerator {
     fn restore_chunk(&mut self, chunk: Option<usize>);
 
     /// What activations are stored in.
-    fn stored(&self) -> Stored;
+    fn stored(&self) -> ActivationDtype;
 
     /// The most of the GPU's memory that was in use so far, in bytes.
     fn peak_memory(&self) -> usize;

@@ -2,8 +2,9 @@
 
 use std::cell::Cell;
 
+use crate::error::Kind;
 use crate::nn::cpu::vit::UNIT;
-use crate::nn::device::{is_out_of_memory, out_of_memory};
+use crate::nn::oom::out_of_memory;
 use crate::{Error, Result};
 
 /// The chunk of a network's steps.
@@ -45,20 +46,16 @@ impl Chunks {
     /// stays.
     ///
     /// # Errors
-    /// Kind `Run`: the memory is full with the smallest chunk that may be; or what else `work` fails with.
-    pub fn run<T>(
-        &self,
-        images: usize,
-        mut work: impl FnMut(Option<usize>) -> candle_core::Result<T>,
-    ) -> Result<T> {
+    /// Kind `Memory`: the memory is full with the smallest chunk that may be; or what else `work` fails with.
+    pub fn run<T>(&self, images: usize, mut work: impl FnMut(Option<usize>) -> Result<T>) -> Result<T> {
         loop {
             let chunk = self.now.get();
             match work(chunk) {
-                Err(error) if is_out_of_memory(&error) => match smaller(chunk, images) {
+                Err(error) if error.kind == Kind::Memory => match smaller(chunk, images) {
                     Some(next) if self.may_shrink => self.now.set(Some(next)),
                     _ => return Err(full(chunk, images, &error)),
                 },
-                done => return Ok(done?),
+                done => return done,
             }
         }
     }
@@ -71,7 +68,7 @@ fn smaller(chunk: Option<usize>, images: usize) -> Option<usize> {
     (whole > 0).then_some(whole)
 }
 
-fn full(chunk: Option<usize>, images: usize, error: &candle_core::Error) -> Error {
+fn full(chunk: Option<usize>, images: usize, error: &Error) -> Error {
     let frames = chunk.map_or(images, |chunk| chunk.min(images));
     let with = match (frames, chunk) {
         (0 | 1, _) => " with one frame of a stream at a time (optimization.frames_per_chunk)".to_owned(),
@@ -79,16 +76,16 @@ fn full(chunk: Option<usize>, images: usize, error: &candle_core::Error) -> Erro
         _ => format!(" with {frames} frames of a stream at a time (optimization.frames_per_chunk)"),
     };
     let lower = if frames > 1 { "optimization.frames_per_chunk (or make it \"auto\"), " } else { "" };
-    out_of_memory(&with, lower, error)
+    let causes = error.problems.iter().flat_map(|problem| &problem.causes);
+    out_of_memory(&with, lower, causes.map(String::as_str).collect::<Vec<_>>().join(": "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn memory_is_full() -> candle_core::Error {
-        let text = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
-        candle_core::Error::Cuda(text.into()).bt()
+    fn memory_is_full() -> Error {
+        out_of_memory("", "", "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")
     }
 
     /// Frames that are tried where only `fits` at a time fit, and what comes of it.
@@ -151,7 +148,7 @@ mod tests {
         let (chunks, mut tried) = (Chunks::new(None).or_fewer(true), 0);
         let result: Result<()> = chunks.run(64, |_| {
             tried += 1;
-            candle_core::bail!("odd")
+            Err(Error::run("odd"))
         });
         assert!(result.unwrap_err().to_string().contains("odd"));
         assert_eq!((tried, chunks.get()), (1, None));

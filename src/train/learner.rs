@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use crate::Result;
 use crate::config::{Chunk, Experiment};
 use crate::nn::device::Compute;
-use crate::nn::{Pass, Stored};
+use crate::nn::{ActivationDtype, Pass};
 use crate::train::accelerator::{Accelerator, End, Outcome};
 use crate::train::feed::TensorBatch;
 use crate::train::gradients::{self, Accumulator};
@@ -237,8 +237,8 @@ impl Learner {
 
     /// What activations are stored in.
     #[must_use]
-    pub fn stored(&self) -> Stored {
-        self.gpu.as_ref().map_or(Stored::F32, |gpu| gpu.stored())
+    pub fn stored(&self) -> ActivationDtype {
+        self.gpu.as_ref().map_or(ActivationDtype::F32, |gpu| gpu.stored())
     }
 
     /// The most of a GPU's memory that was in use so far, in bytes.
@@ -299,7 +299,7 @@ fn accelerator(
 ) -> Result<Option<Box<dyn Accelerator>>> {
     let Compute::Gpu(card) = compute else { return Ok(None) };
     let chunks = crate::train::Chunks::new(plan.chunk).or_fewer(may_shrink);
-    let gpu = crate::train::gpu::Gpu::new(c, card.as_ref(), compute.stored(c), network, chunks)?;
+    let gpu = crate::train::gpu::Gpu::new(c, card.as_ref(), compute.activation_dtype(c), network, chunks)?;
     Ok(Some(Box::new(gpu)))
 }
 

@@ -67,10 +67,10 @@ impl Memory {
             }
             #[cfg(any(feature = "cuda", test))]
             Compute::Gpu(_) => {
-                use crate::nn::{Stored, gpu::Engine};
-                let stored = compute.stored(c);
-                let copy = if stored == Stored::F32 { 0 } else { stored.bytes() };
-                let (backbones, head) = Engine::step_bytes(&c.model, shape, clips, chunk, stored);
+                use crate::nn::{ActivationDtype, gpu::StepMemory};
+                let dtype = compute.activation_dtype(c);
+                let copy = if dtype == ActivationDtype::F32 { 0 } else { dtype.bytes() };
+                let StepMemory { backbones, head } = super::gpu::step_memory(c, clips, chunk, dtype);
                 let parameters = parameters * (4 * (2 + moments) + copy);
                 Self { parameters, backbones, head, batches: 2 * bytes }
             }

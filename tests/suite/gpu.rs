@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use slt_run::config::{self, Experiment};
 use slt_run::nn::device::{self, Compute};
-use slt_run::nn::{Pass, Stored};
+use slt_run::nn::{ActivationDtype, Pass};
 use slt_run::train::accelerator::End;
 use slt_run::train::feed::TensorBatch;
 use slt_run::train::learner::Place;
@@ -292,7 +292,7 @@ fn the_cases_hold_on_a_gpu() {
 
 fn repeat_cases() {
     for (precision, amp_dtype) in [("fp32", "auto"), ("amp", "bfloat16"), ("amp", "float16")] {
-        let (mut most, mut stored) = ([0.0; 5], Stored::F32);
+        let (mut most, mut dtype) = ([0.0; 5], ActivationDtype::F32);
         // Half of them are enough where it takes long.
         let step = if needs_card() || precision == "fp32" { 1 } else { 2 };
         for case in cases::all().into_iter().step_by(step) {
@@ -302,15 +302,15 @@ fn repeat_cases() {
                 eprintln!("{}", warning.unwrap());
                 return;
             }
-            stored = compute.stored(&c);
+            dtype = compute.activation_dtype(&c);
             for (most, off) in most.iter_mut().zip(repeat(&case, &c, &compute)) {
                 *most = f64::max(*most, off);
             }
         }
         let shown: Vec<_> = WHAT.iter().zip(most).map(|(what, off)| format!("{what} {off:.1e}")).collect();
-        eprintln!("{stored}: {}", shown.join(", "));
-        let limits = tolerances(stored);
-        assert!(most.iter().zip(limits).all(|(&off, limit)| off <= limit), "{stored}: more than {limits:?}");
+        eprintln!("{dtype}: {}", shown.join(", "));
+        let limits = tolerances(dtype);
+        assert!(most.iter().zip(limits).all(|(&off, limit)| off <= limit), "{dtype}: more than {limits:?}");
     }
     eprintln!("{COMPUTED}");
 }
@@ -333,18 +333,18 @@ fn experiment(case: &Case, precision: &str, amp_dtype: &str) -> Experiment {
 const WHAT: [&str; 5] = ["first logits", "losses", "first gradients", "last logits", "last parameters"];
 
 /// How far each may be off.
-fn tolerances(stored: Stored) -> [f64; 5] {
-    match stored {
+fn tolerances(dtype: ActivationDtype) -> [f64; 5] {
+    match dtype {
         // Adam makes steps of one size of gradients that are next to nothing: their rounding is in the parameters.
-        Stored::F32 => [
+        ActivationDtype::F32 => [
             cases::FIRST_LOGITS,
             cases::LOSSES,
             cases::GRADIENTS,
             cases::FINAL_LOGITS,
             5.0 * cases::FINAL_PARAMETERS,
         ],
-        Stored::Bf16 => [2e-2, 1e-2, 1e-1, 1e-1, 1.0],
-        Stored::F16 => [5e-3, 5e-3, 5e-2, 5e-2, 1.0],
+        ActivationDtype::Bf16 => [2e-2, 1e-2, 1e-1, 1e-1, 1.0],
+        ActivationDtype::F16 => [5e-3, 5e-3, 5e-2, 5e-2, 1.0],
     }
 }
 

@@ -1,4 +1,5 @@
 //! NVIDIA GPUs, through CUDA's driver, NVRTC and cuBLAS.
+#![allow(unsafe_code, reason = "calls into CUDA's libraries")]
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -6,7 +7,6 @@ use std::ffi::{CString, c_void};
 use std::fmt::Display;
 use std::rc::Rc;
 
-use candle_core::{Error, Result};
 use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::driver::result::{
     self as driver, device, event, function, memcpy_dtoh_async, memcpy_htod_async, module, stream,
@@ -16,31 +16,35 @@ use cudarc::nvrtc::{result as nvrtc, sys as nvrtc_sys};
 
 use super::kernels;
 use super::libraries;
-use super::machine::{Card, Gemm, Machine, Ptr, Upload};
-use super::ops::{USUAL_SHARED, int};
-use crate::nn::Stored;
+use super::memory::{Allocator, Matrix};
+use super::ops::{Combine, Factor, Ops, Output, USUAL_SHARED, Write, int};
+use super::stream::{Address, Gemm, GpuDevice, GpuStream, Launch, Upload};
+use crate::nn::ActivationDtype;
+use crate::nn::oom::out_of_memory;
+use crate::{Error, Result};
 
 /// GPU number `index`, after it has computed something.
 ///
 /// # Errors
 /// Why it cannot be used, as the middle of a sentence: no driver, no such GPU, a library that is missing, a GPU or a
 /// driver that is too old.
-pub fn open(index: usize) -> std::result::Result<Rc<dyn Card>, String> {
+pub fn open(index: usize) -> Result<Rc<dyn GpuDevice>, String> {
     libraries::load()?;
-    driver::init().map_err(|error| text(&error))?;
-    let count = usize::try_from(device::get_count().map_err(|error| text(&error))?).unwrap_or(0);
+    driver::init().map_err(|error| first_line(&error))?;
+    let count = usize::try_from(device::get_count().map_err(|error| first_line(&error))?).unwrap_or(0);
     match count {
         0 => return Err("there is no NVIDIA GPU here".to_owned()),
         1 if index > 0 => return Err("there is one GPU, cuda:0".to_owned()),
         _ if index >= count => return Err(format!("there are {count} GPUs, cuda:0 to cuda:{}", count - 1)),
         _ => {}
     }
-    let gpu = Gpu::new(index).map_err(|error| text(&error))?;
-    if gpu.capability < OLDEST {
-        return Err(format!("{} is too old (compute capability {})", gpu.name, gpu.capability_text()));
+    let device = CudaDevice::new(index).map_err(|error| first_line(&error))?;
+    if device.capability < OLDEST {
+        let (name, capability) = (&device.name, device.capability_text());
+        return Err(format!("{name} is too old (compute capability {capability})"));
     }
-    gpu.compute_something().map_err(|error| text(&error))?;
-    Ok(Rc::new(gpu))
+    device.compute_something().map_err(|error| cause(&error))?;
+    Ok(Rc::new(device))
 }
 
 /// The oldest GPUs that the kernels are for: Turing's, 7.5.
@@ -48,30 +52,65 @@ const OLDEST: usize = 75;
 /// From Ampere's 8.0 on, GPUs compute in bf16.
 const WITH_BF16: usize = 80;
 
-fn text(error: &dyn Display) -> String {
+fn first_line(error: &dyn Display) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-fn fail(what: &str, error: &dyn Display) -> Error {
-    Error::Cuda(format!("{what}: {error}").into())
+/// What is behind an error, as the middle of a sentence.
+fn cause(error: &Error) -> String {
+    let problem = error.problems.first();
+    let cause = problem.and_then(|problem| problem.causes.first().or(Some(&problem.what)));
+    first_line(&cause.map_or("", String::as_str))
+}
+
+/// A call into one of CUDA's libraries that failed.
+trait CudaError: Display {
+    /// Whether the GPU's memory was full.
+    fn is_out_of_memory(&self) -> bool;
+}
+
+impl CudaError for driver::DriverError {
+    fn is_out_of_memory(&self) -> bool {
+        self.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
+    }
+}
+
+impl CudaError for blas::CublasError {
+    fn is_out_of_memory(&self) -> bool {
+        self.0 == blas_sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED
+    }
+}
+
+fn fail(what: &str, error: &dyn CudaError) -> Error {
+    let cause = first_line(&format!("{what}: {error}"));
+    if error.is_out_of_memory() {
+        return out_of_memory("", "", cause);
+    }
+    failed(cause)
+}
+
+fn failed(cause: impl Display) -> Error {
+    Error::run("the GPU failed")
+        .cause(cause)
+        .hint("nvidia-smi and the system's log show whether the card is well")
 }
 
 /// A GPU that this process uses.
-struct Gpu {
+struct CudaDevice {
     index: usize,
     name: String,
     /// Its compute capability: 90 = 9.0.
     capability: usize,
-    context: Rc<Context>,
+    context: Rc<PrimaryContext>,
 }
 
 /// The process's context of a GPU.
-struct Context {
+struct PrimaryContext {
     device: sys::CUdevice,
     context: sys::CUcontext,
 }
 
-impl Context {
+impl PrimaryContext {
     /// Makes this thread work with it.
     fn bind(&self) -> Result<()> {
         // SAFETY: it is retained as long as this value is there.
@@ -79,20 +118,20 @@ impl Context {
     }
 }
 
-impl Drop for Context {
+impl Drop for PrimaryContext {
     fn drop(&mut self) {
-        // SAFETY: retained once by `Gpu::new`. What fails here has nobody to tell.
+        // SAFETY: retained once by `CudaDevice::new`. What fails here has nobody to tell.
         unsafe { driver::primary_ctx::release(self.device) }.ok();
     }
 }
 
-impl Gpu {
-    fn new(index: usize) -> std::result::Result<Self, driver::DriverError> {
+impl CudaDevice {
+    fn new(index: usize) -> Result<Self, driver::DriverError> {
         use sys::CUdevice_attribute::{
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
         };
-        let device = device::get(int(index))?;
+        let device = device::get(i32::try_from(index).unwrap_or(i32::MAX))?;
         // SAFETY: the device has just been got.
         let (major, minor, context) = unsafe {
             (
@@ -101,7 +140,7 @@ impl Gpu {
                 driver::primary_ctx::retain(device)?,
             )
         };
-        let context = Rc::new(Context { device, context });
+        let context = Rc::new(PrimaryContext { device, context });
         let capability = usize::try_from(10 * major + minor).unwrap_or(0);
         Ok(Self { index, name: device::get_name(device)?, capability, context })
     }
@@ -112,24 +151,29 @@ impl Gpu {
 
     /// Kernels compile, run, and give what they should; products too: what a driver or a library that is too old fails at.
     fn compute_something(&self) -> Result<()> {
-        let machine: Rc<dyn Machine> = Rc::new(Cuda::new(self, Stored::F32, &[])?);
-        let buffer = super::Buffer::zeros(&machine, 4 * 64)?;
-        let ops = super::ops::Ops::new(Rc::clone(&machine), Stored::F32);
-        let halves = [0.5f32; 16];
-        machine.write(buffer.at(), bytemuck::cast_slice(&halves))?;
-        let (x, product, twice) = (buffer.at(), buffer.at() + 64, buffer.at() + 128);
-        ops.linear(4, (x, 4), (x, 4, 4), (product, 4), false)?;
-        ops.combine([x, product, twice, 0], (4, 4), 1, super::ops::Mask::default())?;
-        let mut found = [0f32; 16];
-        machine.read(twice, bytemuck::cast_slice_mut(&mut found))?;
-        if found.map(f32::to_bits) == [1.5f32.to_bits(); 16] {
+        let allocator = Allocator::new(self.open(ActivationDtype::F32, &[])?, ActivationDtype::F32);
+        let ops = Ops::new(allocator.clone());
+        let matrix = || Matrix::new(&allocator.empty::<f32>(16)?, 4, 4);
+        let operand = |of: &Matrix<f32>| {
+            let operand = of.flat()?.as_activations(ActivationDtype::F32);
+            Matrix::new(&operand.ok_or_else(|| Error::run("f32 is no dtype of activations"))?, 4, 4)
+        };
+        let (halves, product, sum) = (matrix()?, matrix()?, matrix()?);
+        halves.flat()?.write(&[0.5f32; 16])?;
+        let x = operand(&halves)?;
+        let product_out = Output::Activation(&operand(&product)?);
+        ops.matmul(Factor::Plain(&x), Factor::Transposed(&x), product_out, Write::Replace)?;
+        let (t, out) = (operand(&product)?, operand(&sum)?);
+        ops.combine(&Combine { f: Some(&halves), t: Some(&t), out: Some(&out), ..Combine::default() })?;
+        let found = sum.flat()?.to_vec()?;
+        if found.iter().all(|x| x.to_bits() == 1.5f32.to_bits()) {
             return Ok(());
         }
-        Err(Error::Msg(format!("it computes wrongly: {found:?} is not 16 times 1.5")))
+        Err(Error::run(format!("it computes wrongly: {found:?} is not 16 times 1.5")))
     }
 }
 
-impl Card for Gpu {
+impl GpuDevice for CudaDevice {
     fn name(&self) -> String {
         format!("cuda:{}", self.index)
     }
@@ -147,8 +191,8 @@ impl Card for Gpu {
         driver::mem_get_info().ok().map(|(free, _)| free)
     }
 
-    fn machine(&self, stored: Stored, heads: &[usize]) -> Result<Rc<dyn Machine>> {
-        Ok(Rc::new(Cuda::new(self, stored, heads)?))
+    fn open(&self, dtype: ActivationDtype, heads: &[usize]) -> Result<Rc<dyn GpuStream>> {
+        Ok(Rc::new(CudaStream::new(self, dtype, heads)?))
     }
 }
 
@@ -157,8 +201,8 @@ impl Card for Gpu {
 /// # Errors
 /// What the compiler says.
 pub fn compile(source: &str, arch: usize) -> Result<Vec<u8>> {
-    libraries::load_compiler().map_err(Error::Msg)?;
-    let source = CString::new(source).map_err(|error| Error::Msg(error.to_string()))?;
+    libraries::load_compiler().map_err(failed)?;
+    let source = CString::new(source).map_err(failed)?;
     let program =
         nvrtc::create_program(&source, None).map_err(|error| nvrtc_error("nvrtcCreateProgram", error))?;
     let compiled = compile_program(program, arch);
@@ -188,15 +232,15 @@ fn compile_program(program: nvrtc_sys::nvrtcProgram, arch: usize) -> Result<Vec<
 }
 
 fn nvrtc_error(what: &str, error: nvrtc::NvrtcError) -> Error {
-    Error::Msg(format!("{what} ({:?})", error.0))
+    failed(format!("{what} ({:?})", error.0))
 }
 
 /// What cuBLAS may use in passing: what NVIDIA recommends for Hopper; given once, so that sums have one order.
 const WORKSPACE: usize = 32 << 20;
 
-/// A GPU with the kernels of one network.
-struct Cuda {
-    stored: Stored,
+/// Work on a GPU, with the kernels of one network.
+struct CudaStream {
+    dtype: ActivationDtype,
     stream: sys::CUstream,
     /// For copies from the host while the other computes.
     copies: sys::CUstream,
@@ -206,13 +250,13 @@ struct Cuda {
     functions: RefCell<HashMap<String, Function>>,
     slots: RefCell<[Pinned; 2]>,
     memory: RefCell<Memory>,
-    context: Rc<Context>,
+    context: Rc<PrimaryContext>,
 }
 
 /// What is allocated: the size of each piece, of all, and the most that it was.
 #[derive(Default)]
 struct Memory {
-    pieces: HashMap<Ptr, usize>,
+    pieces: HashMap<Address, usize>,
     now: usize,
     peak: usize,
 }
@@ -221,7 +265,7 @@ struct Memory {
 #[derive(Clone, Copy)]
 struct Function {
     function: sys::CUfunction,
-    granted: usize,
+    granted: u32,
 }
 
 /// Memory of the host that the GPU copies from by itself, and the event that marks its last copy.
@@ -231,15 +275,15 @@ struct Pinned {
     copied: sys::CUevent,
 }
 
-impl Cuda {
-    fn new(gpu: &Gpu, stored: Stored, heads: &[usize]) -> Result<Self> {
+impl CudaStream {
+    fn new(gpu: &CudaDevice, dtype: ActivationDtype, heads: &[usize]) -> Result<Self> {
         gpu.context.bind()?;
-        let code = compile(&kernels::source(stored, heads, gpu.capability), gpu.capability)?;
+        let code = compile(&kernels::source(dtype, heads, gpu.capability), gpu.capability)?;
         let kind = || stream::StreamKind::NonBlocking;
         let new_event = || event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
         // SAFETY: the context is current, and each thing made here is used only with it and given back once.
         unsafe {
-            let make = || -> std::result::Result<_, driver::DriverError> {
+            let make = || -> Result<_, driver::DriverError> {
                 let module = module::load_data(code.as_ptr().cast())?;
                 let workspace = driver::malloc_sync(WORKSPACE)?;
                 Ok((
@@ -253,8 +297,8 @@ impl Cuda {
             let (module, workspace, stream, copies, events) =
                 make().map_err(|error| fail("the GPU cannot be set up", &error))?;
             let blas = blas::create_handle().map_err(|error| fail("cublasCreate", &error))?;
-            let cuda = Self {
-                stored,
+            let opened = Self {
+                dtype,
                 stream,
                 copies,
                 blas,
@@ -276,25 +320,25 @@ impl Cuda {
             let mode = blas_sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
             let set = blas_sys::cublasSetMathMode(blas, mode).result();
             set.map_err(|error| fail("cublasSetMathMode", &error))?;
-            Ok(cuda)
+            Ok(opened)
         }
     }
 
-    fn function(&self, kernel: &str, shared: usize) -> Result<sys::CUfunction> {
-        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST_SHARED;
+    fn function(&self, kernel: &str, shared: u32) -> Result<sys::CUfunction> {
+        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
         let mut functions = self.functions.borrow_mut();
         let found = functions.get(kernel).copied();
         let Function { function, granted } = if let Some(found) = found {
             found
         } else {
-            let name = CString::new(kernel).map_err(|error| Error::Msg(error.to_string()))?;
+            let name = CString::new(kernel).map_err(failed)?;
             // SAFETY: the module is loaded as long as this value is there.
             let got = unsafe { module::get_function(self.module, name) };
-            Function { function: got.map_err(|error| fail(kernel, &error))?, granted: USUAL_SHARED }
+            Function { function: got.map_err(|error| fail(kernel, &error))?, granted: USUAL_SHARED as u32 }
         };
         if shared > granted {
             // SAFETY: a function of a module that is loaded.
-            let set = unsafe { function::set_function_attribute(function, MOST_SHARED, int(shared)) };
+            let set = unsafe { function::set_function_attribute(function, MAX_SHARED, shared.cast_signed()) };
             set.map_err(|error| fail(&format!("{kernel} with {shared} bytes of shared memory"), &error))?;
         }
         if found.is_none() || shared > granted {
@@ -310,8 +354,8 @@ impl Cuda {
     }
 }
 
-impl Machine for Cuda {
-    fn allocate(&self, bytes: usize) -> Result<Ptr> {
+impl GpuStream for CudaStream {
+    fn allocate(&self, bytes: usize) -> Result<Address> {
         self.context.bind()?;
         // SAFETY: what it holds is not read before it is written: every kernel's outputs are.
         let got = unsafe { driver::malloc_sync(bytes.max(1)) };
@@ -323,10 +367,10 @@ impl Machine for Cuda {
         Ok(at)
     }
 
-    fn free(&self, at: Ptr) {
+    unsafe fn free(&self, at: Address) {
         // Work that has not been done may use it. What fails here, fails again where somebody can be told.
         self.wait().ok();
-        // SAFETY: allocated above, given back once by its `Buffer`.
+        // SAFETY: allocated above, given back once by who has it.
         unsafe { driver::free_sync(at) }.ok();
         let mut memory = self.memory.borrow_mut();
         memory.now -= memory.pieces.remove(&at).unwrap_or(0);
@@ -336,19 +380,19 @@ impl Machine for Cuda {
         self.memory.borrow().peak
     }
 
-    fn zero(&self, at: Ptr, bytes: usize) -> Result<()> {
+    unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
         // SAFETY: a buffer of this GPU of at least so many bytes.
         unsafe { driver::memset_d8_async(at, 0, bytes, self.stream) }
             .map_err(|error| fail("cuMemsetD8Async", &error))
     }
 
-    fn copy(&self, from: Ptr, to: Ptr, bytes: usize) -> Result<()> {
+    unsafe fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
         // SAFETY: buffers of this GPU of at least so many bytes.
         let copied = unsafe { driver::memcpy_dtod_async(to, from, bytes, self.stream) };
         copied.map_err(|error| fail("cuMemcpyDtoDAsync", &error))
     }
 
-    fn write(&self, to: Ptr, bytes: &[u8]) -> Result<()> {
+    unsafe fn write(&self, to: Address, bytes: &[u8]) -> Result<()> {
         // In the stream's order: the plain copy may return before the bytes are there, and other streams do not wait.
         // SAFETY: a buffer of this GPU of at least so many bytes; the copy is done when this returns.
         let copied = unsafe { memcpy_htod_async(to, bytes, self.stream) };
@@ -356,14 +400,14 @@ impl Machine for Cuda {
         self.wait()
     }
 
-    fn read(&self, from: Ptr, bytes: &mut [u8]) -> Result<()> {
+    unsafe fn read(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
         // SAFETY: a buffer of this GPU of at least so many bytes, copied before this returns.
         unsafe { memcpy_dtoh_async(bytes, from, self.stream) }
             .map_err(|error| fail("cuMemcpyDtoHAsync", &error))?;
         unsafe { stream::synchronize(self.stream) }.map_err(|error| fail("the GPU's work failed", &error))
     }
 
-    fn send(&self, slot: usize, uploads: &[Upload]) -> Result<()> {
+    unsafe fn send(&self, slot: usize, uploads: &[Upload]) -> Result<()> {
         let mut slots = self.slots.borrow_mut();
         let pinned = &mut slots[slot];
         let padded = |upload: &Upload| upload.bytes.len().next_multiple_of(256);
@@ -382,7 +426,7 @@ impl Machine for Cuda {
                 pinned.bytes = needed;
             }
             let mut at = pinned.at.cast::<u8>();
-            for upload in uploads {
+            for upload in uploads.iter().filter(|upload| !upload.bytes.is_empty()) {
                 let bytes = upload.bytes;
                 std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len());
                 let from = std::slice::from_raw_parts(at, bytes.len());
@@ -401,63 +445,58 @@ impl Machine for Cuda {
         waits.map_err(|error| fail("cuStreamWaitEvent", &error))
     }
 
-    fn launch(
-        &self,
-        kernel: &str,
-        blocks: [usize; 3],
-        threads: usize,
-        shared: usize,
-        args: *const c_void,
-    ) -> Result<()> {
-        let function = self.function(kernel, shared)?;
-        let [x, y, z] = blocks.map(|n| n as u32);
+    unsafe fn launch(&self, launch: &Launch, args: *const c_void) -> Result<()> {
+        let &Launch { kernel, blocks: [x, y, z], threads, shared_bytes } = launch;
+        let function = self.function(kernel, shared_bytes)?;
         let mut params = [args.cast_mut()];
         // SAFETY: the kernel takes one struct, which the caller's arguments are; the driver copies it before it returns.
         let launched = unsafe {
             driver::launch_kernel(
                 function,
                 (x, y, z),
-                (threads as u32, 1, 1),
-                shared as u32,
+                (threads, 1, 1),
+                shared_bytes,
                 self.stream,
                 &mut params,
             )
         };
-        launched.map_err(|error| fail(&format!("{kernel} with {blocks:?} blocks"), &error))
+        launched.map_err(|error| fail(&format!("{kernel} with {:?} blocks", launch.blocks), &error))
     }
 
-    fn gemm(&self, g: &Gemm) -> Result<()> {
+    unsafe fn gemm(&self, g: &Gemm) -> Result<()> {
         use blas_sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
         use blas_sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_16F, CUDA_R_32F};
-        let of = |stored| match stored {
-            Stored::F32 => CUDA_R_32F,
-            Stored::Bf16 => CUDA_R_16BF,
-            Stored::F16 => CUDA_R_16F,
+        let operand = match self.dtype {
+            ActivationDtype::F32 => CUDA_R_32F,
+            ActivationDtype::Bf16 => CUDA_R_16BF,
+            ActivationDtype::F16 => CUDA_R_16F,
         };
-        let (one, kept) = (1f32, if g.add { 1f32 } else { 0f32 });
-        let turned = |turned| if turned { CUBLAS_OP_T } else { CUBLAS_OP_N };
-        let (factor, result) = (of(self.stored), if g.wide { CUDA_R_32F } else { of(self.stored) });
+        let result = if g.c_is_f32 { CUDA_R_32F } else { operand };
+        let (alpha, beta) = (1f32, if g.accumulate { 1f32 } else { 0f32 });
+        let op = |transposed| if transposed { CUBLAS_OP_T } else { CUBLAS_OP_N };
+        let (m, n, k) = (int(g.m)?, int(g.n)?, int(g.k)?);
+        let (lda, ldb, ldc) = (int(g.a.ld)?, int(g.b.ld)?, int(g.ldc)?);
         // SAFETY: buffers of this GPU that hold the matrices. cuBLAS's matrices lie column by column: it is given the
         // transposed product, whose factors change places.
         let done = unsafe {
             blas::gemm_ex(
                 self.blas,
-                turned(g.b.turned),
-                turned(g.a.turned),
-                int(g.n),
-                int(g.m),
-                int(g.k),
-                (&raw const one).cast(),
-                g.b.at as *const c_void,
-                factor,
-                int(g.b.ld),
-                g.a.at as *const c_void,
-                factor,
-                int(g.a.ld),
-                (&raw const kept).cast(),
+                op(g.b.transposed),
+                op(g.a.transposed),
+                n,
+                m,
+                k,
+                (&raw const alpha).cast(),
+                g.b.address as *const c_void,
+                operand,
+                ldb,
+                g.a.address as *const c_void,
+                operand,
+                lda,
+                (&raw const beta).cast(),
                 g.c as *mut c_void,
                 result,
-                int(g.ldc),
+                ldc,
                 blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
@@ -466,7 +505,7 @@ impl Machine for Cuda {
     }
 }
 
-impl Drop for Cuda {
+impl Drop for CudaStream {
     fn drop(&mut self) {
         self.wait().ok();
         // SAFETY: each was made once by `new`, and nothing is at work any more. What fails has nobody to tell.
@@ -489,9 +528,9 @@ impl Drop for Cuda {
 /// The first GPU, for tests; none where there is none, unless `SLT_RUN_NEED_GPU=1` asks for one.
 #[cfg(test)]
 #[allow(clippy::print_stderr, reason = "a test that is left out says so")]
-pub(crate) fn for_tests() -> Option<Rc<dyn Card>> {
+pub(crate) fn for_tests() -> Option<Rc<dyn GpuDevice>> {
     match open(0) {
-        Ok(card) => Some(card),
+        Ok(device) => Some(device),
         Err(why) => {
             assert!(std::env::var("SLT_RUN_NEED_GPU").as_deref() != Ok("1"), "no GPU: {why}");
             eprintln!("left out: no GPU: {why}");
@@ -512,10 +551,10 @@ mod tests {
             eprintln!("left out: {why}");
             return;
         }
-        for stored in [Stored::F32, Stored::Bf16, Stored::F16] {
+        for dtype in [ActivationDtype::F32, ActivationDtype::Bf16, ActivationDtype::F16] {
             for arch in [80, 90] {
-                let code = compile(&kernels::source(stored, &[64, 5, 80], arch), arch).unwrap();
-                assert_eq!(code[..4], *b"\x7fELF", "{stored:?} for {arch}");
+                let code = compile(&kernels::source(dtype, &[64, 5, 80], arch), arch).unwrap();
+                assert_eq!(code[..4], *b"\x7fELF", "{dtype:?} for {arch}");
             }
         }
         let error = compile("nonsense", 90).unwrap_err().to_string();

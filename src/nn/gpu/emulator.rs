@@ -1,4 +1,5 @@
 //! A GPU on the CPU, for tests: the kernels as a C compiler makes them, run by the fibers of `emulator.h`.
+#![allow(unsafe_code, reason = "a pretended GPU's addresses are the host's")]
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -7,16 +8,16 @@ use std::process::Command;
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{Error, Result};
 use half::{bf16, f16};
 use libloading::Library;
 
 use super::kernels;
-use super::machine::{Card, Gemm, Machine, Matrix, Ptr, Upload};
-use super::ops::int;
-use crate::nn::Stored;
+use super::stream::{Address, Gemm, GpuDevice, GpuStream, Launch, Operand, Upload};
+use crate::nn::ActivationDtype;
+use crate::nn::oom::out_of_memory;
+use crate::{Error, Result};
 
-type Launch = unsafe extern "C" fn(*const c_void, *const c_int, c_int, c_int, *const c_void, u32) -> c_int;
+type Run = unsafe extern "C" fn(*const c_void, *const c_int, c_int, c_int, *const c_void, u32) -> c_int;
 
 /// Bytes before and after each piece of memory that nobody may write.
 const GUARD: usize = 256;
@@ -24,9 +25,9 @@ const GUARD: usize = 256;
 /// A GPU that is not there.
 pub struct Emulator {
     library: Library,
-    stored: Stored,
+    dtype: ActivationDtype,
     /// Length and memory of what is allocated.
-    memory: RefCell<HashMap<Ptr, (usize, Vec<u64>)>>,
+    memory: RefCell<HashMap<Address, (usize, Vec<u64>)>>,
     /// In which order threads run: results must not depend on it.
     order: Cell<u32>,
     /// How much memory there is.
@@ -39,10 +40,10 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// With the kernels for `stored` and `heads`, as for a GPU of compute capability `arch`.
-    pub fn new(stored: Stored, heads: &[usize], arch: usize, order: u32) -> Rc<Self> {
-        let define = format!("#define {}\n", kernels::define(stored));
-        let source = kernels::source(stored, heads, arch);
+    /// With the kernels for `dtype` and `heads`, as for a GPU of compute capability `arch`.
+    pub fn new(dtype: ActivationDtype, heads: &[usize], arch: usize, order: u32) -> Rc<Self> {
+        let define = format!("#define {}\n", kernels::define(dtype));
+        let source = kernels::source(dtype, heads, arch);
         // The kernels' own define comes after the header, which needs it too.
         let source = format!("{define}{}{}", include_str!("emulator.h"), source.replacen(&define, "", 1));
         let folder = tempfile::tempdir().expect("a folder");
@@ -53,7 +54,7 @@ impl Emulator {
         let library = unsafe { Library::new(&so) }.expect("the kernels are a library");
         Rc::new(Self {
             library,
-            stored,
+            dtype,
             memory: RefCell::default(),
             order: Cell::new(order),
             limit: Cell::new(usize::MAX),
@@ -63,9 +64,9 @@ impl Emulator {
         })
     }
 
-    /// The pretended card that such a GPU is.
-    pub fn card(order: u32) -> Rc<Emulated> {
-        Rc::new(Emulated { order, free: Cell::new(None), last: RefCell::default() })
+    /// The pretended device that such a GPU is.
+    pub fn device(order: u32) -> Rc<EmulatedDevice> {
+        Rc::new(EmulatedDevice { order, free: Cell::new(None), last: RefCell::default() })
     }
 
     /// Lets it have so many bytes.
@@ -97,37 +98,37 @@ impl Emulator {
         }
     }
 
-    fn number(&self, at: Ptr, index: usize, wide: bool) -> f32 {
+    fn number(&self, at: Address, index: usize, is_f32: bool) -> f32 {
         // SAFETY: as far as the caller's addresses are right, which is what these tests are for.
         unsafe {
-            match self.stored {
-                _ if wide => *(at as *const f32).add(index),
-                Stored::F32 => *(at as *const f32).add(index),
-                Stored::Bf16 => (*(at as *const bf16).add(index)).to_f32(),
-                Stored::F16 => (*(at as *const f16).add(index)).to_f32(),
+            match self.dtype {
+                _ if is_f32 => *(at as *const f32).add(index),
+                ActivationDtype::F32 => *(at as *const f32).add(index),
+                ActivationDtype::Bf16 => (*(at as *const bf16).add(index)).to_f32(),
+                ActivationDtype::F16 => (*(at as *const f16).add(index)).to_f32(),
             }
         }
     }
 
-    fn set(&self, at: Ptr, index: usize, wide: bool, value: f32) {
+    fn set(&self, at: Address, index: usize, is_f32: bool, value: f32) {
         // SAFETY: as above.
         unsafe {
-            match self.stored {
-                _ if wide => *(at as *mut f32).add(index) = value,
-                Stored::F32 => *(at as *mut f32).add(index) = value,
-                Stored::Bf16 => *(at as *mut bf16).add(index) = bf16::from_f32(value),
-                Stored::F16 => *(at as *mut f16).add(index) = f16::from_f32(value),
+            match self.dtype {
+                _ if is_f32 => *(at as *mut f32).add(index) = value,
+                ActivationDtype::F32 => *(at as *mut f32).add(index) = value,
+                ActivationDtype::Bf16 => *(at as *mut bf16).add(index) = bf16::from_f32(value),
+                ActivationDtype::F16 => *(at as *mut f16).add(index) = f16::from_f32(value),
             }
         }
     }
 
     /// A factor as rows of `across` numbers.
-    fn factor(&self, matrix: &Matrix, down: usize, across: usize) -> Vec<f32> {
+    fn factor(&self, operand: &Operand, down: usize, across: usize) -> Vec<f32> {
         let mut all = Vec::with_capacity(down * across);
         for i in 0..down {
             for j in 0..across {
-                let (row, column) = if matrix.turned { (j, i) } else { (i, j) };
-                all.push(self.number(matrix.at, row * matrix.ld + column, false));
+                let (row, column) = if operand.transposed { (j, i) } else { (i, j) };
+                all.push(self.number(operand.address, row * operand.ld + column, false));
             }
         }
         all
@@ -157,21 +158,21 @@ fn compiled(source: &str) -> Vec<u8> {
     library
 }
 
-impl Machine for Emulator {
-    fn allocate(&self, bytes: usize) -> Result<Ptr> {
+impl GpuStream for Emulator {
+    fn allocate(&self, bytes: usize) -> Result<Address> {
         let used = self.used();
         if used + bytes > self.limit.get() {
-            return Err(Error::Cuda("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into()));
+            return Err(out_of_memory("", "", "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"));
         }
         self.peak.set(self.peak.get().max(used + bytes));
         // Not numbers, so that what is read before it is written shows.
         let memory = vec![u64::MAX; (bytes.next_multiple_of(8) + 2 * GUARD + 256) / 8];
-        let at = (memory.as_ptr() as usize + GUARD).next_multiple_of(256) as Ptr;
+        let at = (memory.as_ptr() as usize + GUARD).next_multiple_of(256) as Address;
         self.memory.borrow_mut().insert(at, (bytes, memory));
         Ok(at)
     }
 
-    fn free(&self, at: Ptr) {
+    unsafe fn free(&self, at: Address) {
         let (bytes, memory) = self.memory.borrow_mut().remove(&at).expect("it was allocated");
         let start = at as usize - memory.as_ptr() as usize;
         let all: &[u8] = bytemuck::cast_slice(&memory);
@@ -182,29 +183,32 @@ impl Machine for Emulator {
         );
     }
 
-    fn zero(&self, at: Ptr, bytes: usize) -> Result<()> {
+    unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
         // SAFETY: as far as the caller's addresses are right.
         unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
         Ok(())
     }
 
-    fn copy(&self, from: Ptr, to: Ptr, bytes: usize) -> Result<()> {
+    unsafe fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
         // SAFETY: as above.
         unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
 
-    fn write(&self, to: Ptr, bytes: &[u8]) -> Result<()> {
-        self.copy(bytes.as_ptr() as Ptr, to, bytes.len())
+    unsafe fn write(&self, to: Address, bytes: &[u8]) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.copy(bytes.as_ptr() as Address, to, bytes.len()) }
     }
 
-    fn read(&self, from: Ptr, bytes: &mut [u8]) -> Result<()> {
+    unsafe fn read(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
         self.waits.set(self.waits.get() + 1);
-        self.copy(from, bytes.as_mut_ptr() as Ptr, bytes.len())
+        // SAFETY: as above.
+        unsafe { self.copy(from, bytes.as_mut_ptr() as Address, bytes.len()) }
     }
 
-    fn send(&self, _: usize, uploads: &[Upload]) -> Result<()> {
-        uploads.iter().try_for_each(|upload| self.write(upload.to, upload.bytes))
+    unsafe fn send(&self, _: usize, uploads: &[Upload]) -> Result<()> {
+        // SAFETY: as above.
+        uploads.iter().try_for_each(|upload| unsafe { self.write(upload.to, upload.bytes) })
     }
 
     fn peak_memory(&self) -> usize {
@@ -215,29 +219,24 @@ impl Machine for Emulator {
         Ok(())
     }
 
-    fn launch(
-        &self,
-        kernel: &str,
-        blocks: [usize; 3],
-        threads: usize,
-        shared: usize,
-        args: *const c_void,
-    ) -> Result<()> {
+    unsafe fn launch(&self, launch: &Launch, args: *const c_void) -> Result<()> {
+        let &Launch { kernel, blocks, threads, shared_bytes } = launch;
         assert!(blocks[0] < 1 << 31 && blocks[1] < 1 << 16 && blocks[2] < 1 << 16, "{kernel}: {blocks:?}");
         self.launches.set(self.launches.get() + 1);
-        let blocks = blocks.map(int);
-        self.order.set(self.order.get().wrapping_mul(69_069).wrapping_add(1));
+        let [threads, shared] = [threads, shared_bytes].map(u32::cast_signed);
+        let order = self.order.get().wrapping_mul(69_069).wrapping_add(1);
+        self.order.set(order);
         // SAFETY: `emulator.h` defines both so, and the caller's arguments are the kernel's.
         let wrong = unsafe {
-            let launch = self.library.get::<Launch>("sim_launch").expect("it is there");
-            let run = self.library.get::<*const c_void>(format!("run_{kernel}"));
-            let run = run.map_err(|error| Error::Msg(error.to_string()))?;
-            launch(*run, blocks.as_ptr(), int(threads), int(shared), args, self.order.get())
+            let run = self.library.get::<Run>("sim_launch").expect("it is there");
+            let code = self.library.get::<*const c_void>(format!("run_{kernel}"));
+            let code = code.map_err(|error| Error::run(error.to_string()))?;
+            run(*code, blocks.map(u32::cast_signed).as_ptr(), threads, shared, args, order)
         };
-        if wrong == 0 { Ok(()) } else { Err(Error::Msg(format!("{kernel}: a wrong launch, {blocks:?}"))) }
+        if wrong == 0 { Ok(()) } else { Err(Error::run(format!("{kernel}: a wrong launch, {blocks:?}"))) }
     }
 
-    fn gemm(&self, g: &Gemm) -> Result<()> {
+    unsafe fn gemm(&self, g: &Gemm) -> Result<()> {
         self.launches.set(self.launches.get() + 1);
         let (a, b) = (self.factor(&g.a, g.m, g.k), self.factor(&g.b, g.k, g.n));
         let mut c = vec![0f32; g.m * g.n];
@@ -268,16 +267,16 @@ impl Machine for Emulator {
         for i in 0..g.m {
             for j in 0..g.n {
                 let at = i * g.ldc + j;
-                let before = if g.add { self.number(g.c, at, g.wide) } else { 0.0 };
-                self.set(g.c, at, g.wide, before + c[i * g.n + j]);
+                let before = if g.accumulate { self.number(g.c, at, g.c_is_f32) } else { 0.0 };
+                self.set(g.c, at, g.c_is_f32, before + c[i * g.n + j]);
             }
         }
         Ok(())
     }
 }
 
-/// A card with an emulated GPU.
-pub struct Emulated {
+/// A device that is emulated.
+pub struct EmulatedDevice {
     order: u32,
     /// Bytes of memory that it has.
     pub free: Cell<Option<usize>>,
@@ -285,7 +284,7 @@ pub struct Emulated {
     pub last: RefCell<Option<Rc<Emulator>>>,
 }
 
-impl Card for Emulated {
+impl GpuDevice for EmulatedDevice {
     fn name(&self) -> String {
         "cuda:0".to_owned()
     }
@@ -302,8 +301,8 @@ impl Card for Emulated {
         self.free.get()
     }
 
-    fn machine(&self, stored: Stored, heads: &[usize]) -> Result<Rc<dyn Machine>> {
-        let emulator = Emulator::new(stored, heads, 80, self.order);
+    fn open(&self, dtype: ActivationDtype, heads: &[usize]) -> Result<Rc<dyn GpuStream>> {
+        let emulator = Emulator::new(dtype, heads, 80, self.order);
         emulator.limit(self.free.get().unwrap_or(usize::MAX));
         *self.last.borrow_mut() = Some(Rc::clone(&emulator));
         Ok(emulator)

@@ -1,7 +1,7 @@
-//! The kernels: their sources, put together for a type and the widths of heads, and their arguments.
+//! The kernels: their sources, put together for a dtype and the widths of heads, and their arguments.
 
-use super::machine::Ptr;
-use crate::nn::Stored;
+use super::memory::{Activation, DevicePtr};
+use crate::nn::ActivationDtype;
 
 /// Arguments of a kernel, laid out as C lays them out.
 pub trait Args: Copy + Default {}
@@ -25,8 +25,29 @@ macro_rules! rust_type {
     (double) => {
         f64
     };
-    ($pointer:ident) => {
-        Ptr
+    (f32s) => {
+        DevicePtr<f32>
+    };
+    (f64s) => {
+        DevicePtr<f64>
+    };
+    (ints) => {
+        DevicePtr<i32>
+    };
+    (uints) => {
+        DevicePtr<u32>
+    };
+    (bytes) => {
+        DevicePtr<u8>
+    };
+    (words) => {
+        DevicePtr<u16>
+    };
+    (stored) => {
+        DevicePtr<Activation>
+    };
+    (verdict) => {
+        DevicePtr<Verdict>
     };
 }
 
@@ -176,30 +197,48 @@ arguments! {
     Sgd {
         parameter: f32s, gradient: f32s, stored: stored, verdict: verdict, count: long, lr: float, l2: float,
     }
-    /// `training.cu`: f32 to the stored type.
+    /// `training.cu`: f32 to the activations' dtype.
     Cast { x: f32s, out: stored, count: long }
 }
+
+/// What `judge` makes of a step: as [`VERDICT`] has it in C.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+#[allow(missing_docs, reason = "named as in C")]
+pub struct Verdict {
+    pub loss: f64,
+    pub norm: f64,
+    pub factor: f32,
+    pub sound: i32,
+}
+
+// SAFETY: four numbers without a gap, and any bits are some.
+#[allow(unsafe_code, reason = "it is read from a GPU's memory as bytes")]
+unsafe impl bytemuck::Zeroable for Verdict {}
+// SAFETY: as above.
+#[allow(unsafe_code, reason = "it is read from a GPU's memory as bytes")]
+unsafe impl bytemuck::Pod for Verdict {}
 
 const VERDICT: &str = "struct Verdict {\n    double loss, norm;\n    float factor;\n    int sound;\n};\n";
 
 /// The numbers that a thread of the row kernels takes together: each is a variant of its own.
 pub const VECTORS: [usize; 2] = [1, 4];
 
-/// What the source calls a type.
+/// What the source calls a dtype.
 #[must_use]
-pub fn define(stored: Stored) -> &'static str {
-    match stored {
-        Stored::F32 => "T_F32",
-        Stored::Bf16 => "T_BF16",
-        Stored::F16 => "T_F16",
+pub fn define(dtype: ActivationDtype) -> &'static str {
+    match dtype {
+        ActivationDtype::F32 => "T_F32",
+        ActivationDtype::Bf16 => "T_BF16",
+        ActivationDtype::F16 => "T_F16",
     }
 }
 
 /// The source of all kernels, with attention for each width of `heads`, for a GPU of compute capability `arch` (80 = 8.0).
 #[must_use]
-pub fn source(stored: Stored, heads: &[usize], arch: usize) -> String {
+pub fn source(dtype: ActivationDtype, heads: &[usize], arch: usize) -> String {
     let mut parts = vec![
-        format!("#define {}\n#define ARCH {arch}\n", define(stored)),
+        format!("#define {}\n#define ARCH {arch}\n", define(dtype)),
         include_str!("kernels/prelude.h").to_owned(),
         VERDICT.to_owned(),
         DECLARATIONS.to_owned(),

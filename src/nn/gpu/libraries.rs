@@ -3,6 +3,7 @@
 //! The bindings would look for a library by its name alone, and panic without it. Opened here first, it is found wherever
 //! it may be, and under its versioned name from then on; where the system finds one without a version in its name, the
 //! bindings take that one.
+#![allow(unsafe_code, reason = "opening a library runs its code")]
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

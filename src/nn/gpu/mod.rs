@@ -1,26 +1,43 @@
 //! The network on a GPU: own kernels and matrix products, forward and backward, without a graph.
 //!
-//! [`kernels`] has the kernels' sources and arguments, [`Machine`] what a GPU does, [`ops`] the network's operations as
-//! launches, `backbone` and `head` their order, and [`Engine`] a training step. A machine is either `cuda`, a card, or,
-//! in tests, the `emulator`, where a C compiler makes the same kernels for the CPU: all but the calls into CUDA's
-//! libraries is tested without a card.
+//! From below: [`stream`] is what a GPU does, [`memory`] its memory as typed buffers, [`kernels`] the kernels' sources and
+//! arguments, [`ops`] launches of them on buffers, [`layers`] the network's layers, `backbone`, `frames` and `decoder` the
+//! parts that are made of these, and [`GpuNetwork`] the whole, in training. Parameters, their sizes and dropouts are found in
+//! the network's [`crate::nn::Blueprint`] by name.
+//!
+//! A stream is `cuda`, on a card; or, in tests, the `emulator`, where a C compiler makes the same kernels for the CPU; or
+//! `dry_run`, which counts memory. Beside the emulator there is a pretended CUDA in `tests/fake_cuda`: the emulator sees
+//! stray writes, missing barriers and every launch, in every build; the other one sees what `cuda` calls, and fails on
+//! demand.
+#![deny(unsafe_code)]
 
 mod backbone;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod decoder;
+mod dry_run;
 #[cfg(test)]
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod emulator;
-mod engine;
-mod head;
+mod frames;
 pub mod kernels;
+pub mod layers;
 #[cfg(feature = "cuda")]
 mod libraries;
-mod machine;
+pub mod memory;
+mod network;
 pub mod ops;
+pub mod parameters;
+pub mod stream;
 #[cfg(test)]
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tests;
 
-pub use engine::{Adam, Engine, HostBatch, Rule, Scores, Verdict};
-pub use machine::{Buffer, Card, Gemm, Machine, Ptr, Room, Upload};
+pub use dry_run::{head_widths, step_memory};
+pub use memory::Allocator;
+pub use network::{
+    DecoderPlacement, GpuNetwork, HostBatch, NetworkSpec, Rule, STREAMS, Scores, StepMemory, StreamData,
+    StreamModules, UpdateReport,
+};
+pub use ops::Adam;
+pub use stream::{GpuDevice, GpuStream};

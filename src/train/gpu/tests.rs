@@ -6,7 +6,7 @@ use super::*;
 use crate::config;
 use crate::data::{Batch, Sizes};
 use crate::nn::device::Compute;
-use crate::nn::gpu::emulator::{Emulated, Emulator};
+use crate::nn::gpu::emulator::{EmulatedDevice, Emulator};
 use crate::train::Learner;
 use crate::train::feed::as_tensors;
 use crate::train::learner::Place;
@@ -58,9 +58,9 @@ fn batch(clips: usize, seed: usize) -> TensorBatch {
     as_tensors(batch).unwrap()
 }
 
-fn emulated() -> (Compute, Rc<Emulated>) {
-    let card = Emulator::card(7);
-    (Compute::Gpu(Rc::clone(&card) as Rc<dyn Card>), card)
+fn emulated() -> (Compute, Rc<EmulatedDevice>) {
+    let card = Emulator::device(7);
+    (Compute::Gpu(Rc::clone(&card) as Rc<dyn GpuDevice>), card)
 }
 
 /// Steps of `window` batches each; their losses and norms.
@@ -153,7 +153,7 @@ fn a_step_waits_once() {
     let c = experiment(&[("run.precision", "amp")]);
     let (compute, card) = emulated();
     let mut learner = Learner::new(&c, &compute).unwrap();
-    assert_eq!(learner.stored(), Stored::Bf16);
+    assert_eq!(learner.stored(), ActivationDtype::Bf16);
     train(&mut learner, &c, 1, 1);
     let gpu = card.last.borrow().clone().unwrap();
     gpu.take_waits();
@@ -220,7 +220,7 @@ fn scaled_gradients_recover() {
 fn recover(compute: &Compute) {
     let c = experiment(&[("run.precision", "amp"), ("optimization.amp_dtype", "float16")]);
     let mut learner = Learner::new(&c, compute).unwrap();
-    assert_eq!((learner.stored(), learner.loss_scale()), (Stored::F16, Some(LossScale::default())));
+    assert_eq!((learner.stored(), learner.loss_scale()), (ActivationDtype::F16, Some(LossScale::default())));
     learner.restore_loss_scale(LossScale { scale: 2f64.powi(40), good_steps: 3 });
     learner.to_gpu().unwrap();
     let before = parameters(&learner);

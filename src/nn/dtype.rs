@@ -1,11 +1,11 @@
-//! How numbers are stored that need not be f32.
+//! The dtype of activations.
 
 use std::fmt;
 
-/// How activations, and the weights that products take, are stored. Parameters, moments, norms, softmax and loss are f32
-/// whatever it is.
+/// The dtype that activations and the operands of products are stored in. Parameters, moments, norms, softmax and loss are
+/// f32 whatever it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
+pub enum ActivationDtype {
     /// f32: everything as on the CPU.
     F32,
     /// bfloat16: f32's range, 8 bits of precision.
@@ -14,7 +14,7 @@ pub enum Stored {
     F16,
 }
 
-impl Stored {
+impl ActivationDtype {
     /// Bytes a number.
     #[must_use]
     pub fn bytes(self) -> usize {
@@ -22,7 +22,7 @@ impl Stored {
     }
 }
 
-impl fmt::Display for Stored {
+impl fmt::Display for ActivationDtype {
     /// `PyTorch`'s name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
