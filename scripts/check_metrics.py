@@ -1,6 +1,8 @@
 """Checks a run's metrics.jsonl: every epoch is there, and the last one is good enough. Needs only Python 3.
 
     python3 check_metrics.py METRICS.jsonl --epochs 20 --val-loss 0.08 --accuracy 1.0
+    python3 check_metrics.py METRICS.jsonl … --like OTHER.jsonl      the same run on another engine: its first epoch's
+                                                                     losses within 1e-5, its last one's within 0.01
 """
 
 import argparse
@@ -15,6 +17,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--val-loss", type=float, required=True, help="the most that the last val_loss may be")
     parser.add_argument("--accuracy", type=float, required=True, help="the least that the last val_accuracy may be")
+    parser.add_argument("--like", type=Path, help="the metrics of the same run on another engine")
     a = parser.parse_args()
 
     rows = [json.loads(line) for line in a.metrics.read_text().splitlines()]
@@ -26,6 +29,14 @@ def main() -> None:
     # A loss that is not a number is null in the file.
     if loss is None or not loss <= a.val_loss or not accuracy >= a.accuracy:
         sys.exit(f"{a.metrics}: {found}; needed at most {a.val_loss} and at least {a.accuracy}")
+    if a.like:
+        others = [json.loads(line) for line in a.like.read_text().splitlines()]
+        for epoch, tolerance in ((0, 1e-5), (-1, 0.01)):
+            for key in ("train_loss", "val_loss"):
+                here, there = rows[epoch][key], others[epoch][key]
+                if not abs(here - there) <= tolerance * (abs(there) if epoch == 0 else 1):
+                    sys.exit(f"{a.metrics}: {key} of epoch {rows[epoch]['epoch']} is {here}, and {there} in {a.like}")
+        found += f"; as {a.like}"
     print(f"{found}: good")
 
 

@@ -177,14 +177,3 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
-
-/// A failure inside Candle is never the user's doing: shapes and types were checked before.
-impl From<candle_core::Error> for Error {
-    fn from(error: candle_core::Error) -> Self {
-        if matches!(error, candle_core::Error::Cuda(_)) {
-            let hint = "nvidia-smi and the system's log show whether the card is well";
-            return Self::run("the GPU failed").cause(error).hint(hint);
-        }
-        Self::run("the tensor library failed").cause(error)
-    }
-}

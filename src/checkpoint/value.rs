@@ -211,6 +211,12 @@ impl<'a> Value<'a> {
         if let Self::Str(text) = self { Some(text) } else { None }
     }
 
+    /// A number that counts something.
+    #[must_use]
+    pub fn whole(n: u64) -> Self {
+        Self::Int(i64::try_from(n).unwrap_or(i64::MAX))
+    }
+
     /// The value of an int.
     #[must_use]
     pub fn as_int(&self) -> Option<i64> {

@@ -10,15 +10,14 @@ use serde_json::{Value, json};
 use super::train::open_dataset;
 use super::{origins, print, resolve, select_device};
 use crate::cli::{BenchArgs, Subject};
+use crate::config::streams::image_streams;
 use crate::config::{Experiment, Resolved, Setting};
 use crate::data::{Batch, Dataset, Loader, Sizes, requests};
-use crate::nn::{Pass, threads};
+use crate::engine::{self, End, Engine, Outcome, Placed, Step, Times, memory, threads};
+use crate::nn::Pass;
 use crate::observe::reporter::Reporter;
 use crate::random::{Purpose, stream};
-use crate::train::accelerator::{End, Outcome};
-use crate::train::feed::{as_tensors, default_workers};
-use crate::train::learner::{Place, Times};
-use crate::train::{Learner, memory};
+use crate::train::feed::default_workers;
 use crate::{Error, Result};
 
 /// What an experiment must have for a run, and a benchmark without a dataset has no use for.
@@ -134,10 +133,10 @@ fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) 
     let c = &resolved.experiment;
     let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads));
-    let mut learner = Learner::new(c, &device)?;
+    let mut engine = engine::new(c, &device)?;
     let mut seconds = Vec::new();
     for step in 0..steps {
-        let these = one_step(c, &mut learner, step as u64)?;
+        let these = one_step(c, engine.as_mut(), step as u64)?;
         reporter.verbose(&format!("step {}: {these:?}", step + 1));
         seconds.push(these);
     }
@@ -147,7 +146,7 @@ fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) 
     let timing = Timing::new(images, seconds.iter().map(|seconds| seconds.step).collect());
     let part = |of: fn(&Times) -> Duration| median.parts.map(|parts| of(&parts).as_secs_f64());
     let (forward, backward, optimizer) = (part(|t| t.forward), part(|t| t.backward), part(|t| t.optimizer));
-    let gpu = learner.peak_gpu_memory().map(|bytes| bytes as f64 / f64::from(1 << 30));
+    let gpu = engine.peak_gpu_memory().map(|bytes| bytes as f64 / f64::from(1 << 30));
     if json {
         return Ok(timing.json(json!({
             "forward_s": forward,
@@ -156,10 +155,10 @@ fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) 
             "data_s": median.data,
             "threads": threads,
             "device": device.name(),
-            "precision": learner.stored().to_string(),
+            "precision": engine.activation_dtype().to_string(),
             "peak_gpu_gib": gpu,
-            "parameters": learner.network.parameters().elements(""),
-            "frames_per_chunk": learner.chunk(),
+            "parameters": engine.host().parameters().elements(""),
+            "frames_per_chunk": engine.chunk(),
         })));
     }
     let s = |seconds: f64| format!("{seconds:.3} s");
@@ -167,25 +166,28 @@ fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) 
     let parts = [("forward", forward), ("backward", backward), ("optimizer", optimizer)];
     lines.extend(parts.into_iter().filter_map(|(name, seconds)| Some((name, s(seconds?)))));
     lines.extend([("data", s(median.data)), ("threads", threads.to_string())]);
-    lines.extend(gpu.map(|gib| ("peak of the GPU", format!("{gib:.2} GiB, in {}", learner.stored()))));
+    lines.extend(
+        gpu.map(|gib| ("peak of the GPU", format!("{gib:.2} GiB, in {}", engine.activation_dtype()))),
+    );
     Ok(timing.text("step", &lines))
 }
 
-fn one_step(c: &Experiment, learner: &mut Learner, step: u64) -> Result<Seconds> {
+fn one_step(c: &Experiment, engine: &mut dyn Engine, step: u64) -> Result<Seconds> {
     let begun = Instant::now();
-    let mut batch = as_tensors(random_batch(c, c.data.batch_size, step))?;
-    learner.send(&mut batch)?;
+    let mut batch = Placed::from(random_batch(c, c.data.batch_size, step));
+    engine.send(&mut batch)?;
     let data = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
     let pass = Pass::training(c.run.seed, step);
-    let loss = learner.forward_backward(&mut batch, &pass, Place { first: true, alone: true })?;
-    learner.update(c.optimization.lr, None, batch.clips.len(), loss)?;
-    let Outcome { loss, norm, end } = learner.outcome()?;
+    let mut whole = Step::of(1);
+    engine.train(&mut batch, &pass, &mut whole)?;
+    let pending = engine.update(whole, c.optimization.lr, None)?;
+    let Outcome { loss, norm, end } = engine.outcome(pending)?;
     if end == End::NotFinite {
         let step = step + 1;
         return Err(Error::run(format!("the loss of step {step} is {loss}, its gradient's norm {norm}")));
     }
-    Ok(Seconds { data, step: begun.elapsed().as_secs_f64(), parts: learner.times() })
+    Ok(Seconds { data, step: begun.elapsed().as_secs_f64(), parts: engine.times() })
 }
 
 /// What validation does with a batch: logits, loss and the number of right classes.
@@ -193,21 +195,21 @@ fn evaluation(resolved: &Resolved, batches: usize, json: bool, reporter: &Report
     let c = &resolved.experiment;
     let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads));
-    let mut learner = Learner::new(c, &device)?;
+    let mut engine = engine::new(c, &device)?;
     let clips = c.data.val_batch_size.unwrap_or(c.data.batch_size);
     let mut seconds = Vec::new();
     for at in 0..batches {
-        let mut batch = as_tensors(random_batch(c, clips, at as u64))?;
-        learner.send(&mut batch)?;
+        let mut batch = Placed::from(random_batch(c, clips, at as u64));
+        engine.send(&mut batch)?;
         let begun = Instant::now();
-        learner.evaluate(&mut batch)?;
-        let score = learner.score()?;
+        let evaluating = engine.evaluate(&mut batch)?;
+        let score = engine.score(evaluating)?;
         seconds.push(begun.elapsed().as_secs_f64());
         if !score.loss.is_finite() {
             return Err(Error::run(format!("the loss of batch {} is {}", at + 1, score.loss)));
         }
     }
-    let timing = Timing::new(3 * clips * c.model.sequence_length, seconds);
+    let timing = Timing::new(image_streams().count() * clips * c.model.sequence_length, seconds);
     if json {
         return Ok(timing.json(json!({ "threads": threads, "device": device.name() })));
     }
@@ -255,7 +257,7 @@ fn load(c: &Experiment, dataset: &Arc<Dataset>, workers: usize, passes: usize) -
         seconds.push(begun.elapsed().as_secs_f64());
         begun = Instant::now();
     }
-    Ok(Timing::new(3 * dataset.train.len() * c.model.sequence_length, seconds))
+    Ok(Timing::new(image_streams().count() * dataset.train.len() * c.model.sequence_length, seconds))
 }
 
 /// The most memory that the process has had resident, in GiB.
@@ -272,7 +274,7 @@ fn random_batch(c: &Experiment, clips: usize, step: u64) -> Batch {
         pose: 3 * c.model.pose_landmarks,
     };
     let mut batch = Batch::new((0..clips).collect(), sizes);
-    batch.images.iter_mut().for_each(|images| rng.fill_bytes(images));
+    batch.images.iter_mut().for_each(|images| rng.fill_bytes(images.bytes_mut()));
     for value in &mut batch.pose {
         *value = (f64::from(rng.next_u32()) / f64::from(u32::MAX)) as f32;
     }

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use super::text::{about, amount, bytes, count, table};
 use super::train::{look_into_files, open_dataset};
 use super::{origins, print, resolve, select_device};
+use crate::config::streams::{STREAMS, image_streams};
 use crate::config::{Experiment, Layers, Resolved, Resume};
 use crate::data::{Dataset, Loader, Phase, Request, Summary};
+use crate::engine::{Engine, Placed, Step, memory::Plan, threads};
 use crate::error::{Kind, Problem};
-use crate::nn::{Pass, threads};
+use crate::nn::Pass;
 use crate::observe::{self, reporter::Reporter};
-use crate::train::feed::{as_tensors, default_workers};
-use crate::train::learner::Place;
-use crate::train::memory::Plan;
-use crate::train::{Learner, Trainer};
+use crate::train::Trainer;
+use crate::train::feed::default_workers;
 use crate::{Error, Result};
 
 pub fn check(layers: Layers, reporter: &Reporter) -> Result<()> {
@@ -29,7 +29,7 @@ fn check_resolved(resolved: &Resolved, reporter: &Reporter) -> Result<()> {
     let threads = threads::start(threads::available(c.run.threads));
     let dataset = open_dataset(resolved, reporter)?;
     let problems = look_into_files(&dataset, c, reporter);
-    let mut trainer = Trainer::new(c, &device)?;
+    let mut trainer = Trainer::new(c, &device, &dataset)?;
 
     let device = format!("{}, {}", device.describe(), count(threads, "thread"));
     print(&format!(
@@ -38,10 +38,10 @@ fn check_resolved(resolved: &Resolved, reporter: &Reporter) -> Result<()> {
         describe_network(c, &trainer, &dataset, &device)
     ))?;
     Error::all(Kind::Data, problems)?;
-    print(&one_step(c, &dataset, &mut trainer.learner)?)?;
-    if let (Some(frames), true) =
-        (trainer.learner.chunk(), trainer.learner.chunk() != trainer.learner.plan.chunk)
-    {
+    let engine = trainer.engine.as_mut();
+    let before = engine.chunk();
+    print(&one_step(c, &dataset, engine)?)?;
+    if let (Some(frames), true) = (engine.chunk(), engine.chunk() != before) {
         reporter.warn(&observe::smaller_chunk(frames));
     }
     check_work_dir(c, reporter)?;
@@ -96,20 +96,22 @@ fn row(name: &str, numbers: [usize; 5]) -> [String; 6] {
 }
 
 fn describe_network(c: &Experiment, trainer: &Trainer, dataset: &Dataset, device: &str) -> String {
-    let parameters = trainer.learner.network.parameters();
-    let part = |name: &str, prefixes: &[&str]| {
-        let number = prefixes.iter().map(|prefix| parameters.elements(prefix)).sum();
-        format!("{name} {}", amount(number))
+    let blueprint = trainer.engine.host().network.blueprint();
+    let part = |name: &str, modules: Vec<&str>| {
+        let elements = modules.iter().map(|module| blueprint.elements(&format!("{module}.")));
+        format!("{name} {}", amount(elements.fold(0, usize::saturating_add)))
     };
-    let streams = ["encoder.face_projector", "encoder.hand_left_", "encoder.hand_right_", "encoder.pose_"];
+    let encoder = |names: Vec<&str>| names.iter().map(|name| format!("encoder.{name}")).collect::<Vec<_>>();
+    let backbones = encoder(image_streams().filter_map(|stream| stream.backbone()).collect());
+    let projectors = encoder(STREAMS.iter().map(|stream| stream.projector).collect());
     let parts = [
-        part("backbones", &["encoder.face_backbone", "encoder.hand_backbone_"]),
-        part("projectors", &streams),
-        part("fusion", &["encoder.fusion"]),
-        part("temporal", &["encoder.positional", "encoder.temporal"]),
-        part("decoder", &["decoder"]),
+        part("backbones", backbones.iter().map(String::as_str).collect()),
+        part("projectors", projectors.iter().map(String::as_str).collect()),
+        part("fusion", vec!["encoder.fusion"]),
+        part("temporal", vec!["encoder.positional", "encoder.temporal"]),
+        part("decoder", vec!["decoder"]),
     ];
-    let Plan { chunk, memory, budget } = trainer.learner.plan;
+    let Plan { chunk, memory, budget } = *trainer.engine.plan();
     let chunks = match chunk {
         None => "all frames of a batch at once; nothing is computed twice".to_owned(),
         Some(frames) => {
@@ -126,7 +128,7 @@ fn describe_network(c: &Experiment, trainer: &Trainer, dataset: &Dataset, device
          chunks       {chunks}\n\
          device       {device}; {}\n\
          epoch        {} of at most {}, and {} of validation; {} are {}\n",
-        amount(parameters.elements("")),
+        amount(blueprint.elements("")),
         parts.join(", "),
         bytes(memory.total()),
         bytes(memory.parameters),
@@ -146,25 +148,25 @@ fn describe_network(c: &Experiment, trainer: &Trainer, dataset: &Dataset, device
 }
 
 /// One training step on the first batch, without an update, and what it says about a run's time.
-fn one_step(c: &Experiment, dataset: &Arc<Dataset>, learner: &mut Learner) -> Result<String> {
+fn one_step(c: &Experiment, dataset: &Arc<Dataset>, engine: &mut dyn Engine) -> Result<String> {
     let clips: Vec<usize> = dataset.train.iter().take(c.data.batch_size).copied().collect();
     let request = Request { phase: Phase::Train, epoch: 0, clips };
     let mut loader = Loader::new(Arc::clone(dataset), 0, std::iter::once(request));
     let begun = Instant::now();
     let (_, batch) = loader.next().ok_or_else(|| Error::run("the loader has no batch"))??;
     let loading = begun.elapsed();
-    let images = 3 * batch.targets.len() * c.model.sequence_length;
-    let mut batch = as_tensors(batch)?;
+    let images = image_streams().count() * batch.targets.len() * c.model.sequence_length;
+    let mut batch = Placed::from(batch);
     let begun = Instant::now();
-    // A GPU tells the loss of a batch at once only where it is not alone.
-    let place = Place { first: true, alone: !learner.looks_ahead() };
-    let loss = learner.forward_backward(&mut batch, &Pass::training(c.run.seed, 0), place)?;
-    let (training, loss) = (begun.elapsed(), loss.unwrap_or(f64::NAN));
+    // A step of two batches: every engine tells their losses at once.
+    let mut step = Step::of(2);
+    engine.train(&mut batch, &Pass::training(c.run.seed, 0), &mut step)?;
+    let (training, loss) = (begun.elapsed(), step.loss().unwrap_or(f64::NAN));
     if !loss.is_finite() {
         let problem = Problem::new(format!("the loss of one training step is {loss}"));
         return Err(Error::new(Kind::Numbers, problem.hint("look at the poses and the initial weights")));
     }
-    let each = training.as_secs_f64() / batch.clips.len() as f64;
+    let each = training.as_secs_f64() / batch.clips() as f64;
     let epoch = Duration::try_from_secs_f64(each * dataset.train.len() as f64).unwrap_or(Duration::MAX);
     let run = Duration::try_from_secs_f64(epoch.as_secs_f64() * c.optimization.epochs as f64);
     Ok(format!(

@@ -13,7 +13,7 @@ use std::io::Write;
 
 use crate::cli::Command;
 use crate::config::{self, Layers, Resolved};
-use crate::nn::device::{self, Compute};
+use crate::engine::device::{self, Compute};
 use crate::observe::reporter::Reporter;
 use crate::train::trainer::Ended;
 use crate::{Error, Result};

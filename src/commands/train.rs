@@ -10,8 +10,8 @@ use super::{origins, resolve, select_device};
 use crate::cli::TrainArgs;
 use crate::config::{Change, Experiment, FIELDS, OnBadClip, Resolved, Resume};
 use crate::data::Dataset;
+use crate::engine::threads;
 use crate::error::{Kind, Problem};
-use crate::nn::threads;
 use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::{Resumed, RunFolder, RunInfo};
 use crate::observe::{self, Observer};
@@ -71,7 +71,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     } else {
         Error::all(Kind::Data, problems)?;
     }
-    let mut trainer = Trainer::new(c, &device)?.on_dataset(&dataset);
+    let mut trainer = Trainer::new(c, &device, &dataset)?;
     let steps = dataset.train.len().div_ceil(c.data.batch_size);
     let is_resumed = earlier.is_some();
     // Nothing has been written so far; what is written from now on is put in order before the process ends.
@@ -84,7 +84,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         }
         earlier => {
             if let Some(path) = call.init_from {
-                state::init_from(path, trainer.learner.network.parameters())?;
+                state::init_from(path, trainer.engine.host().parameters())?;
             }
             let folder = match earlier {
                 Some(earlier) => earlier.folder,
@@ -316,7 +316,7 @@ fn summary(c: &Experiment, dataset: &Dataset, trainer: &Trainer, device: &str, t
         dataset.val.len(),
         count(texts.texts, "text"),
         count(texts.classes, "class"),
-        amount(trainer.learner.network.parameters().elements("")),
+        amount(trainer.engine.host().parameters().elements("")),
         count(threads, "thread"),
         c.run.work_dir.display(),
     )

@@ -142,6 +142,9 @@ sections! {
         work_dir: PathBuf = required,
         /// What to compute on. `cuda` falls back to the CPU, with a warning, where no GPU can be used.
         device: Device = cuda,
+        /// What computes the network. `fused`: blocks of our own for the device. `candle`: plain Candle operations, the
+        /// reference that the others are tested against. `auto`: `fused` for as much of the network as it covers.
+        engine: EngineKind = auto,
         /// `amp`: mixed precision on a GPU with f32 master weights; a CPU computes in f32 either way.
         precision: Precision = amp,
         /// Seed of everything random: initial weights, order, sampling and dropout.
@@ -199,6 +202,18 @@ choices! {
         Never = "never",
         /// Where the folder holds a run it goes on from there; elsewhere it starts.
         Auto = "auto",
+    }
+}
+
+choices! {
+    /// What computes the network.
+    EngineKind {
+        /// Fused blocks where there are any, Candle's graph for the rest.
+        Auto = "auto",
+        /// Candle's graph alone.
+        Candle = "candle",
+        /// Fused blocks; what they cannot compute is refused.
+        Fused = "fused",
     }
 }
 

@@ -15,6 +15,7 @@ mod interval;
 mod merge;
 mod reference;
 mod snapshot;
+pub mod streams;
 mod suggest;
 /// An experiment whose paths lead nowhere, with `settings` (key and value) over the defaults.
 #[cfg(test)]
@@ -43,11 +44,12 @@ pub use auto::{Chunk, MemoryBudget};
 pub use changes::{Change, changes};
 pub use define::{Field, FieldType, Kind, Preset, Rule, Section};
 pub use fields::{
-    AmpDtype, Backbone, Data, Device, Experiment, FIELDS, Model, OnBadClip, Optimization, OptimizerKind,
-    Precision, Resume, Run, SECTIONS, SchedulerKind,
+    AmpDtype, Backbone, Data, Device, EngineKind, Experiment, FIELDS, Model, OnBadClip, Optimization,
+    OptimizerKind, Precision, Resume, Run, SECTIONS, SchedulerKind,
 };
 pub use interval::CheckpointEvery;
 pub use reference::reference_table;
+pub use streams::Stream;
 
 use crate::error::{Error, Kind as ErrorKind, Result};
 use merge::Merge;

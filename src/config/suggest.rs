@@ -119,7 +119,7 @@ mod tests {
             ("model.backbone.dephts", "did you mean model.backbone.depth?"),
             (
                 "run.what",
-                "[run] has work_dir, device, precision, seed, threads, memory_budget, resume, \
+                "[run] has work_dir, device, engine, precision, seed, threads, memory_budget, resume, \
              checkpoint_every",
             ),
             ("zzzzzzz", "the sections are [data], [model], [model.backbone], [optimization], [run]"),

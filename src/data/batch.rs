@@ -1,6 +1,7 @@
 //! What the trainer asks for and what it gets: requests, samples, batches.
 
 use super::bad_clips::SkippedClip;
+use crate::config::streams::image_streams;
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
 use std::ops::Range;
@@ -98,13 +99,42 @@ impl Sample {
     }
 }
 
+/// The images of a stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pixels {
+    /// RGB, as the decoder gives them: `(…, H, W, 3)`.
+    Bytes(Vec<u8>),
+    /// Scaled and normalised: `(…, 3, H, W)`. No file is read so: the numeric cases of other implementations are.
+    Normalised(Vec<f32>),
+}
+
+impl Pixels {
+    /// The bytes; none where there are floats.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Normalised(_) => &[],
+        }
+    }
+
+    /// The bytes to write to; none where there are floats.
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Normalised(_) => &mut [],
+        }
+    }
+}
+
 /// Several clips, decoded, one after another in each field.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Positions in `Dataset::clips`: `(B)`.
     pub clips: Vec<usize>,
-    /// Face, left hand, right hand: `(B, T, H, W, 3)` RGB bytes; a missing image is zeros.
-    pub images: [Vec<u8>; 3],
+    /// Of each image stream: `(B, T, H, W, 3)` RGB bytes; a missing image is zeros.
+    pub images: Vec<Pixels>,
     /// `(B, T, P)`.
     pub pose: Vec<f32>,
     /// `(B, T)`, all true: a clip is stretched to `T` by repetition.
@@ -128,7 +158,7 @@ impl Batch {
         let frames = number * sizes.frames;
         Self {
             clips,
-            images: [(); 3].map(|()| vec![0; frames * sizes.image_bytes()]),
+            images: image_streams().map(|_| Pixels::Bytes(vec![0; frames * sizes.image_bytes()])).collect(),
             pose: vec![0.0; frames * sizes.pose],
             pad_mask: vec![true; frames],
             miss_mask: [(); 2].map(|()| vec![false; frames]),
@@ -141,7 +171,7 @@ impl Batch {
     /// Puts `sample`, which has the batch's sizes, at `position`.
     pub(super) fn put(&mut self, position: usize, sample: &Sample) {
         for (all, one) in self.images.iter_mut().zip(&sample.images) {
-            copy_to(all, position, one);
+            copy_to(all.bytes_mut(), position, one);
         }
         copy_to(&mut self.pose, position, &sample.pose);
         for (all, one) in self.miss_mask.iter_mut().zip(&sample.miss_mask) {
@@ -153,7 +183,12 @@ impl Batch {
     /// Leaves out the clips that are not marked in `keep`, which has a mark for each.
     pub(super) fn retain(&mut self, keep: &[bool]) {
         keep_parts(&mut self.clips, keep);
-        self.images.iter_mut().for_each(|images| keep_parts(images, keep));
+        for pixels in &mut self.images {
+            match pixels {
+                Pixels::Bytes(bytes) => keep_parts(bytes, keep),
+                Pixels::Normalised(floats) => keep_parts(floats, keep),
+            }
+        }
         keep_parts(&mut self.pose, keep);
         keep_parts(&mut self.pad_mask, keep);
         self.miss_mask.iter_mut().for_each(|mask| keep_parts(mask, keep));
@@ -215,7 +250,7 @@ mod tests {
         sample.miss_mask[0].fill(true);
         sample.target = 4;
         batch.put(1, &sample);
-        assert_eq!(batch.images[1], [0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9]);
+        assert_eq!(batch.images[1].bytes(), [0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9]);
         assert_eq!((batch.pose[5], batch.pose[6]), (0.0, 0.5));
         assert_eq!(batch.miss_mask[0], [false, false, true, true]);
         assert_eq!((batch.targets.as_slice(), batch.pad_mask.as_slice()), (&[0, 4][..], &[true; 4][..]));

@@ -20,7 +20,7 @@ mod target;
 use std::cell::Cell;
 
 pub use bad_clips::{BadClips, SkippedClip};
-pub use batch::{Batch, Phase, Request, Sample, Sizes, requests, training_order};
+pub use batch::{Batch, Phase, Pixels, Request, Sample, Sizes, requests, training_order};
 pub use dataset::{Clip, Dataset, Stream};
 pub use frames::FrameTable;
 pub use image::Decoder;

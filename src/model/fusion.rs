@@ -21,12 +21,6 @@ impl Fusion {
         })
     }
 
-    /// Its dropout.
-    #[must_use]
-    pub fn dropout(&self) -> Dropout {
-        self.dropout
-    }
-
     /// Streams of (B, T, …) to (B, T, D).
     pub fn forward(&self, streams: &[Tensor], pass: &Pass) -> Result<Tensor> {
         let x = self.norm.forward(&Tensor::cat(streams, D::Minus1)?)?;

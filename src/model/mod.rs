@@ -1,18 +1,20 @@
-//! The multi-stream network, part by part as its figure shows it: three backbones and their projectors, fusion,
+//! The multi-stream network, part by part as its figure shows it: a backbone for each image stream, projectors, fusion,
 //! temporal encoder, decoder. Field paths are the checkpoint's keys; shapes use the legend of [`crate::nn`].
+//!
+//! Names, shapes, initial values and order of all parameters come from the constructors here, and from nowhere else.
 
-mod classifier;
-mod decoder;
-mod drops;
+pub mod decoder;
 mod encoder;
-mod fused;
+mod frames;
 mod fusion;
+mod network;
 mod projector;
 mod temporal;
 mod trace;
 mod vit;
 
-pub use classifier::{Classifier, Inputs};
-pub use drops::{HeadDrops, LayerDrops};
+pub use decoder::{Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score};
+pub use frames::Frames;
+pub use network::Network;
 pub use trace::Activation;
 pub use vit::VisionTransformer;

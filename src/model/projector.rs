@@ -24,12 +24,6 @@ impl Projector {
         })
     }
 
-    /// Its dropout.
-    #[must_use]
-    pub fn dropout(&self) -> Dropout {
-        self.dropout
-    }
-
     /// (B, T, inputs) to (B, T, outputs).
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let hidden = self.fc1.forward(&self.norm.forward(x)?)?.gelu_erf()?;

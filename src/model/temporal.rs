@@ -2,7 +2,6 @@
 
 use candle_core::{Result, Tensor};
 
-use super::drops::LayerDrops;
 use super::trace::Trace;
 use crate::config;
 use crate::nn::{Builder, Dropout, Init, LayerNorm, Linear, MultiheadAttention, Pass};
@@ -45,13 +44,6 @@ impl Temporal {
         let layers = b.pp("encoder").pp("layers");
         let layers: Result<_> = (0..c.temporal_layers).map(|i| Layer::new(&layers.pp(i), c)).collect();
         Ok(Self { layers: layers? })
-    }
-
-    /// Where each layer drops something.
-    #[must_use]
-    pub fn drops(&self) -> Vec<LayerDrops> {
-        let of = |layer: &Layer| LayerDrops { attention: layer.self_attn.dropout(), others: layer.dropout };
-        self.layers.iter().map(of).collect()
     }
 
     /// (B, T, D) to (B, T, D); `key_bias` (B, 1, 1, T) is minus infinity at frames that are padding.

@@ -4,7 +4,6 @@ use candle_core::{Result, Tensor};
 
 use super::trace::{Trace, unseen};
 use crate::config;
-use crate::nn::cpu::vit::{BlockDrops, Shape};
 use crate::nn::{
     Builder, Dropout, Images, Init, LayerNorm, Linear, MultiheadAttention, Pass, linear::affine,
 };
@@ -17,7 +16,6 @@ pub struct VisionTransformer {
     pos_drop: Dropout,
     blocks: Vec<Block>,
     norm: LayerNorm,
-    shape: Shape,
 }
 
 /// A convolution of stride P, computed as one matrix product over patches.
@@ -60,59 +58,7 @@ impl VisionTransformer {
             pos_drop: b.dropout("pos_drop", c.dropout),
             blocks: blocks?,
             norm: LayerNorm::new(&b.pp("norm"), width)?,
-            shape: Shape {
-                image: image_size,
-                patch: c.patch_size,
-                width,
-                heads: c.num_heads,
-                hidden: c.mlp_width(),
-                depth: c.depth,
-            },
         })
-    }
-
-    /// Its sizes.
-    #[must_use]
-    pub fn shape(&self) -> Shape {
-        self.shape
-    }
-
-    /// How many parameters (tensors) it has.
-    #[must_use]
-    pub fn parameter_count(&self) -> usize {
-        self.tensors().len()
-    }
-
-    /// Its parameters, in PyTorch's order.
-    pub(super) fn tensors(&self) -> Vec<&Tensor> {
-        let embed = &self.patch_embed;
-        let mut all = vec![&self.cls_token, &self.pos_embed, &embed.weight, &embed.bias];
-        for block in &self.blocks {
-            all.extend(block.norm1.tensors());
-            all.extend(block.attn.tensors());
-            all.extend(block.norm2.tensors());
-            all.extend(block.mlp.fc1.tensors());
-            all.extend(block.mlp.fc2.tensors());
-        }
-        all.extend(self.norm.tensors());
-        all
-    }
-
-    /// The dropout after the positions.
-    #[must_use]
-    pub fn position_dropout(&self) -> Dropout {
-        self.pos_drop
-    }
-
-    /// Each block's dropouts.
-    #[must_use]
-    pub fn block_drops(&self) -> Vec<BlockDrops> {
-        let drops = |block: &Block| BlockDrops {
-            attention: block.attn.dropout(),
-            mlp: block.mlp.dropout,
-            path: block.drop_path,
-        };
-        self.blocks.iter().map(drops).collect()
     }
 
     /// N images to (N, D), as a graph of operations on any device.

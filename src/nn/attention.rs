@@ -29,19 +29,6 @@ impl MultiheadAttention {
         })
     }
 
-    /// Weight and bias of the input's projection, then of the output's.
-    #[must_use]
-    pub fn tensors(&self) -> [&Tensor; 4] {
-        let [weight, bias] = self.out_proj.tensors();
-        [&self.in_proj_weight, &self.in_proj_bias, weight, bias]
-    }
-
-    /// The dropout on the attention weights.
-    #[must_use]
-    pub fn dropout(&self) -> Dropout {
-        self.dropout
-    }
-
     /// (N, S, D) to (N, S, D). `key_bias` (N, 1, 1, S) is added to the scores: minus infinity hides a key.
     pub fn forward(&self, x: &Tensor, key_bias: Option<&Tensor>, pass: &Pass) -> Result<Tensor> {
         let (n, s, d) = x.dims3()?;

@@ -1,6 +1,8 @@
 //! Images on the device: bytes until there, then normalised and cut into patches.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::data::Pixels;
 
 /// The mean of `ImageNet`'s red, green and blue, of values scaled to 0..1.
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -17,6 +19,16 @@ pub enum Images {
 }
 
 impl Images {
+    /// `count` square images of `size`, on `device`.
+    pub fn new(pixels: &Pixels, count: usize, size: usize, device: &Device) -> Result<Self> {
+        Ok(match pixels {
+            Pixels::Bytes(bytes) => Self::Bytes(Tensor::from_slice(bytes, (count, size, size, 3), device)?),
+            Pixels::Normalised(floats) => {
+                Self::Normalised(Tensor::from_slice(floats, (count, 3, size, size), device)?)
+            }
+        })
+    }
+
     /// How many images there are.
     pub fn count(&self) -> Result<usize> {
         match self {
@@ -64,7 +76,6 @@ fn normalise(images: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     /// Two images of 4 x 6, bytes and their normalised floats, give the same patches, in the layout that a
     /// convolution of stride P sees.

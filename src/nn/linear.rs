@@ -24,10 +24,16 @@ impl Linear {
         })
     }
 
-    /// Weight and bias.
+    /// (out, in).
     #[must_use]
-    pub fn tensors(&self) -> [&Tensor; 2] {
-        [&self.weight, &self.bias]
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// It with the same numbers as constants: what it computes keeps no graph of them.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { weight: self.weight.detach(), bias: self.bias.detach() }
     }
 
     /// (…, in) to (…, out).

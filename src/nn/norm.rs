@@ -22,12 +22,6 @@ impl LayerNorm {
         })
     }
 
-    /// Weight and bias.
-    #[must_use]
-    pub fn tensors(&self) -> [&Tensor; 2] {
-        [&self.weight, &self.bias]
-    }
-
     /// (…, D) to (…, D).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         // Candle's fused version has no backward and would silently cut the graph.

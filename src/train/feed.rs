@@ -4,12 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::{Device, Tensor};
-
 use crate::config;
-use crate::data::{Batch, Dataset, Loader, Phase, Request, SkippedClip, requests};
-use crate::model::Inputs;
-use crate::nn::Images;
+use crate::data::{Dataset, Loader, Phase, Request, requests};
+use crate::engine::Placed;
 use crate::{Error, Result};
 
 /// The batches of a run from one epoch to its last, training and validation in turn, so that loading ahead does not
@@ -18,24 +15,9 @@ pub struct Feed {
     loader: Loader,
     dataset: Arc<Dataset>,
     /// The batch after the one that was given last, where it has been looked at.
-    ahead: Option<Result<(Request, TensorBatch)>>,
+    ahead: Option<Result<(Request, Placed)>>,
     steps: usize,
     validation_steps: usize,
-}
-
-/// One batch as tensors in the host's memory.
-pub struct TensorBatch {
-    /// The network's inputs.
-    pub inputs: Inputs,
-    /// Class indices (B), u32.
-    pub targets: Tensor,
-    /// Positions of its clips in the dataset: (B). None where all of them had to be skipped: there is nothing to compute
-    /// then.
-    pub clips: Vec<usize>,
-    /// Clips that it lacks because they could not be loaded (`data.on_bad_clip = "skip"`).
-    pub skipped: Vec<SkippedClip>,
-    /// Where it is on a GPU, once it has been sent there.
-    pub slot: Option<usize>,
 }
 
 impl Feed {
@@ -77,7 +59,7 @@ impl Feed {
     }
 
     /// The next batch, which is of `phase` and `epoch` (from 0): the loop asks for them in the order of the plan.
-    pub fn next(&mut self, phase: Phase, epoch: usize) -> Result<TensorBatch> {
+    pub fn next(&mut self, phase: Phase, epoch: usize) -> Result<Placed> {
         let (request, batch) = match self.ahead.take() {
             Some(ahead) => ahead?,
             None => self
@@ -91,16 +73,16 @@ impl Feed {
     }
 
     /// The batch that [`Self::next`] will give, once it is loaded; none after the last, or where it cannot be had.
-    pub fn peek(&mut self) -> Option<&mut TensorBatch> {
+    pub fn peek(&mut self) -> Option<&mut Placed> {
         if self.ahead.is_none() {
             self.ahead = self.load();
         }
         self.ahead.as_mut().and_then(|ahead| ahead.as_mut().ok()).map(|(_, batch)| batch)
     }
 
-    fn load(&mut self) -> Option<Result<(Request, TensorBatch)>> {
+    fn load(&mut self) -> Option<Result<(Request, Placed)>> {
         let loaded = self.loader.next()?;
-        Some(loaded.and_then(|(request, batch)| Ok((request, as_tensors(batch)?))))
+        Some(loaded.map(|(request, batch)| (request, batch.into())))
     }
 
     /// How long [`Self::next`] has waited for data since the last call.
@@ -113,40 +95,4 @@ impl Feed {
 #[must_use]
 pub fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8)
-}
-
-/// A batch as tensors; images stay bytes, and nothing is copied.
-pub fn as_tensors(batch: Batch) -> Result<TensorBatch> {
-    let device = &Device::Cpu;
-    let (clips, frames, size) = (batch.targets.len(), batch.sizes.frames, batch.sizes.image_size);
-    let shape = (clips * frames, size, size, 3);
-    let images = |bytes: Vec<u8>| Tensor::from_vec(bytes, shape, device).map(Images::Bytes);
-    let [face, left, right] = batch.images;
-    let mask: Vec<u8> = batch.pad_mask.iter().map(|&valid| u8::from(valid)).collect();
-    Ok(TensorBatch {
-        inputs: Inputs {
-            images: [images(face)?, images(left)?, images(right)?],
-            pose: Tensor::from_vec(batch.pose, (clips, frames, batch.sizes.pose), device)?,
-            pad_mask: Tensor::from_vec(mask, (clips, frames), device)?,
-        },
-        targets: Tensor::from_vec(batch.targets, clips, device)?,
-        clips: batch.clips,
-        skipped: batch.skipped,
-        slot: None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::Sizes;
-
-    #[test]
-    fn a_batch_without_clips_is_one() {
-        let mut batch = Batch::new(Vec::new(), Sizes { frames: 3, image_size: 2, pose: 6 });
-        batch.skipped.push(SkippedClip { id: "a".to_owned(), problem: "gone".to_owned() });
-        let batch = as_tensors(batch).unwrap();
-        assert_eq!((batch.clips.len(), batch.skipped[0].id.as_str()), (0, "a"));
-        assert_eq!(batch.inputs.pose.dims(), [0, 3, 6]);
-    }
 }

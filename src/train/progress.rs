@@ -60,7 +60,7 @@ impl Mean {
     }
 
     fn value(self) -> Value<'static> {
-        Value::dict([("sum", Value::Float(self.sum)), ("weight", int(self.weight as u64))])
+        Value::dict([("sum", Value::Float(self.sum)), ("weight", Value::whole(self.weight as u64))])
     }
 }
 
@@ -78,27 +78,21 @@ impl Default for Progress {
     }
 }
 
-/// A checkpoint's whole number.
-#[must_use]
-pub fn int(n: u64) -> Value<'static> {
-    Value::Int(i64::try_from(n).unwrap_or(i64::MAX))
-}
-
 impl Progress {
     /// The keys that a checkpoint has for it, beside `epoch` and `val_loss`.
     #[must_use]
     pub fn to_values(&self) -> Vec<(String, Value<'static>)> {
         let partial = Value::dict([
-            ("batches", int(self.partial.batches as u64)),
+            ("batches", Value::whole(self.partial.batches as u64)),
             ("loss", self.partial.loss.value()),
             ("grad_norm", self.partial.grad_norm.value()),
-            ("skipped_steps", int(self.partial.skipped_steps as u64)),
+            ("skipped_steps", Value::whole(self.partial.skipped_steps as u64)),
         ]);
         vec![
-            ("step".to_owned(), int(self.step)),
+            ("step".to_owned(), Value::whole(self.step)),
             ("best_val_loss".to_owned(), Value::Float(self.best_val_loss)),
-            ("best_epoch".to_owned(), int(self.best_epoch as u64)),
-            ("nonfinite_in_a_row".to_owned(), int(self.nonfinite_in_a_row as u64)),
+            ("best_epoch".to_owned(), Value::whole(self.best_epoch as u64)),
+            ("nonfinite_in_a_row".to_owned(), Value::whole(self.nonfinite_in_a_row as u64)),
             ("position".to_owned(), partial),
         ]
     }

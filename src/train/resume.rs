@@ -7,8 +7,8 @@ use crate::checkpoint::{Checkpoint, TensorData, Value, load};
 use crate::config::{Change, Experiment, Field, OptimizerKind, changes};
 use crate::data::Dataset;
 use crate::error::{Error, Kind, Problem, Result};
-use crate::train::loss_scale::LossScale;
-use crate::train::optimizer::Moments;
+use crate::optim::LossScale;
+use crate::optim::Moments;
 use crate::train::progress::Partial;
 use crate::train::state::set_parameters;
 use crate::train::{Progress, Trainer};
@@ -127,7 +127,7 @@ impl Saved {
             );
             return Err(Error::data(what).hint("it is of other data or another batch size"));
         }
-        set_parameters(&self.path, &self.checkpoint.model, trainer.learner.network.parameters())
+        set_parameters(&self.path, &self.checkpoint.model, trainer.engine.host().parameters())
             .map_err(|error| misfit(error, !changes.others.is_empty()))?;
         if !changes.others.iter().any(|change| change.key == OPTIMIZER) {
             self.restore_optimizer(trainer)?;
@@ -142,20 +142,20 @@ impl Saved {
         }
         let chunk = self.extra("frames_per_chunk").and_then(Value::as_int);
         if let Some(chunk) = chunk.and_then(|chunk| usize::try_from(chunk).ok()) {
-            trainer.learner.restore_chunk(chunk);
+            trainer.engine.restore_chunk(chunk);
         }
         if let Some(scale) = self.extra("scaler_state") {
-            trainer.learner.restore_loss_scale(LossScale::from_value(&self.path, scale)?);
+            trainer.engine.restore_loss_scale(LossScale::from_value(&self.path, scale)?);
         }
         trainer.progress = self.progress;
         Ok(())
     }
 
     fn restore_optimizer(&self, trainer: &mut Trainer) -> Result<()> {
-        let expected = trainer.learner.network.parameters().shapes();
+        let expected = trainer.engine.host().parameters().shapes();
         let state = &self.checkpoint.optimizer_state;
         let (mut steps, mut all) = (0, Vec::with_capacity(expected.len()));
-        match trainer.learner.optimizer.kind() {
+        match trainer.engine.host().optimizer.kind() {
             OptimizerKind::Sgd => {
                 SgdState::from_value(&self.path, state, &expected)?;
                 all.resize_with(expected.len(), Moments::default);
@@ -182,7 +182,7 @@ impl Saved {
         // PyTorch keeps the count as an f32, which is exact up to 2^24 steps only.
         let exact = self.extra("optimizer_steps").and_then(Value::as_int);
         let steps = exact.and_then(|n| u64::try_from(n).ok()).unwrap_or(steps.max(self.progress.step));
-        trainer.learner.optimizer.restore(steps, all);
+        trainer.engine.host_mut().optimizer.restore(steps, all);
         Ok(())
     }
 

@@ -14,10 +14,11 @@ use crate::error::{Kind, Problem};
 use crate::nn::Parameters;
 use crate::nn::parameters::with_slices;
 use crate::observe::run_folder::RunFolder;
-use crate::train::gradients::GRAIN;
-use crate::train::optimizer::{BETA1, BETA2, EPS};
-use crate::train::progress::{Partial, int};
-use crate::train::{Optimizer, Trainer};
+use crate::optim::Optimizer;
+use crate::optim::gradients::GRAIN;
+use crate::optim::{BETA1, BETA2, EPS};
+use crate::train::Trainer;
+use crate::train::progress::Partial;
 use crate::{Error, Result};
 
 /// Writes `last.pt`: all that going on from here needs.
@@ -26,7 +27,7 @@ use crate::{Error, Result};
 /// Kind `Numbers` where a parameter or moment is not finite, so that what is on the disk stays healthy; kind `Run` where
 /// the file cannot be written. The earlier `last.pt` is whole then.
 pub fn save(trainer: &Trainer, folder: &RunFolder) -> Result<()> {
-    let parameters = trainer.learner.network.parameters();
+    let parameters = trainer.engine.host().parameters();
     let tensors: Vec<&Tensor> = parameters.iter().map(|(_, var)| var.as_tensor()).collect();
     with_slices(&tensors, |slices| {
         healthy(trainer, slices)?;
@@ -78,9 +79,9 @@ fn same_file(_: &Path, _: &Path) -> bool {
 
 /// Refuses to save numbers that no training can go on from.
 fn healthy(trainer: &Trainer, parameters: &[&[f32]]) -> Result<()> {
-    let names = || trainer.learner.network.parameters().iter().map(|(name, _)| name);
+    let names = || trainer.engine.host().parameters().iter().map(|(name, _)| name);
     let moments =
-        trainer.learner.optimizer.moments().iter().flat_map(|m| [m.exp_avg.as_slice(), &m.exp_avg_sq]);
+        trainer.engine.host().optimizer.moments().iter().flat_map(|m| [m.exp_avg.as_slice(), &m.exp_avg_sq]);
     let bad = |values: &[f32]| values.par_chunks(GRAIN).any(|part| part.iter().any(|v| !v.is_finite()));
     let sick = names().zip(parameters).find(|(_, values)| bad(values)).map(|(name, _)| name.to_owned());
     let sick = sick.or_else(|| {
@@ -98,30 +99,30 @@ fn healthy(trainer: &Trainer, parameters: &[&[f32]]) -> Result<()> {
 /// What resuming needs beside weights and moments.
 fn extra(trainer: &Trainer) -> Vec<(String, Value<'static>)> {
     let schedule = Value::dict([
-        ("last_epoch", int(trainer.schedule.steps())),
+        ("last_epoch", Value::whole(trainer.schedule.steps())),
         ("lr", Value::Float(trainer.schedule.lr())),
     ]);
     let mut all = trainer.progress.to_values();
     let bad_clips = trainer.bad_clips.ids().iter().map(|(id, why)| (id.clone(), Value::Str(why.clone())));
     all.extend([
         ("bad_clips".to_owned(), Value::dict(bad_clips)),
-        ("optimizer_steps".to_owned(), int(trainer.learner.optimizer.steps())),
-        ("seed".to_owned(), int(trainer.seed())),
+        ("optimizer_steps".to_owned(), Value::whole(trainer.engine.host().optimizer.steps())),
+        ("seed".to_owned(), Value::whole(trainer.seed())),
         ("scheduler_state".to_owned(), schedule),
         ("dataset".to_owned(), Value::Str(trainer.dataset().to_owned())),
         ("files".to_owned(), Value::Str(trainer.files().to_owned())),
         ("config".to_owned(), Value::Str(trainer.config().to_owned())),
     ]);
-    let chunk = trainer.learner.chunk_to_save();
-    all.extend(chunk.map(|chunk| ("frames_per_chunk".to_owned(), int(chunk as u64))));
+    let chunk = trainer.engine.chunk_to_save();
+    all.extend(chunk.map(|chunk| ("frames_per_chunk".to_owned(), Value::whole(chunk as u64))));
     // As PyTorch users save their GradScaler's.
-    all.extend(trainer.learner.loss_scale().map(|scale| ("scaler_state".to_owned(), scale.to_value())));
+    all.extend(trainer.engine.loss_scale().map(|scale| ("scaler_state".to_owned(), scale.to_value())));
     all
 }
 
 /// The optimizer's `state_dict`.
 fn optimizer_state(trainer: &Trainer) -> Value<'_> {
-    let (optimizer, parameters) = (&trainer.learner.optimizer, trainer.learner.network.parameters());
+    let (optimizer, parameters) = (&trainer.engine.host().optimizer, trainer.engine.host().parameters());
     let scheduled = trainer.schedule.kind() != SchedulerKind::None;
     let initial_lr = scheduled.then(|| trainer.schedule.base_lr());
     let (lr, weight_decay) = (trainer.schedule.lr(), optimizer.weight_decay());

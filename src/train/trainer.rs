@@ -3,26 +3,26 @@
 use std::time::{Duration, Instant};
 
 use crate::Result;
+use crate::config::streams::image_streams;
 use crate::config::{CheckpointEvery, Experiment};
 use crate::data::{BadClips, Dataset, Phase};
+use crate::engine::device::Compute;
+use crate::engine::{self, End, Engine, Outcome, Placed, Step};
 use crate::error::Kind;
 use crate::model::Activation;
 use crate::nn::Pass;
-use crate::nn::device::Compute;
 use crate::observe::metrics::EpochMetrics;
 use crate::observe::{Observer, run_folder::RunFolder};
-use crate::train::accelerator::{End, Outcome};
-use crate::train::feed::TensorBatch;
-use crate::train::learner::Place;
+use crate::optim::Schedule;
 use crate::train::nonfinite::Nonfinite;
 use crate::train::progress::Mean;
 use crate::train::stop::{Signal, Stop};
-use crate::train::{Feed, Learner, Progress, Schedule, state};
+use crate::train::{Feed, Progress, state};
 
 /// Everything that training changes, and what it depends on.
 pub struct Trainer {
     /// The network and its optimizer.
-    pub learner: Learner,
+    pub engine: Box<dyn Engine>,
     /// The learning rate.
     pub schedule: Schedule,
     /// Where the run stands.
@@ -32,6 +32,8 @@ pub struct Trainer {
     rules: Rules,
     seed: u64,
     images_a_clip: usize,
+    /// Images that this process has trained on in this epoch.
+    images: usize,
     config: String,
     dataset: String,
     files: String,
@@ -74,29 +76,26 @@ struct Saved {
     progress: Progress,
 }
 
-/// What came of the batches of one step.
-#[derive(Default)]
+/// A step, and what the message needs where its numbers are not finite.
 struct Window {
-    batches: usize,
-    /// The losses that are known so far.
-    loss: Mean,
+    step: Step,
     /// Positions of the clips in the dataset.
     clips: Vec<usize>,
     /// The first batch whose loss is not finite, or else the last one.
-    suspect: Option<TensorBatch>,
+    suspect: Option<Placed>,
 }
 
 impl Trainer {
-    /// At the start of an experiment, with initial weights from its seed.
+    /// At the start of an experiment on `dataset`, with initial weights from its seed.
     ///
     /// # Errors
     /// Where the tensor library or the GPU fails.
-    pub fn new(c: &Experiment, compute: &Compute) -> Result<Self> {
+    pub fn new(c: &Experiment, compute: &Compute, dataset: &Dataset) -> Result<Self> {
         Ok(Self {
-            learner: Learner::new(c, compute)?,
+            engine: engine::new(c, compute)?,
             schedule: Schedule::new(&c.optimization),
             progress: Progress::default(),
-            bad_clips: BadClips::new(0),
+            bad_clips: BadClips::new(dataset.clips.len()),
             rules: Rules {
                 epochs: c.optimization.epochs,
                 accumulate: c.optimization.accumulate,
@@ -105,19 +104,12 @@ impl Trainer {
                 checkpoint_every: c.run.checkpoint_every,
             },
             seed: c.run.seed,
-            images_a_clip: 3 * c.model.sequence_length,
+            images: 0,
+            images_a_clip: image_streams().count() * c.model.sequence_length,
             config: c.to_checkpoint_toml(),
-            dataset: String::new(),
-            files: String::new(),
+            dataset: dataset.fingerprint(),
+            files: dataset.files_fingerprint(),
         })
-    }
-
-    /// Notes which data it trains on.
-    #[must_use]
-    pub fn on_dataset(mut self, dataset: &Dataset) -> Self {
-        (self.dataset, self.files) = (dataset.fingerprint(), dataset.files_fingerprint());
-        self.bad_clips = BadClips::new(dataset.clips.len());
-        self
     }
 
     /// How many epochs it trains in all.
@@ -158,7 +150,7 @@ impl Trainer {
     /// checkpoint cannot be written.
     pub fn run(&mut self, with: &mut Surroundings) -> Result<Ended> {
         let mut saved = Saved { at: Instant::now(), progress: self.progress.clone() };
-        self.learner.to_gpu()?;
+        self.engine.push()?;
         with.observer.start(self.rules.epochs, self.progress.epoch + 1, self.steps_an_epoch(with.feed));
         while self.progress.epoch < self.rules.epochs {
             match self.epoch(with, &mut saved) {
@@ -189,7 +181,8 @@ impl Trainer {
     /// One epoch, or what is left of it; the signal that ended it early.
     fn epoch(&mut self, with: &mut Surroundings, saved: &mut Saved) -> Result<Option<Signal>> {
         let epoch = self.progress.epoch + 1;
-        let (begun, clips) = (Instant::now(), self.progress.partial.loss.weight);
+        let begun = Instant::now();
+        self.images = 0;
         with.observer.begin_epoch(epoch, self.steps_an_epoch(with.feed));
         while self.progress.partial.batches < with.feed.steps() {
             if let Some(signal) = with.stop.requested() {
@@ -200,8 +193,7 @@ impl Trainer {
                 self.save(with, saved)?;
             }
         }
-        let (train_seconds, clips) =
-            (begun.elapsed().as_secs_f64(), self.progress.partial.loss.weight - clips);
+        let train_seconds = begun.elapsed().as_secs_f64();
         let (val_loss, val_accuracy) = match self.validate(epoch, with)? {
             Ok(scores) => scores,
             Err(signal) => return Ok(Some(signal)),
@@ -218,7 +210,7 @@ impl Trainer {
             skipped_steps: partial.skipped_steps,
             bad_clips: self.bad_clips.ids().keys().cloned().collect(),
             seconds: begun.elapsed().as_secs_f64(),
-            images_per_second: (clips * self.images_a_clip) as f64 / train_seconds,
+            images_per_second: self.images as f64 / train_seconds,
             data_wait_seconds: with.feed.take_wait().as_secs_f64(),
         };
         self.schedule.step();
@@ -240,32 +232,32 @@ impl Trainer {
     /// One training step, of as many batches as the experiment says or as the epoch still has.
     fn step(&mut self, epoch: usize, with: &mut Surroundings) -> Result<()> {
         let left = with.feed.steps() - self.progress.partial.batches;
-        let mut window = Window { batches: self.rules.accumulate.min(left), ..Window::default() };
-        for _ in 0..window.batches {
+        let batches = self.rules.accumulate.min(left);
+        let mut window = Window { step: Step::of(batches), clips: Vec::new(), suspect: None };
+        for _ in 0..batches {
             let batch = with.feed.next(Phase::Train, epoch - 1)?;
             self.count_skipped(&batch, with)?;
-            if !batch.clips.is_empty() {
+            if batch.clips() > 0 {
                 self.forward_backward(batch, &mut window, with)?;
             }
         }
-        if !window.clips.is_empty() {
+        if !window.step.is_empty() {
             self.progress.step += 1;
-            self.update(epoch, &mut window, with)?;
+            self.update(epoch, batches, window, with)?;
         }
-        self.progress.partial.batches += window.batches;
+        self.progress.partial.batches += batches;
         Ok(())
     }
 
     /// Sends the next batch to a GPU while it computes with this one.
     fn look_ahead(&mut self, feed: &mut Feed) -> Result<()> {
-        // Without a GPU nobody waits for the loader before its batch is needed.
-        let ahead = if self.learner.looks_ahead() { feed.peek() } else { None };
-        ahead.map_or(Ok(()), |batch| self.learner.send(batch))
+        let ahead = if self.engine.sends_ahead() { feed.peek() } else { None };
+        ahead.filter(|batch| batch.clips() > 0).map_or(Ok(()), |batch| self.engine.send(batch))
     }
 
     /// Notes the clips that a batch lacks.
-    fn count_skipped(&mut self, batch: &TensorBatch, with: &Surroundings) -> Result<()> {
-        for clip in &batch.skipped {
+    fn count_skipped(&mut self, batch: &Placed, with: &Surroundings) -> Result<()> {
+        for clip in &batch.batch.skipped {
             if self.bad_clips.add(clip)? {
                 with.observer.bad_clip(clip);
             }
@@ -273,31 +265,27 @@ impl Trainer {
         Ok(())
     }
 
-    /// Says so where the GPU's memory let fewer frames through at a time than were planned.
-    fn note_chunk(&mut self, with: &Surroundings) {
-        let chunk = self.learner.chunk();
-        if let (Some(frames), true) = (chunk, chunk != self.learner.plan.chunk) {
+    /// Says so where the memory let fewer frames through at a time than before.
+    fn note_chunk(&self, before: Option<usize>, with: &Surroundings) {
+        if let (Some(frames), true) = (self.engine.chunk(), self.engine.chunk() != before) {
             with.observer.smaller_chunk(frames);
-            self.learner.plan.chunk = chunk;
         }
     }
 
     fn forward_backward(
         &mut self,
-        mut batch: TensorBatch,
+        mut batch: Placed,
         window: &mut Window,
         with: &mut Surroundings,
     ) -> Result<()> {
         // As in one large batch, a clip's dropout masks depend on its place in the step.
-        let pass = Pass { first_row: window.clips.len(), ..Pass::training(self.seed, self.progress.step) };
-        let place = Place { first: window.clips.is_empty(), alone: window.batches == 1 };
-        let loss = self.learner.forward_backward(&mut batch, &pass, place)?;
-        self.note_chunk(with);
-        let was_finite = window.loss.sum.is_finite();
-        if let Some(loss) = loss {
-            window.loss.add(loss, batch.clips.len());
-        }
-        window.clips.extend(&batch.clips);
+        let pass = Pass { first_row: window.step.clips(), ..Pass::training(self.seed, self.progress.step) };
+        let chunk = self.engine.chunk();
+        let finite = |step: &Step| step.loss().is_none_or(f64::is_finite);
+        let was_finite = window.step.is_empty() || finite(&window.step);
+        self.engine.train(&mut batch, &pass, &mut window.step)?;
+        self.note_chunk(chunk, with);
+        window.clips.extend(&batch.batch.clips);
         if was_finite {
             window.suspect = Some(batch);
         }
@@ -305,18 +293,21 @@ impl Trainer {
     }
 
     /// Updates the parameters, unless a number is not finite.
-    fn update(&mut self, epoch: usize, window: &mut Window, with: &mut Surroundings) -> Result<()> {
-        let (lr, clips) = (self.schedule.lr(), window.clips.len());
-        let known = (window.loss.weight > 0).then(|| window.loss.get());
-        self.learner.update(lr, self.rules.grad_clip, clips, known)?;
+    fn update(
+        &mut self,
+        epoch: usize,
+        batches: usize,
+        window: Window,
+        with: &mut Surroundings,
+    ) -> Result<()> {
+        let Window { step, clips, suspect } = window;
+        let (lr, known, weight) = (self.schedule.lr(), step.loss(), step.weight());
+        let pending = self.engine.update(step, lr, self.rules.grad_clip)?;
         self.look_ahead(with.feed)?;
-        let Outcome { loss, norm, end } = self.learner.outcome()?;
-        if known.is_none() {
-            window.loss.add(loss, clips);
-        }
-        let loss = window.loss.get();
+        let Outcome { loss, norm, end } = self.engine.outcome(pending)?;
+        let loss = known.unwrap_or(loss);
         match end {
-            End::NotFinite => return self.leave_out(epoch, window, norm, with),
+            End::NotFinite => return self.leave_out(epoch, loss, norm, (&clips, suspect), with),
             End::Rescaled(scale) => {
                 self.progress.partial.skipped_steps += 1;
                 with.observer.rescaled(self.progress.step, scale);
@@ -326,17 +317,24 @@ impl Trainer {
         }
         self.progress.nonfinite_in_a_row = 0;
         let partial = &mut self.progress.partial;
-        partial.loss.add(loss, clips);
+        partial.loss.add(loss, weight);
         partial.grad_norm.add(norm, 1);
-        let step_of_epoch = (partial.batches + window.batches).div_ceil(self.rules.accumulate);
-        let images = clips * self.images_a_clip;
+        let step_of_epoch = (partial.batches + batches).div_ceil(self.rules.accumulate);
+        let images = clips.len() * self.images_a_clip;
+        self.images += images;
         with.observer.step(step_of_epoch, self.progress.step, loss, norm, lr, images);
         Ok(())
     }
 
     /// Leaves a step out, if the experiment lets it.
-    fn leave_out(&mut self, epoch: usize, window: &Window, norm: f64, with: &mut Surroundings) -> Result<()> {
-        let loss = window.loss.get();
+    fn leave_out(
+        &mut self,
+        epoch: usize,
+        loss: f64,
+        norm: f64,
+        (clips, suspect): (&[usize], Option<Placed>),
+        with: &mut Surroundings,
+    ) -> Result<()> {
         let what = if loss.is_finite() {
             format!("the gradient's norm is {norm}")
         } else {
@@ -347,7 +345,7 @@ impl Trainer {
             epoch,
             step: self.progress.step,
             lr: self.schedule.lr(),
-            clips: with.feed.ids(&window.clips),
+            clips: with.feed.ids(clips),
             skipped: self.progress.nonfinite_in_a_row,
             in_validation: false,
             activations: Ok(Vec::new()),
@@ -358,9 +356,9 @@ impl Trainer {
             with.observer.left_out(&found.line());
             return Ok(());
         }
-        if let Some(batch) = &window.suspect {
-            found.clips = with.feed.ids(&batch.clips);
-            found.activations = self.activations(batch);
+        if let Some(batch) = suspect {
+            found.clips = with.feed.ids(&batch.batch.clips);
+            found.activations = self.activations(&batch);
         }
         Err(found.into_error())
     }
@@ -376,28 +374,29 @@ impl Trainer {
             }
             let mut batch = with.feed.next(Phase::Validation, epoch - 1)?;
             self.count_skipped(&batch, with)?;
-            if batch.clips.is_empty() {
+            if batch.clips() == 0 {
                 with.observer.validation_step();
                 continue;
             }
-            self.learner.evaluate(&mut batch)?;
-            self.note_chunk(with);
+            let chunk = self.engine.chunk();
+            let evaluating = self.engine.evaluate(&mut batch)?;
+            self.note_chunk(chunk, with);
             self.look_ahead(with.feed)?;
-            let score = self.learner.score()?;
+            let score = self.engine.score(evaluating)?;
             if !score.loss.is_finite() {
                 let found = Nonfinite {
                     what: format!("the validation loss is {}", score.loss),
                     epoch,
                     step: self.progress.step,
                     lr: self.schedule.lr(),
-                    clips: with.feed.ids(&batch.clips),
+                    clips: with.feed.ids(&batch.batch.clips),
                     skipped: 0,
                     in_validation: true,
                     activations: self.activations(&batch),
                 };
                 return Err(found.into_error());
             }
-            loss.add(score.loss, batch.clips.len());
+            loss.add(score.loss, score.weight);
             correct += score.correct;
             with.observer.validation_step();
         }
@@ -405,8 +404,8 @@ impl Trainer {
     }
 
     /// How large the modules' outputs are for a batch, computed on the CPU.
-    fn activations(&mut self, batch: &TensorBatch) -> Result<Vec<Activation>, String> {
-        let found = self.learner.to_host().and_then(|()| self.learner.network.activations(&batch.inputs));
+    fn activations(&mut self, batch: &Placed) -> Result<Vec<Activation>, String> {
+        let found = self.engine.pull().and_then(|()| self.engine.host().activations(batch));
         found.map_err(|error| error.to_string())
     }
 
@@ -425,7 +424,7 @@ impl Trainer {
     }
 
     fn save(&mut self, with: &mut Surroundings, saved: &mut Saved) -> Result<()> {
-        self.learner.to_host()?;
+        self.engine.pull()?;
         with.observer.flush();
         state::save(self, with.folder)?;
         *saved = Saved { at: Instant::now(), progress: self.progress.clone() };

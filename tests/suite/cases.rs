@@ -11,10 +11,15 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 use slt_run::checkpoint;
-use slt_run::config::{self, Optimization, OptimizerKind, SchedulerKind};
-use slt_run::model::Inputs;
-use slt_run::nn::{Images, Parameters, Pass};
-use slt_run::train::{Network, Optimizer, Schedule, state};
+use slt_run::config::{self, Experiment, Optimization, OptimizerKind, SchedulerKind};
+use slt_run::data::{Batch, Pixels, Sizes};
+use slt_run::engine::device::Compute;
+use slt_run::engine::{self, Placed, Step};
+use slt_run::nn::{Parameters, Pass};
+use slt_run::optim::Schedule;
+use slt_run::train::state;
+
+use crate::support;
 
 pub const FIRST_LOGITS: f64 = 1e-5;
 pub const GRADIENTS: f64 = 1e-4;
@@ -25,7 +30,9 @@ pub const FINAL_PARAMETERS: f64 = 1e-3;
 #[test]
 fn cases_repeat_pytorchs_training() {
     for case in all() {
-        case.run();
+        for compute in [Compute::Cpu, Compute::Graph(Device::Cpu)] {
+            case.run(&compute);
+        }
     }
 }
 
@@ -57,60 +64,62 @@ impl Case {
         Self { path: path.to_owned(), json, arrays, model, optimization }
     }
 
-    fn tensor(&self, name: &str) -> Tensor {
-        let (shape, values) = &self.arrays[name];
-        Tensor::from_slice(values, shape.as_slice(), &Device::Cpu).unwrap()
+    /// The experiment that the case is of.
+    pub fn experiment(&self) -> Experiment {
+        support::experiment_of(self.model.clone(), self.optimization.clone(), &[])
     }
 
-    pub fn batch(&self, step: usize) -> (Inputs, Tensor) {
-        let part = |name: &str| self.tensor(&format!("batch_{step}/{name}"));
-        let images = |name: &str| {
-            let images = part(name);
-            let (b, t, c, h, w) = images.dims5().unwrap();
-            Images::Normalised(images.reshape((b * t, c, h, w)).unwrap())
+    pub fn batch(&self, step: usize) -> Batch {
+        let part = |name: &str| &self.arrays[&format!("batch_{step}/{name}")];
+        let (shape, targets) = part("target");
+        let sizes = Sizes {
+            frames: self.model.sequence_length,
+            image_size: self.model.image_size,
+            pose: 3 * self.model.pose_landmarks,
         };
-        let inputs = Inputs {
-            images: [images("face"), images("hand_l"), images("hand_r")],
-            pose: part("pose"),
-            pad_mask: part("pad_mask").to_dtype(candle_core::DType::U8).unwrap(),
-        };
-        (inputs, part("target").to_dtype(candle_core::DType::U32).unwrap())
+        let mut batch = Batch::new((0..shape[0]).collect(), sizes);
+        let images = |name: &&str| Pixels::Normalised(part(name).1.clone());
+        batch.images = ["face", "hand_l", "hand_r"].iter().map(images).collect();
+        batch.pose = part("pose").1.clone();
+        batch.pad_mask = part("pad_mask").1.iter().map(|&valid| valid > 0.0).collect();
+        batch.targets = targets.iter().map(|&target| target as u32).collect();
+        batch
     }
 
-    fn run(&self) {
-        let name = self.path.display();
-        let smoothing = self.optimization.label_smoothing;
-        let network = Network::new(&self.model, smoothing, &Device::Cpu, 0).unwrap();
-        let parameters = network.parameters();
-        state::init_from(&self.path.join("init.pt"), parameters).unwrap();
-        let mut optimizer = Optimizer::new(&self.optimization, parameters);
+    fn run(&self, compute: &Compute) {
+        let name = format!("{} on {}", self.path.display(), compute.describe());
+        let c = self.experiment();
+        let mut engine = engine::new(&c, compute).unwrap();
+        state::init_from(&self.path.join("init.pt"), engine.host().parameters()).unwrap();
+        engine.push().unwrap();
         let mut schedule = Schedule::new(&self.optimization);
 
-        let (inputs, _) = self.batch(0);
-        let found = network.logits(&inputs).unwrap();
-        check(&format!("{name}: first logits"), &values(&found), &self.arrays["logits_0"].1, FIRST_LOGITS);
+        let found = support::logits(engine.as_mut(), &mut self.batch(0).into());
+        check(&format!("{name}: first logits"), &found, &self.arrays["logits_0"].1, FIRST_LOGITS);
 
         let losses = numbers(&self.json["loss"]);
         let rates = numbers(&self.json["lr_used"]);
-        for (step, (expected, rate)) in losses.iter().zip(&rates).enumerate() {
-            let (inputs, targets) = self.batch(step);
-            let result = network.train(&inputs, &targets, &Pass::training(0, step as u64)).unwrap();
-            assert!((schedule.lr() - rate).abs() <= 1e-9 * rate, "{name}: rate of step {step}");
-            let error = (result.loss - expected).abs() / expected.abs();
-            assert!(error <= LOSSES, "{name}: loss {step} is {}, not {expected}", result.loss);
-            if step == 0 {
-                let found: Vec<_> = result.gradients.iter().map(values).collect();
-                let (key, worst) = self.gradients_off(parameters, &found);
+        for (at, (expected, rate)) in losses.iter().zip(&rates).enumerate() {
+            let (mut batch, mut step) = (Placed::from(self.batch(at)), Step::of(1));
+            engine.train(&mut batch, &Pass::training(0, at as u64), &mut step).unwrap();
+            assert!((schedule.lr() - rate).abs() <= 1e-9 * rate, "{name}: rate of step {at}");
+            let loss = step.loss().unwrap();
+            let error = (loss - expected).abs() / expected.abs();
+            assert!(error <= LOSSES, "{name}: loss {at} is {loss}, not {expected}");
+            if at == 0 {
+                let found = engine.gradients(&step).unwrap();
+                let (key, worst) = self.gradients_off(engine.host().parameters(), &found);
                 assert!(worst <= GRADIENTS, "{name}: the gradient of {key} is off by {worst:.2e}");
             }
-            optimizer.step(parameters, &result.gradients, schedule.lr(), 1.0).unwrap();
+            let pending = engine.update(step, schedule.lr(), None).unwrap();
+            engine.outcome(pending).unwrap();
             schedule.step();
         }
 
-        let (inputs, _) = self.batch(losses.len() - 1);
-        let found = network.logits(&inputs).unwrap();
-        check(&format!("{name}: last logits"), &values(&found), &self.arrays["logits_final"].1, FINAL_LOGITS);
-        let (key, worst) = self.parameters_off(parameters);
+        let found = support::logits(engine.as_mut(), &mut self.batch(losses.len() - 1).into());
+        check(&format!("{name}: last logits"), &found, &self.arrays["logits_final"].1, FINAL_LOGITS);
+        engine.pull().unwrap();
+        let (key, worst) = self.parameters_off(engine.host().parameters());
         assert!(worst <= FINAL_PARAMETERS, "{name}: {key} is off by {worst:.2e}");
     }
 

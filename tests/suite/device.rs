@@ -1,7 +1,7 @@
 //! Where a run computes, and what is said where that is not what was asked for. A test that needs a GPU's absence asks
 //! for one that no machine has.
 
-use slt_run::nn::device::Compute;
+use slt_run::engine::device::Compute;
 
 use crate::support::{Outcome, TINY, World, line_of};
 

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use slt_run::config::{self, Layers};
+use slt_run::engine::{self, device::Compute};
 use slt_run::nn::Parameters;
-use slt_run::train::{Network, state};
+use slt_run::train::state;
 
 use crate::support::{Outcome, World};
 
@@ -119,8 +120,9 @@ fn checkpoints_are_whole(runs: &Repeated, folder: &str, saved_before: usize, nam
 
 fn network(experiment: &Path) -> Parameters {
     let layers = Layers { files: vec![experiment.to_owned()], ..Layers::default() };
-    let model = config::resolve(&layers).unwrap().experiment.model;
-    Network::new(&model, 0.1, &candle_core::Device::Cpu, 1).unwrap().parameters().clone()
+    let c = config::resolve(&layers).unwrap().experiment;
+    let engine = engine::new(&c, &Compute::Cpu).unwrap();
+    engine.host().parameters().clone()
 }
 
 /// After a fault the same command with `--resume` ends with the checkpoints of a run that nothing disturbed.

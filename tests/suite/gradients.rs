@@ -1,15 +1,15 @@
 //! The gradients that training uses, of all parameters, at sizes that no vector or tile divides: against the same
 //! network as plain Candle operations, and against finite differences of the loss.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use slt_run::Result;
-use slt_run::config::{Backbone, Model};
-use slt_run::model::{Classifier, Inputs};
-use slt_run::nn::{Images, Parameters, Pass, loss};
-use slt_run::train::Network;
+use slt_run::config::{Backbone, Chunk, Experiment, Model};
+use slt_run::data::{Batch, Pixels, Sizes};
+use slt_run::engine::device::Compute;
+use slt_run::engine::{self, Engine, Placed, Step};
+use slt_run::nn::{Parameters, Pass};
 
-const SEED: u64 = 11;
-const SMOOTHING: f64 = 0.1;
+use crate::support;
 
 /// The sizes of a network and its batch.
 #[derive(Clone, Copy)]
@@ -104,40 +104,57 @@ impl Case {
         }
     }
 
-    fn batch(&self) -> candle_core::Result<(Inputs, Tensor)> {
-        let (cpu, rows) = (&Device::Cpu, self.clips * self.frames);
-        let images = |stream: usize| {
-            let count = rows * self.image * self.image * 3;
-            let bytes: Vec<u8> = (0..count).map(|i| ((i + stream) * (i + 7) % 251) as u8).collect();
-            let bytes = Tensor::from_vec(bytes, (rows, self.image, self.image, 3), cpu)?;
-            if self.bytes {
-                return Ok(Images::Bytes(bytes));
+    fn batch(&self) -> Placed {
+        let sizes = Sizes { frames: self.frames, image_size: self.image, pose: 3 };
+        let (rows, plane) = (self.clips * self.frames, self.image * self.image);
+        let mut batch = Batch::new((0..self.clips).collect(), sizes);
+        for (stream, pixels) in batch.images.iter_mut().enumerate() {
+            let bytes = pixels.bytes_mut();
+            bytes.iter_mut().enumerate().for_each(|(i, x)| *x = ((i + stream) * (i + 7) % 251) as u8);
+            if !self.bytes {
+                let float = |i: usize| {
+                    let (image, channel, at) = (i / (3 * plane), i / plane % 3, i % plane);
+                    f32::from(bytes[(image * plane + at) * 3 + channel]) / 64.0 - 2.0
+                };
+                *pixels = Pixels::Normalised((0..rows * 3 * plane).map(float).collect());
             }
-            let floats = bytes.to_dtype(DType::F32)?.permute((0, 3, 1, 2))?.contiguous()?;
-            Ok(Images::Normalised(floats.affine(1.0 / 64.0, -2.0)?))
-        };
-        let images: candle_core::Result<Vec<_>> = (0..3).map(images).collect();
+        }
+        batch.pose.iter_mut().enumerate().for_each(|(i, x)| *x = (i as f32).sin());
         // Every second clip ends a frame early.
-        let valid = |i: usize| u8::from(self.frames == 1 || i % (2 * self.frames) + 1 != self.frames);
-        let mask: Vec<u8> = (0..rows).map(valid).collect();
-        let targets: Vec<u32> = (0..self.clips).map(|i| (i * 5 + 1) as u32 % self.classes as u32).collect();
-        let inputs = Inputs {
-            images: images?.try_into().expect("three streams"),
-            pose: Tensor::arange(0f32, (rows * 3) as f32, cpu)?.sin()?.reshape((
-                self.clips,
-                self.frames,
-                3,
-            ))?,
-            pad_mask: Tensor::from_vec(mask, (self.clips, self.frames), cpu)?,
-        };
-        Ok((inputs, Tensor::from_vec(targets, self.clips, cpu)?))
+        let valid = |i: usize| self.frames == 1 || i % (2 * self.frames) + 1 != self.frames;
+        batch.pad_mask = (0..rows).map(valid).collect();
+        batch.targets = (0..self.clips).map(|i| (i * 5 + 1) as u32 % self.classes as u32).collect();
+        batch.into()
     }
 
-    fn network(&self, chunk: Option<usize>) -> Result<Network> {
-        let network = Network::new(&self.model(), SMOOTHING, &Device::Cpu, SEED)?.in_chunks(chunk);
-        shift(network.parameters())?;
-        Ok(network)
+    fn experiment(&self, chunk: Option<usize>) -> Experiment {
+        let mut c = support::experiment_of(
+            self.model(),
+            support::experiment(&[]).optimization,
+            &[("run.seed", "11")],
+        );
+        c.data.batch_size = self.clips;
+        c.optimization.frames_per_chunk = chunk.map_or(Chunk::Auto, Chunk::Frames);
+        c
     }
+
+    /// The network on the CPU's engine or, without one, as a plain graph.
+    fn engine(&self, compute: &Compute, chunk: Option<usize>) -> Result<Box<dyn Engine>> {
+        let mut engine = engine::new(&self.experiment(chunk), compute)?;
+        shift(engine.host().parameters())?;
+        engine.push()?;
+        Ok(engine)
+    }
+}
+
+const GRAPH: Compute = Compute::Graph(Device::Cpu);
+
+/// Loss and gradients of a step of one batch.
+fn step(engine: &mut dyn Engine, batch: &mut Placed, pass: &Pass) -> Result<(f64, Vec<Vec<f32>>)> {
+    let mut step = Step::of(1);
+    engine.train(batch, pass, &mut step)?;
+    let gradients = engine.gradients(&step)?;
+    Ok((step.loss().unwrap_or(f64::NAN), gradients))
 }
 
 /// Moves every parameter away from where it starts, so that biases of 0 and weights of 1 matter.
@@ -150,44 +167,38 @@ fn shift(parameters: &Parameters) -> candle_core::Result<()> {
     Ok(())
 }
 
-fn flat(tensor: &Tensor) -> candle_core::Result<Vec<f64>> {
-    tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1()
+/// The norm of the difference of `a` and `b`.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    norm(a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)))
 }
 
 fn norm(numbers: impl Iterator<Item = f64>) -> f64 {
     numbers.map(|x| x * x).sum::<f64>().sqrt()
 }
 
+fn length(numbers: &[f32]) -> f64 {
+    norm(numbers.iter().map(|&x| f64::from(x)))
+}
+
 #[test]
 fn gradients_are_those_of_the_plain_graph() -> Result<()> {
     for (at, case) in CASES.into_iter().enumerate() {
-        let (inputs, targets) = case.batch()?;
-        let pass = Pass::training(3, 9);
-        let classifier = Classifier::new(&case.model(), &Device::Cpu, SEED)?;
-        shift(classifier.parameters())?;
-        let plain = loss::cross_entropy(&classifier.forward(&inputs, &pass)?, &targets, SMOOTHING)?;
-        let store = plain.backward()?;
-        let plain = f64::from(plain.to_scalar::<f32>()?);
-        let expected: candle_core::Result<Vec<Vec<f64>>> = classifier
-            .parameters()
-            .iter()
-            .map(|(_, var)| flat(store.get(var).expect("a gradient")))
-            .collect();
-        let expected = expected?;
-        let whole = norm(expected.iter().flatten().copied());
+        let (mut batch, pass) = (case.batch(), Pass::training(3, 9));
+        let (plain, expected) = step(case.engine(&GRAPH, None)?.as_mut(), &mut batch, &pass)?;
+        let whole = norm(expected.iter().flatten().map(|&x| f64::from(x)));
         for chunk in [None, Some(1), Some(2)] {
-            let network = case.network(chunk)?;
+            let mut engine = case.engine(&Compute::Cpu, chunk)?;
             // Twice: the second step finds the first one's buffers.
-            network.train(&inputs, &targets, &Pass::training(3, 8))?;
-            let step = network.train(&inputs, &targets, &pass)?;
-            assert!((step.loss / plain - 1.0).abs() < 1e-5, "case {at}: loss {} and {plain}", step.loss);
-            assert_eq!(step.gradients.len(), expected.len());
-            for (((name, var), found), expected) in
-                network.parameters().iter().zip(&step.gradients).zip(&expected)
-            {
-                assert_eq!(found.dims(), var.dims(), "{name}");
-                let error = norm(flat(found)?.iter().zip(expected).map(|(a, b)| a - b));
-                let allowed = 3e-5 * norm(expected.iter().copied()) + 1e-6 * whole;
+            step(engine.as_mut(), &mut batch, &Pass::training(3, 8))?;
+            let (loss, found) = step(engine.as_mut(), &mut batch, &pass)?;
+            assert!((loss / plain - 1.0).abs() < 1e-5, "case {at}: loss {loss} and {plain}");
+            assert_eq!(found.len(), expected.len());
+            let parameters = engine.host().parameters();
+            for (((name, var), found), expected) in parameters.iter().zip(&found).zip(&expected) {
+                assert_eq!(found.len(), var.elem_count(), "{name}");
+                let error = distance(found, expected);
+                let allowed = 3e-5 * length(expected) + 1e-6 * whole;
                 assert!(error <= allowed, "case {at}, chunk {chunk:?}, {name}: {error} > {allowed}");
             }
         }
@@ -199,25 +210,27 @@ fn gradients_are_those_of_the_plain_graph() -> Result<()> {
 #[test]
 fn gradients_are_those_of_finite_differences() -> Result<()> {
     for (at, case) in [SMALLEST, Case { depth: 1, ..CASES[2] }].into_iter().enumerate() {
-        let (inputs, targets) = case.batch()?;
-        let pass = Pass::training(3, 9);
-        let network = case.network(None)?;
-        let step = network.train(&inputs, &targets, &pass)?;
-        for ((name, var), gradient) in network.parameters().iter().zip(&step.gradients) {
-            let length = norm(flat(gradient)?.into_iter());
+        let (mut batch, pass) = (case.batch(), Pass::training(3, 9));
+        let mut engine = case.engine(&Compute::Cpu, None)?;
+        let (loss, gradients) = step(engine.as_mut(), &mut batch, &pass)?;
+        let vars: Vec<(String, candle_core::Var)> =
+            engine.host().parameters().iter().map(|(name, var)| (name.to_owned(), var.clone())).collect();
+        for ((name, var), gradient) in vars.iter().zip(&gradients) {
+            let length = length(gradient);
+            let gradient = Tensor::from_slice(gradient, var.dims(), &Device::Cpu)?;
             let here = var.as_tensor().copy()?;
             // Far enough for f32's digits, near enough to meet few of ReLU's kinks.
             let far = (1e-3 / length.max(1e-9)).clamp(2e-4, 1e-2);
-            let loss_at = |distance: f64| -> Result<f64> {
-                var.set(&(&here + (gradient * (distance / length.max(1e-9)))?)?)?;
-                Ok(network.train(&inputs, &targets, &pass)?.loss)
+            let mut loss_at = |distance: f64| -> Result<f64> {
+                var.set(&(&here + (&gradient * (distance / length.max(1e-9)))?)?)?;
+                Ok(step(engine.as_mut(), &mut batch, &pass)?.0)
             };
-            let change = |far: f64| -> Result<f64> { Ok(loss_at(far)? - loss_at(-far)?) };
+            let mut change = |far: f64| -> Result<f64> { Ok(loss_at(far)? - loss_at(-far)?) };
             // Richardson's rule takes the loss's third derivative out.
             let change = (8.0 * change(far / 2.0)? - change(far)?) / 3.0;
             var.set(&here)?;
             let expected = 2.0 * far * length;
-            let allowed = 0.02 * expected + 4e-6 * step.loss;
+            let allowed = 0.02 * expected + 4e-6 * loss;
             assert!(
                 (change - expected).abs() <= allowed,
                 "case {at}, {name}: the loss changes by {change}, not {expected}"
@@ -231,17 +244,21 @@ fn gradients_are_those_of_finite_differences() -> Result<()> {
 #[test]
 fn evaluation_is_the_plain_graphs() -> Result<()> {
     for (at, case) in CASES.into_iter().enumerate() {
-        let (inputs, targets) = case.batch()?;
-        let network = case.network(None)?;
-        let classifier = Classifier::new(&case.model(), &Device::Cpu, SEED)?;
-        shift(classifier.parameters())?;
-        let plain = classifier.forward(&inputs, &Pass::EVALUATION)?;
-        let expected = flat(&plain)?;
-        let error = norm(flat(&network.logits(&inputs)?)?.iter().zip(&expected).map(|(a, b)| a - b));
-        assert!(error <= 1e-5 * norm(expected.iter().copied()), "case {at}: {error}");
-        let score = network.evaluate(&inputs, &targets)?;
-        let plain = f64::from(loss::cross_entropy(&plain, &targets, SMOOTHING)?.to_scalar::<f32>()?);
-        assert!((score.loss / plain - 1.0).abs() < 1e-5, "case {at}: {} and {plain}", score.loss);
+        let mut batch = case.batch();
+        let (mut plain, mut fused) = (case.engine(&GRAPH, None)?, case.engine(&Compute::Cpu, None)?);
+        let expected = support::logits(plain.as_mut(), &mut batch);
+        let error = distance(&support::logits(fused.as_mut(), &mut batch), &expected);
+        assert!(error <= 1e-5 * length(&expected), "case {at}: {error}");
+        let evaluating = plain.evaluate(&mut batch)?;
+        let expected = plain.score(evaluating)?;
+        let evaluating = fused.evaluate(&mut batch)?;
+        let score = fused.score(evaluating)?;
+        assert!(
+            (score.loss / expected.loss - 1.0).abs() < 1e-5,
+            "case {at}: {} and {expected:?}",
+            score.loss
+        );
+        assert_eq!((score.weight, score.correct), (expected.weight, expected.correct), "case {at}");
     }
     Ok(())
 }

@@ -4,13 +4,13 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde_json::Value as Json;
 use slt_run::checkpoint::{Value, load, model_state};
 use slt_run::config::{self, Experiment, Layers};
-use slt_run::model::Inputs;
-use slt_run::nn::{Images, Pass};
-use slt_run::train::{Network, Optimizer};
+use slt_run::data::{Batch, Sizes};
+use slt_run::engine::{self, Engine, Step, device::Compute};
+use slt_run::nn::Pass;
 
 use crate::support::{Outcome, TINY, World, event_scalars, experiment};
 
@@ -349,45 +349,42 @@ fn every_optimizer_with_every_scheduler() {
 
 /// One step on random inputs: every gradient is finite and not zero, and every parameter moves.
 fn every_parameter_learns(c: &Experiment, clips: usize) {
-    let device = Device::Cpu;
-    let network = Network::new(&c.model, c.optimization.label_smoothing, &device, 1).unwrap();
-    let mut optimizer = Optimizer::new(&c.optimization, network.parameters());
-    let (frames, size) = (c.model.sequence_length, c.model.image_size);
-    let images = |stream: usize| {
-        let bytes =
-            (0..clips * frames * size * size * 3).map(|i| ((i * (2 * stream + 31)) % 251) as u8).collect();
-        Images::Bytes(Tensor::from_vec(bytes, (clips * frames, size, size, 3), &device).unwrap())
+    let mut engine = engine::new(c, &Compute::Cpu).unwrap();
+    let sizes = Sizes {
+        frames: c.model.sequence_length,
+        image_size: c.model.image_size,
+        pose: 3 * c.model.pose_landmarks,
     };
-    let pose: Vec<f32> =
-        (0..clips * frames * 3 * c.model.pose_landmarks).map(|i| (i as f32 * 0.7).sin()).collect();
-    let inputs = Inputs {
-        images: [0, 1, 2].map(images),
-        pose: Tensor::from_vec(pose, (clips, frames, 3 * c.model.pose_landmarks), &device).unwrap(),
-        pad_mask: Tensor::ones((clips, frames), candle_core::DType::U8, &device).unwrap(),
-    };
-    let targets = Tensor::from_vec((0..clips as u32).collect(), clips, &device).unwrap();
-    let step = network.train(&inputs, &targets, &Pass::training(1, 0)).unwrap();
-    assert!(step.loss.is_finite());
+    let mut batch = Batch::new((0..clips).collect(), sizes);
+    for (stream, pixels) in batch.images.iter_mut().enumerate() {
+        let bytes = pixels.bytes_mut().iter_mut().enumerate();
+        bytes.for_each(|(i, byte)| *byte = ((i * (2 * stream + 31)) % 251) as u8);
+    }
+    batch.pose.iter_mut().enumerate().for_each(|(i, x)| *x = (i as f32 * 0.7).sin());
+    batch.targets = (0..clips as u32).collect();
+    let mut step = Step::of(1);
+    engine.train(&mut batch.into(), &Pass::training(1, 0), &mut step).unwrap();
+    assert!(step.loss().unwrap().is_finite());
     // Sums tell whether a parameter moved without a second copy of all of them.
     let print = |tensor: &Tensor| {
-        tensor
-            .flatten_all()
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap()
-            .iter()
-            .map(|x| u64::from(x.to_bits()))
-            .fold(0_u64, |sum, bits| sum.wrapping_mul(31).wrapping_add(bits))
+        let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let bits = values.iter().map(|x| u64::from(x.to_bits()));
+        bits.fold(0_u64, |sum, bits| sum.wrapping_mul(31).wrapping_add(bits))
     };
-    let before: Vec<u64> = network.parameters().iter().map(|(_, var)| print(var.as_tensor())).collect();
-    for ((name, _), gradient) in network.parameters().iter().zip(&step.gradients) {
-        let values = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let prints = |engine: &dyn Engine| -> Vec<u64> {
+        engine.host().parameters().iter().map(|(_, var)| print(var.as_tensor())).collect()
+    };
+    let before = prints(engine.as_ref());
+    let gradients = engine.gradients(&step).unwrap();
+    for ((name, _), values) in engine.host().parameters().iter().zip(&gradients) {
         assert!(values.iter().all(|x| x.is_finite()), "{name}");
         assert!(values.iter().any(|&x| x != 0.0), "{name} has no gradient");
     }
-    optimizer.step(network.parameters(), &step.gradients, c.optimization.lr, 1.0).unwrap();
-    for ((name, var), before) in network.parameters().iter().zip(before) {
-        assert_ne!(print(var.as_tensor()), before, "{name} did not move");
+    let pending = engine.update(step, c.optimization.lr, None).unwrap();
+    engine.outcome(pending).unwrap();
+    let after = prints(engine.as_ref());
+    for ((name, _), (before, after)) in engine.host().parameters().iter().zip(before.iter().zip(&after)) {
+        assert_ne!(before, after, "{name} did not move");
     }
 }
 

@@ -5,10 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use candle_core::{Device, Tensor};
 use protobuf::Message;
 use slt_run::checkpoint::{self, Checkpoint};
-use slt_run::config::{self, Experiment, Layers, Setting};
+use slt_run::config::{self, Experiment, Layers, Model, Optimization, Setting};
 use slt_run::demo::{Options, draw};
+use slt_run::engine::{Engine, Placed};
+use slt_run::model::Encoded;
+use slt_run::nn::Pass;
 use tempfile::TempDir;
 use tensorboard_proto::event::{Event, Event_oneof_what};
 
@@ -229,4 +233,23 @@ pub fn experiment(settings: &[(&str, &str)]) -> Experiment {
         .map(|(key, value)| Setting { key: key.into(), value: value.into(), origin: "test".into() })
         .collect();
     config::resolve(&Layers { settings, ..Layers::default() }).unwrap().experiment
+}
+
+/// An experiment of these sections, on the CPU; `settings` go over the rest.
+pub fn experiment_of(model: Model, optimization: Optimization, settings: &[(&str, &str)]) -> Experiment {
+    let on_cpu = [("run.device", "cpu"), ("run.precision", "fp32")];
+    Experiment { model, optimization, ..experiment(&[&on_cpu, settings].concat()) }
+}
+
+/// The decoder's logits of a batch, without dropout.
+pub fn logits(engine: &mut dyn Engine, batch: &mut Placed) -> Vec<f32> {
+    let frames = engine.encode(batch).unwrap();
+    let (clips, length) = (batch.batch.clips.len(), batch.batch.sizes.frames);
+    let valid: Vec<u8> = batch.batch.pad_mask.iter().map(|&valid| u8::from(valid)).collect();
+    let pad_mask = Tensor::from_vec(valid, (clips, length), &Device::Cpu).unwrap();
+    let targets = Tensor::from_slice(&batch.batch.targets, (clips, 1), &Device::Cpu).unwrap();
+    engine.pull().unwrap();
+    let encoded = Encoded { frames: &frames, pad_mask: &pad_mask };
+    let decoder = engine.host().evaluator.decoder();
+    decoder.logits(encoded, &targets, &Pass::EVALUATION).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }

@@ -1,0 +1,120 @@
+//! The fused backbone against the same network as plain Candle operations.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+use super::vit::{self, Backbone, Backward, Tape, Workspace};
+use crate::config;
+use crate::data::Pixels;
+use crate::model::VisionTransformer;
+use crate::nn::parameters::with_slices;
+use crate::nn::{Builder, Images, Pass};
+
+fn view(pixels: &Pixels) -> vit::Pixels<'_> {
+    match pixels {
+        Pixels::Bytes(bytes) => vit::Pixels::Bytes(bytes),
+        Pixels::Normalised(floats) => vit::Pixels::Normalised(floats),
+    }
+}
+
+fn config(patch: usize, heads: usize, head: usize, depth: usize, drop: f64) -> config::Backbone {
+    config::Backbone {
+        patch_size: patch,
+        embed_dim: heads * head,
+        depth,
+        num_heads: heads,
+        mlp_ratio: 2.5,
+        dropout: drop,
+        attention_dropout: drop,
+        stochastic_depth: drop,
+    }
+}
+
+fn distance(a: &Tensor, b: &Tensor) -> Result<f32> {
+    let norm = b.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt();
+    Ok((a - b)?.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt() / norm.max(1e-12))
+}
+
+/// Features and every gradient against the same network as plain Candle operations.
+fn check(c: &config::Backbone, size: usize, images: usize, bytes: bool) -> Result<()> {
+    let b = Builder::new(&Device::Cpu, 5);
+    let net = VisionTransformer::new(&b, c, size)?;
+    for (_, var) in b.parameters().iter() {
+        // Biases and norms away from 0 and 1, so that each matters.
+        var.set(&(var.as_tensor() + Tensor::randn(0f32, 0.1, var.dims(), &Device::Cpu)?)?)?;
+    }
+    let floats = Tensor::rand(0f32, 255.0, (images, size, size, 3), &Device::Cpu)?;
+    let pixels = if bytes {
+        Pixels::Bytes(floats.to_dtype(DType::U8)?.flatten_all()?.to_vec1()?)
+    } else {
+        let floats = (floats.permute((0, 3, 1, 2))?.contiguous()? / 64.0)?;
+        Pixels::Normalised(floats.flatten_all()?.to_vec1()?)
+    };
+    let images = Images::new(&pixels, images, size, &Device::Cpu)?;
+    let pass = Pass { first_row: 3, ..Pass::training(1, 2) };
+    let pull = Tensor::randn(0f32, 1.0, (images.count()?, c.embed_dim), &Device::Cpu)?;
+
+    let expected = net.forward(&images, &pass)?;
+    let store = (&expected * &pull)?.sum_all()?.backward()?;
+
+    let blueprint = b.blueprint();
+    let backbone = Backbone::new(&blueprint.root(), c, size).expect("a backbone");
+    let vars: Vec<(String, Var)> =
+        b.parameters().iter().map(|(name, var)| (name.to_owned(), var.clone())).collect();
+    let tensors: Vec<&Tensor> = vars.iter().map(|(_, var)| var.as_tensor()).collect();
+    let count = images.count()?;
+    let (mut tape, mut workspace) = (Tape::default(), Workspace::default());
+    let mut gradients = vit::Gradients::default();
+    with_slices(&tensors, |slices| -> Result<()> {
+        let weights = backbone.positions.map(|&position| slices[position]);
+        let drops = backbone.drops(&pass);
+        let pixels = view(&pixels);
+        let features = |tape| vit::forward(&backbone.shape, &weights, pixels, count, drops.as_ref(), tape);
+        let found = features(Some(&mut tape));
+        let without = features(None);
+        assert_eq!(without, found);
+        let found = Tensor::from_vec(found, expected.dims(), &Device::Cpu)?;
+        assert!(distance(&found, &expected)? < 1e-5, "features");
+        let (tape, workspace) = (&mut tape, &mut workspace);
+        let with = Backward { pixels, drops: drops.as_ref(), tape, free: true, workspace };
+        vit::backward(
+            &backbone.shape,
+            &weights,
+            with,
+            &pull.flatten_all()?.to_vec1::<f32>()?,
+            &mut gradients,
+        );
+        Ok(())
+    })??;
+    let positions = backbone.positions.clone().into_values();
+    let mut found: Vec<(usize, Vec<f32>)> = positions.zip(gradients.into_values()).collect();
+    found.sort_by_key(|(position, _)| *position);
+    let gradients = found.into_iter().map(|(_, gradient)| gradient);
+    assert_eq!(gradients.len(), vars.len());
+    for ((name, var), found) in vars.iter().zip(gradients) {
+        let mut found = Tensor::from_vec(found, var.dims(), &Device::Cpu)?;
+        let mut expected = store.get(var).expect("a gradient").clone();
+        if name.ends_with("in_proj_bias") {
+            // The key third's gradient is zero but for rounding.
+            let d = c.embed_dim;
+            let without_key = |t: &Tensor| Tensor::cat(&[&t.narrow(0, 0, d)?, &t.narrow(0, 2 * d, d)?], 0);
+            (found, expected) = (without_key(&found)?, without_key(&expected)?);
+        }
+        let error = distance(&found, &expected)?;
+        assert!(error < 3e-5, "{name}: {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_are_those_of_plain_operations() -> Result<()> {
+    check(&config(4, 2, 16, 3, 0.0), 12, 5, true)?; // a last group of one image
+    check(&config(8, 3, 5, 2, 0.0), 16, 2, false)?; // widths that no vector divides
+    check(&config(8, 1, 7, 1, 0.0), 8, 1, true)?; // one patch, one image, one block
+    check(&config(16, 4, 24, 2, 0.0), 32, 3, false)
+}
+
+#[test]
+fn dropout_falls_on_the_same_places() -> Result<()> {
+    check(&config(4, 2, 16, 3, 0.3), 12, 5, true)?;
+    check(&config(8, 1, 7, 1, 0.5), 8, 1, false)
+}

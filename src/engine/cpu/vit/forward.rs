@@ -1,0 +1,259 @@
+//! The forward pass: patches, blocks, the class token's features.
+
+use rayon::prelude::*;
+
+use super::super::gemm::{Into, Matrix, product};
+use super::super::rows;
+use super::tape::{Part, SCRATCH, Scratch, Tape, room};
+use super::{Affine, BlockParameters, Drops, GROUP, Group, Pixels, Shape, Weights};
+use crate::nn::images::{MEAN, STD};
+
+/// Images to the normalised class token's features (N, D); what backward needs is kept on `tape`, where there is one.
+#[must_use]
+pub fn forward(
+    shape: &Shape,
+    weights: &Weights,
+    pixels: Pixels,
+    images: usize,
+    drops: Option<&Drops>,
+    tape: Option<&mut Tape>,
+) -> Vec<f32> {
+    let d = shape.width;
+    let mut features = vec![0.0; images * d];
+    if let Some(tape) = tape {
+        tape.reserve(shape, images);
+        let last = room(&mut tape.last, images * d);
+        let mut groups: Vec<Vec<Part>> = Vec::new();
+        for (i, block) in tape.blocks.iter_mut().enumerate() {
+            for (g, part) in block.all(shape, i, images).groups(shape, i).into_iter().enumerate() {
+                if i == 0 {
+                    groups.push(Vec::with_capacity(shape.depth));
+                }
+                groups[g].push(part);
+            }
+        }
+        groups.into_par_iter().zip(last.par_chunks_mut(GROUP * d)).enumerate().for_each(
+            |(g, (mut parts, last))| {
+                let group = Group::new(g, last.len() / d, drops);
+                SCRATCH.with_borrow_mut(|scratch| {
+                    embed(shape, weights, pixels, &group, parts[0].x, scratch);
+                    for i in 0..shape.depth {
+                        let (these, rest) = parts.split_at_mut(i + 1);
+                        let out = rest.first_mut().map_or(&mut *last, |next| &mut *next.x);
+                        block_forward(shape, &weights.blocks[i], i, &group, &mut these[i], out, scratch);
+                    }
+                });
+            },
+        );
+        rows::layer_norm(&mut features, last, weights.norm.weight, weights.norm.bias);
+        return features;
+    }
+    features.par_chunks_mut(GROUP * d).enumerate().for_each(|(g, features)| {
+        let group = Group::new(g, features.len() / d, drops);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let last = forward_group(shape, weights, pixels, &group, scratch);
+            rows::layer_norm(features, &last, weights.norm.weight, weights.norm.bias);
+        });
+    });
+    features
+}
+
+/// All blocks for one group, keeping nothing; the class tokens that leave the last one.
+fn forward_group(
+    shape: &Shape,
+    weights: &Weights,
+    pixels: Pixels,
+    group: &Group,
+    scratch: &mut Scratch,
+) -> Vec<f32> {
+    let (d, rows) = (shape.width, group.images * shape.tokens());
+    let mut block = std::mem::take(&mut scratch.block);
+    let mut next = std::mem::take(&mut scratch.next);
+    let mut last = vec![0.0; group.images * d];
+    embed(shape, weights, pixels, group, block.all(shape, 0, group.images).x, scratch);
+    for i in 0..shape.depth {
+        let mut part = block.all(shape, i, group.images);
+        let out = if i + 1 == shape.depth { &mut last } else { room(&mut next, rows * d) };
+        block_forward(shape, &weights.blocks[i], i, group, &mut part, out, scratch);
+        std::mem::swap(&mut block.x, &mut next);
+    }
+    (scratch.block, scratch.next) = (block, next);
+    last
+}
+
+/// Patches, class token and positions to a group's tokens (G S, D).
+fn embed(
+    shape: &Shape,
+    weights: &Weights,
+    pixels: Pixels,
+    group: &Group,
+    x: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    let (d, p, pixels_each) = (shape.width, shape.patches(), shape.pixels());
+    let (cls, pos) = (weights.cls_token, weights.pos_embed);
+    let Affine { weight, bias } = weights.patch_embed;
+    let patches = room(&mut scratch.patches, group.images * p * pixels_each);
+    cut(shape, pixels, group.start, patches);
+    let embedded = room(&mut scratch.tokens, group.images * p * d);
+    let size = (group.images * p, pixels_each, d);
+    product(
+        size,
+        Matrix::rows(patches, pixels_each),
+        Matrix::rows(weight, pixels_each).t(),
+        embedded,
+        d,
+        Into::Set,
+    );
+    for (x, embedded) in x.chunks_exact_mut((p + 1) * d).zip(embedded.chunks_exact(p * d)) {
+        let (class, rest) = x.split_at_mut(d);
+        class.copy_from_slice(cls);
+        rows::add_bias(class, &pos[..d]);
+        rows::add(rest, embedded, &pos[d..], bias);
+    }
+    group.drop(|drops| drops.positions, x, (p + 1) * d, &mut scratch.mask);
+}
+
+/// Cuts images from `start` on into normalised patches (images P, 3 P P), each in the layout of a convolution's weight.
+pub(super) fn cut(shape: &Shape, pixels: Pixels, start: usize, patches: &mut [f32]) {
+    let (size, patch) = (shape.image, shape.patch);
+    let (across, plane) = (size / patch, size * size);
+    for (i, image) in patches.chunks_exact_mut(shape.patches() * shape.pixels()).enumerate() {
+        for (t, out) in image.chunks_exact_mut(shape.pixels()).enumerate() {
+            let corner = (t / across * size + t % across) * patch;
+            for (c, out) in out.chunks_exact_mut(patch * patch).enumerate() {
+                for (r, out) in out.chunks_exact_mut(patch).enumerate() {
+                    let at = corner + r * size;
+                    match pixels {
+                        Pixels::Normalised(all) => {
+                            let at = ((start + i) * 3 + c) * plane + at;
+                            out.copy_from_slice(&all[at..at + patch]);
+                        }
+                        Pixels::Bytes(all) => {
+                            let (factor, shift) = (1.0 / (255.0 * STD[c]), -MEAN[c] / STD[c]);
+                            let from = ((start + i) * plane + at) * 3;
+                            let row = &all[from..from + 3 * patch];
+                            for (out, rgb) in out.iter_mut().zip(row.chunks_exact(3)) {
+                                *out = f32::from(rgb[c]) * factor + shift;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One block for one group: `part.x` to `out` (G Q, D), with what backward needs left in `part`.
+fn block_forward(
+    shape: &Shape,
+    w: &BlockParameters<&[f32]>,
+    index: usize,
+    group: &Group,
+    part: &mut Part,
+    out: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    let (d, m, queries) = (shape.width, shape.hidden, shape.queries(index));
+    let rows = group.images * queries;
+    let Scratch { tokens, mixed, hidden, scores, mask, .. } = scratch;
+
+    let y = room(tokens, part.x.len());
+    rows::layer_norm(y, part.x, w.norm1.weight, w.norm1.bias);
+    project_qkv(shape, w, queries, y, part.qkv);
+    let mixed = room(mixed, rows * d);
+    attend(shape, index, group, part.qkv, mixed, scores, mask);
+
+    let y = room(tokens, rows * d);
+    let size = (rows, d, d);
+    product(size, Matrix::rows(mixed, d), Matrix::rows(w.out_proj.weight, d).t(), y, d, Into::Set);
+    rows::add_bias(y, w.out_proj.bias);
+    group.drop_path(|drops| drops.blocks[index].path[0], y, queries * d);
+    add_residual(part.mid, part.x, y, d, queries, shape.tokens());
+
+    rows::layer_norm(y, part.mid, w.norm2.weight, w.norm2.bias);
+    product((rows, d, m), Matrix::rows(y, d), Matrix::rows(w.fc1.weight, d).t(), part.hidden, m, Into::Set);
+    let activated = room(hidden, rows * m);
+    rows::bias_gelu(activated, part.hidden, w.fc1.bias);
+    group.drop(|drops| drops.blocks[index].mlp[0], activated, queries * m, mask);
+    product((rows, m, d), Matrix::rows(activated, m), Matrix::rows(w.fc2.weight, m).t(), y, d, Into::Set);
+    rows::add_bias(y, w.fc2.bias);
+    group.drop(|drops| drops.blocks[index].mlp[1], y, queries * d, mask);
+    group.drop_path(|drops| drops.blocks[index].path[1], y, queries * d);
+    add_residual(out, part.mid, y, d, queries, queries);
+}
+
+/// `out = x + y` over the first `queries` of each image's tokens; `x` has `tokens` of them an image.
+fn add_residual(out: &mut [f32], x: &[f32], y: &[f32], d: usize, queries: usize, tokens: usize) {
+    let images =
+        out.chunks_exact_mut(queries * d).zip(x.chunks_exact(tokens * d)).zip(y.chunks_exact(queries * d));
+    for ((out, x), y) in images {
+        out.copy_from_slice(&x[..queries * d]);
+        rows::add_bias(out, y);
+    }
+}
+
+/// `qkv = y W^T + b`; queries for the first `queries` of each image's tokens only.
+fn project_qkv(shape: &Shape, w: &BlockParameters<&[f32]>, queries: usize, y: &[f32], qkv: &mut [f32]) {
+    let (d, s) = (shape.width, shape.tokens());
+    let Affine { weight, bias } = w.in_proj;
+    let rows = y.len() / d;
+    if queries == s {
+        product((rows, d, 3 * d), Matrix::rows(y, d), Matrix::rows(weight, d).t(), qkv, 3 * d, Into::Set);
+        rows::add_bias(qkv, bias);
+        return;
+    }
+    let (q_weight, kv_weight) = weight.split_at(d * d);
+    product(
+        (rows, d, 2 * d),
+        Matrix::rows(y, d),
+        Matrix::rows(kv_weight, d).t(),
+        &mut qkv[d..],
+        3 * d,
+        Into::Set,
+    );
+    let class = Matrix::rows(y, s * d);
+    product((rows / s, d, d), class, Matrix::rows(q_weight, d).t(), qkv, s * 3 * d, Into::Set);
+    for image in qkv.chunks_exact_mut(s * 3 * d) {
+        rows::add_bias(&mut image[..d], &bias[..d]);
+        for row in image.chunks_exact_mut(3 * d) {
+            rows::add_bias(&mut row[d..], &bias[d..]);
+        }
+    }
+}
+
+/// Attention of each image and head: `qkv` to the heads' outputs, `mixed` (G Q, D).
+fn attend(
+    shape: &Shape,
+    index: usize,
+    group: &Group,
+    qkv: &[f32],
+    mixed: &mut [f32],
+    scores: &mut Vec<f32>,
+    mask: &mut Vec<f32>,
+) {
+    let (d, s, head, queries) =
+        (shape.width, shape.tokens(), shape.width / shape.heads, shape.queries(index));
+    let factor = 1.0 / (head as f32).sqrt();
+    let scores = room(scores, queries * s);
+    let images = qkv.chunks_exact(s * 3 * d).zip(mixed.chunks_exact_mut(queries * d));
+    for (i, (qkv, mixed)) in images.enumerate() {
+        let mask = group.attention_mask(index, i, shape.heads * s * s, mask);
+        for h in 0..shape.heads {
+            let slot = |which: usize| Matrix::rows(&qkv[which * d + h * head..], 3 * d);
+            product((queries, head, s), slot(0), slot(1).t(), scores, s, Into::Set);
+            rows::softmax(scores, s, factor);
+            if let Some(mask) = mask {
+                rows::multiply(scores, &mask[h * s * s..][..queries * s]);
+            }
+            product(
+                (queries, s, head),
+                Matrix::rows(scores, s),
+                slot(2),
+                &mut mixed[h * head..],
+                d,
+                Into::Set,
+            );
+        }
+    }
+}

@@ -1,0 +1,590 @@
+//! The kernels and their order, on the emulated GPU, against the CPU.
+
+use std::rc::Rc;
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use super::emulator::Emulator;
+use super::kernels::{SIZES, VECTORS};
+use super::memory::{Activation, Matrix, Slice, Transfer};
+use super::ops::{Factor, Ops, Output, Write};
+use super::{
+    Allocator, DecoderPlacement, GpuNetwork, GpuStream, HostBatch, NetworkSpec, Rule, STREAMS, StreamData,
+    head_widths, step_memory,
+};
+use crate::config;
+use crate::error::Kind;
+use crate::model::{Classifier, Inputs};
+use crate::nn::{ActivationDtype, Images, Pass};
+use crate::train::Network;
+
+/// A network whose widths are `scale` times small odd numbers, with `drop` at all its dropouts.
+fn model(scale: usize, drop: f64, frames: usize, depth: usize) -> config::Model {
+    config::Model {
+        image_size: 12,
+        sequence_length: frames,
+        projector_dim: 3 * scale,
+        d_model: 10 * scale,
+        pose_landmarks: 5,
+        projector_dropout: drop,
+        fusion_dropout: drop,
+        temporal_nhead: 2,
+        temporal_layers: 2,
+        temporal_dim_feedforward: 7 * scale,
+        temporal_dropout: drop,
+        vocab_size: 31,
+        backbone: config::Backbone {
+            patch_size: 4,
+            embed_dim: 9 * scale,
+            depth,
+            num_heads: 3,
+            mlp_ratio: 2.0,
+            dropout: drop,
+            attention_dropout: drop,
+            stochastic_depth: drop,
+        },
+    }
+}
+
+/// A batch whose last clip's last frame is padding.
+fn batch(c: &config::Model, clips: usize, bytes: bool) -> (Inputs, Tensor) {
+    let (frames, size) = (c.sequence_length, c.image_size);
+    let cpu = &Device::Cpu;
+    let images = |stream: usize| {
+        let values: Vec<u8> =
+            (0..clips * frames * size * size * 3).map(|i| (i * (i + 3 * stream) % 251) as u8).collect();
+        let shape = (clips * frames, size, size, 3);
+        let images = Tensor::from_vec(values, shape, cpu).unwrap();
+        if bytes {
+            return Images::Bytes(images);
+        }
+        let floats =
+            images.to_dtype(DType::F32).unwrap().permute((0, 3, 1, 2)).unwrap().contiguous().unwrap();
+        Images::Normalised((floats / 100.0).unwrap())
+    };
+    let pose: Vec<f32> = (0..clips * frames * 15).map(|i| (i as f32 * 0.7).sin()).collect();
+    let mut mask = vec![1u8; clips * frames];
+    if frames > 1 {
+        mask[clips * frames - 1] = 0;
+    }
+    let inputs = Inputs {
+        images: [images(0), images(1), images(2)],
+        pose: Tensor::from_vec(pose, (clips, frames, 15), cpu).unwrap(),
+        pad_mask: Tensor::from_vec(mask, (clips, frames), cpu).unwrap(),
+    };
+    let targets: Vec<u32> = (0..clips).map(|i| (i * 7 + 3) as u32 % 31).collect();
+    (inputs, Tensor::from_vec(targets, clips, cpu).unwrap())
+}
+
+fn floats(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn floats_of(network: &Network) -> Vec<Vec<f32>> {
+    network.parameters().iter().map(|(_, var)| floats(var.as_tensor())).collect()
+}
+
+fn send(network: &mut GpuNetwork, slot: usize, inputs: &Inputs, targets: &Tensor) {
+    let bytes = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+    let images = inputs.images.each_ref().map(|images| match images {
+        Images::Bytes(t) => (bytes(t), Vec::new()),
+        Images::Normalised(t) => (Vec::new(), floats(t)),
+    });
+    let pose = floats(&inputs.pose);
+    let mut streams: Vec<StreamData> = images
+        .iter()
+        .map(
+            |(bytes, numbers)| {
+                if bytes.is_empty() { StreamData::Images(numbers) } else { StreamData::ImageBytes(bytes) }
+            },
+        )
+        .collect();
+    streams.push(StreamData::Pose(&pose));
+    let (clips, frames) = inputs.pad_mask.dims2().unwrap();
+    let (valid, targets) = (bytes(&inputs.pad_mask), targets.to_vec1::<u32>().unwrap());
+    let batch = HostBatch { streams: &streams, valid: &valid, targets: &targets, clips, frames };
+    network.send(slot, &batch).unwrap();
+}
+
+/// Makes a GPU with kernels for a type and widths of heads.
+type Make<'a> = &'a dyn Fn(ActivationDtype, &[usize]) -> Rc<dyn GpuStream>;
+
+/// An emulated one of compute capability 8.0.
+fn emulated(dtype: ActivationDtype, heads: &[usize]) -> Rc<dyn GpuStream> {
+    Emulator::new(dtype, heads, 80, 1)
+}
+
+/// A network on the CPU whose biases and norms are away from 0 and 1, and the same on a GPU.
+fn twins(c: &config::Model, dtype: ActivationDtype, make: Make) -> (Network, GpuNetwork) {
+    twins_with(c, dtype, make, DecoderPlacement::Gpu { label_smoothing: 0.1 })
+}
+
+fn twins_with(
+    c: &config::Model,
+    dtype: ActivationDtype,
+    make: Make,
+    decoder: DecoderPlacement,
+) -> (Network, GpuNetwork) {
+    let network = Network::new(c, 0.1, &Device::Cpu, 3).unwrap();
+    for (i, (_, var)) in network.parameters().iter().enumerate() {
+        let n = var.elem_count();
+        let noise: Vec<f32> = (0..n).map(|k| 0.1 * ((k * 37 + i * 11) as f32).sin()).collect();
+        let noise = Tensor::from_vec(noise, var.dims(), &Device::Cpu).unwrap();
+        var.set(&(var.as_tensor() + noise).unwrap()).unwrap();
+    }
+    let blueprint = Classifier::blueprint(c).unwrap();
+    let spec = NetworkSpec { blueprint: &blueprint, model: c, streams: &STREAMS, decoder, moments: true };
+    let stream = make(dtype, &head_widths(&spec).unwrap());
+    let mut on_gpu = GpuNetwork::new(&Allocator::new(stream, dtype), &spec).unwrap();
+    on_gpu.write_parameters(&floats_of(&network)).unwrap();
+    (network, on_gpu)
+}
+
+fn norm(a: &[f32]) -> f64 {
+    a.iter().map(|&a| f64::from(a).powi(2)).sum::<f64>().sqrt()
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (&a, &b) in a.iter().zip(b) {
+        difference += f64::from(a - b).powi(2);
+        norm += f64::from(b).powi(2);
+    }
+    assert_eq!(a.len(), b.len());
+    (difference / norm.max(1e-30)).sqrt()
+}
+
+/// Loss, logits and every gradient of a step against the CPU.
+fn check(
+    c: &config::Model,
+    dtype: ActivationDtype,
+    make: Make,
+    chunk: Option<usize>,
+    bytes: bool,
+    tolerance: f64,
+) {
+    let (network, mut on_gpu) = twins(c, dtype, make);
+    let (inputs, targets) = batch(c, 2, bytes);
+    let pass = Pass { first_row: 2, ..Pass::training(1, 5) };
+    let expected = network.train(&inputs, &targets, &pass).unwrap();
+    let logits = network.logits(&inputs).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+
+    send(&mut on_gpu, 1, &inputs, &targets);
+    // Twice, so that memory from one step serves the next.
+    for _ in 0..2 {
+        on_gpu.zero_gradients().unwrap();
+        on_gpu.forward_backward(1, &pass, chunk, 1024.0).unwrap();
+    }
+    let loss = on_gpu.scores().unwrap().loss;
+    assert!((loss / expected.loss - 1.0).abs() < tolerance, "loss {loss}, not {}", expected.loss);
+    // The gradients' sum over two clips, times the scale.
+    let names: Vec<&str> = network.parameters().iter().map(|(name, _)| name).collect();
+    let (mut all, mut all_expected) = (Vec::new(), Vec::new());
+    let largest = expected.gradients.iter().map(|g| norm(&floats(g))).fold(0.0, f64::max);
+    for ((found, expected), name) in
+        on_gpu.read_gradients().unwrap().iter().zip(&expected.gradients).zip(names)
+    {
+        let found: Vec<f32> = found.iter().map(|g| g / 2048.0).collect();
+        let mut expected = floats(expected);
+        let mut found = found;
+        if name.ends_with("in_proj_bias") {
+            // The keys' third is zero but for rounding.
+            let third = expected.len() / 3;
+            assert!(found[third..2 * third].iter().all(|g| g.abs() < tolerance as f32), "{name}");
+            expected[third..2 * third].fill(0.0);
+            found[third..2 * third].fill(0.0);
+        }
+        // The least gradients are sums of what nearly cancels.
+        let (far, size) = (distance(&found, &expected), norm(&expected));
+        let enough = (20.0 * tolerance).max(0.05 * tolerance * largest / size);
+        assert!(far < enough, "{name}: {far} of {size}");
+        all.extend(found);
+        all_expected.extend(expected);
+    }
+    let far = distance(&all, &all_expected);
+    assert!(far < tolerance, "gradients: {far}");
+    let found = on_gpu.logits(1, chunk).unwrap();
+    assert!(distance(&found, &logits) < tolerance, "logits: {}", distance(&found, &logits));
+}
+
+/// The stub and its loss on the host: the gradient of the sum of the clips' losses times `scale` for the encoded frames, and
+/// for weight and bias.
+fn stub_on_host(
+    network: &Network,
+    encoded: Vec<f32>,
+    inputs: &Inputs,
+    targets: &Tensor,
+    scale: f64,
+) -> [Vec<f32>; 3] {
+    let valid = inputs.pad_mask.to_dtype(DType::F32).unwrap();
+    let (clips, frames) = valid.dims2().unwrap();
+    let of = |name: &str| network.parameters().iter().find(|(known, _)| *known == name).unwrap().1.clone();
+    let (weight, bias) = (of("decoder.lm_head.weight"), of("decoder.lm_head.bias"));
+    let encoded = Tensor::from_vec(encoded, (clips, frames, weight.dim(1).unwrap()), &Device::Cpu).unwrap();
+    let encoded = Var::from_tensor(&encoded).unwrap();
+    let count = valid.sum_keepdim(1).unwrap().clamp(1f32, f32::MAX).unwrap();
+    let sum = encoded.broadcast_mul(&valid.unsqueeze(2).unwrap()).unwrap().sum(1).unwrap();
+    let mean = sum.broadcast_div(&count).unwrap();
+    let logits = crate::nn::linear::affine(&mean, weight.as_tensor(), bias.as_tensor()).unwrap();
+    let loss = crate::nn::loss::cross_entropy(&logits, targets, 0.1).unwrap();
+    let gradients = (loss * (scale * clips as f64)).unwrap().backward().unwrap();
+    [&encoded, &weight, &bias].map(|var| floats(gradients.get(var.as_tensor()).unwrap()))
+}
+
+#[test]
+fn a_decoder_on_the_host_gives_the_stubs_gradients() {
+    for (layers, chunk) in [(2, None), (2, Some(4)), (0, None)] {
+        let c = config::Model { temporal_layers: layers, ..model(4, 0.2, 3, 2) };
+        let (network, mut whole) = twins(&c, ActivationDtype::F32, &emulated);
+        let (_, mut split) = twins_with(&c, ActivationDtype::F32, &emulated, DecoderPlacement::Host);
+        let (inputs, targets) = batch(&c, 2, true);
+        let pass = Pass { first_row: 2, ..Pass::training(1, 5) };
+        send(&mut whole, 1, &inputs, &targets);
+        send(&mut split, 1, &inputs, &targets);
+        let position = |name: &str| network.parameters().iter().position(|(known, _)| known == name).unwrap();
+        let lm_head = ["decoder.lm_head.weight", "decoder.lm_head.bias"].map(position);
+        for _ in 0..2 {
+            whole.zero_gradients().unwrap();
+            split.zero_gradients().unwrap();
+            whole.forward_backward(1, &pass, chunk, 8.0).unwrap();
+            split.encode(1, &pass, chunk, true).unwrap();
+            let encoded = split.read_encoded().unwrap();
+            let [d_encoded, gradients @ ..] = stub_on_host(&network, encoded, &inputs, &targets, 8.0);
+            split.backward_from(1, &pass, chunk, &d_encoded).unwrap();
+            for (position, gradient) in lm_head.into_iter().zip(&gradients) {
+                split.add_gradient(position, gradient).unwrap();
+            }
+        }
+        let (found, expected) = (split.read_gradients().unwrap(), whole.read_gradients().unwrap());
+        let largest = expected.iter().map(|g| norm(g)).fold(0.0, f64::max);
+        for ((found, expected), (name, _)) in found.iter().zip(&expected).zip(network.parameters().iter()) {
+            let off: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
+            assert!(norm(&off) < 1e-6 * largest, "{name}: {} of {largest}", norm(&off));
+        }
+        assert!(distance(&found.concat(), &expected.concat()) < 1e-6);
+        assert!(largest > 1.0);
+
+        // Norm, clipping and update are of all parameters, wherever their gradients come from.
+        let rule = Rule::Sgd { lr: 0.1, l2: 0.01 };
+        for on_gpu in [&mut whole, &mut split] {
+            on_gpu.update(rule, 1.0 / 16.0, Some(0.5)).unwrap();
+        }
+        let (found, expected) = (split.update_report().unwrap(), whole.update_report().unwrap());
+        assert!(found.finite && found.loss.is_none() && expected.loss.unwrap() > 0.0);
+        assert!((found.norm / expected.norm - 1.0).abs() < 1e-6);
+        let (found, expected) = (split.read_parameters().unwrap(), whole.read_parameters().unwrap());
+        assert!(distance(&found.concat(), &expected.concat()) < 1e-6);
+        assert_ne!(found, floats_of(&network));
+        assert_eq!(split.read_parameter(lm_head[0]).unwrap(), found[lm_head[0]]);
+        // Where it is not, the decoder is not asked.
+        assert!(
+            split.forward_backward(1, &pass, chunk, 8.0).unwrap_err().to_string().contains("on the host")
+        );
+    }
+}
+
+/// A gradient from the host before a forward pass that keeps what it needs is an error, and so is another size.
+#[test]
+fn a_backward_pass_needs_its_forward_pass() {
+    let c = model(1, 0.0, 3, 1);
+    let (_, mut split) = twins_with(&c, ActivationDtype::F32, &emulated, DecoderPlacement::Host);
+    let (inputs, targets) = batch(&c, 2, true);
+    let pass = Pass::EVALUATION;
+    let gradient = vec![1.0; 2 * 3 * c.d_model];
+    assert!(split.encode(0, &pass, None, true).is_err());
+    send(&mut split, 0, &inputs, &targets);
+    assert!(split.backward_from(0, &pass, None, &gradient).is_err());
+    split.encode(0, &pass, None, false).unwrap();
+    let error = split.backward_from(0, &pass, None, &gradient).unwrap_err().to_string();
+    assert!(error.contains("nothing was kept"), "{error}");
+    split.encode(0, &pass, None, true).unwrap();
+    assert!(split.backward_from(0, &pass, None, &gradient[1..]).is_err());
+    split.backward_from(0, &pass, None, &gradient).unwrap();
+}
+
+#[test]
+fn parameters_are_read_and_written_by_position() {
+    let c = model(1, 0.0, 3, 1);
+    for dtype in [ActivationDtype::F32, ActivationDtype::Bf16] {
+        let (network, mut on_gpu) = twins(&c, dtype, &emulated);
+        let (inputs, targets) = batch(&c, 2, true);
+        send(&mut on_gpu, 0, &inputs, &targets);
+        let before = on_gpu.logits(0, None).unwrap();
+        let last = network.parameters().len() - 1;
+        let weight = on_gpu.read_parameter(last - 1).unwrap();
+        let zeros = vec![0.0; weight.len()];
+        on_gpu.write_parameter(last - 1, &zeros).unwrap();
+        assert_eq!(on_gpu.read_parameter(last - 1).unwrap(), zeros);
+        // Products take the new numbers, too: what is left is the bias.
+        let bias = on_gpu.read_parameter(last).unwrap();
+        assert_eq!(on_gpu.logits(0, None).unwrap(), [bias.clone(), bias].concat());
+        on_gpu.write_parameter(last - 1, &weight).unwrap();
+        assert_eq!(on_gpu.logits(0, None).unwrap(), before);
+        assert!(on_gpu.write_parameter(last, &zeros).is_err());
+        assert!(on_gpu.add_gradient(last, &zeros).is_err());
+        assert!(on_gpu.read_parameter(last + 1).is_err());
+    }
+}
+
+#[test]
+fn what_a_step_takes_is_known_before() {
+    for (dtype, chunk, decoder) in [
+        (ActivationDtype::Bf16, None, DecoderPlacement::Gpu { label_smoothing: 0.0 }),
+        (ActivationDtype::F32, Some(2), DecoderPlacement::Gpu { label_smoothing: 0.0 }),
+    ] {
+        let c = model(4, 0.2, 3, 2);
+        let blueprint = Classifier::blueprint(&c).unwrap();
+        let spec =
+            NetworkSpec { blueprint: &blueprint, model: &c, streams: &STREAMS, decoder, moments: true };
+        let expected = step_memory(&spec, dtype, 2, 3, chunk).unwrap();
+        let emulator = Emulator::new(dtype, &head_widths(&spec).unwrap(), 80, 1);
+        let stream = Rc::clone(&emulator) as Rc<dyn GpuStream>;
+        let mut on_gpu = GpuNetwork::new(&Allocator::new(stream, dtype), &spec).unwrap();
+        let (inputs, targets) = batch(&c, 2, true);
+        send(&mut on_gpu, 0, &inputs, &targets);
+        let before = emulator.used();
+        on_gpu.forward_backward(0, &Pass::training(1, 5), chunk, 1.0).unwrap();
+        on_gpu.evaluate(0, chunk).unwrap();
+        assert_eq!(expected.backbones + expected.head, emulator.used() - before, "{dtype} {chunk:?}");
+        assert!(expected.backbones > 0 && expected.head > 0);
+    }
+}
+
+#[test]
+fn what_does_not_fit_a_kernel_is_an_error() {
+    let c = model(1, 0.0, 1, 1);
+    let blueprint = Classifier::blueprint(&c).unwrap();
+    let decoder = DecoderPlacement::Host;
+    let spec = NetworkSpec { blueprint: &blueprint, model: &c, streams: &STREAMS, decoder, moments: false };
+    let of = |clips, frames| step_memory(&spec, ActivationDtype::F32, clips, frames, None);
+    assert!(of(60_000, 1).is_ok());
+    // More blocks than a launch has in z.
+    let error = of(70_000, 1).unwrap_err();
+    assert!(error.to_string().contains("blocks are more than a GPU takes"), "{error}");
+    // More rows than an `int` counts.
+    let error = of(3 << 30, 1).unwrap_err();
+    assert!(error.to_string().contains("is more than the GPU's kernels take"), "{error}");
+    assert_eq!((error.kind, of(1 << 62, 1).unwrap_err().kind), (Kind::Run, Kind::Memory));
+    assert!(of(2, 2).is_err(), "there is one place for frames");
+}
+
+#[test]
+fn buffers_are_as_large_as_they_say() {
+    let emulator = Emulator::new(ActivationDtype::F16, &[], 80, 1);
+    let allocator = Allocator::new(Rc::clone(&emulator) as Rc<dyn GpuStream>, ActivationDtype::F16);
+    let ops = Ops::new(allocator.clone());
+    let numbers: Slice<f32> = allocator.empty(12).unwrap();
+    numbers.write(&[1.5; 12]).unwrap();
+    assert!(numbers.write(&[0.0; 11]).is_err() && numbers.slice(6..13).is_err());
+    assert!(numbers.copy_from(&numbers.slice(0..3).unwrap()).is_err());
+    assert!(Transfer::new(&numbers, &[0f32; 13]).is_err());
+    assert_eq!(numbers.slice(6..12).unwrap().to_vec().unwrap(), [1.5; 6]);
+
+    let matrix = Matrix::new(&numbers, 4, 3).unwrap();
+    assert!(Matrix::new(&numbers, 4, 4).is_err() && Matrix::new(&numbers, usize::MAX, 2).is_err());
+    assert!(matrix.columns(2..4).is_err() && matrix.first_rows(5).is_err() && matrix.every(3).is_err());
+    assert!(matrix.row_range(3..5).is_err() && matrix.reshape(2, 5).is_err());
+    let half = matrix.every(2).unwrap().columns(1..3).unwrap();
+    assert_eq!((half.rows(), half.cols(), half.stride()), (2, 2, 6));
+    assert!(half.flat().is_err());
+
+    let activations: Slice<Activation> = allocator.empty(12).unwrap();
+    let (x, w) = (Matrix::new(&activations, 4, 3).unwrap(), Matrix::new(&activations, 2, 3).unwrap());
+    let out = Matrix::new(&numbers, 4, 2).unwrap();
+    let product = |b, out| ops.matmul(Factor::Plain(&x), b, Output::F32(out), Write::Replace);
+    assert!(product(Factor::Transposed(&w), &out).is_ok());
+    assert!(product(Factor::Plain(&w), &out).is_err() && product(Factor::Transposed(&w), &matrix).is_err());
+    assert!(ops.add_column_sums(&x, &numbers.slice(0..2).unwrap()).is_err());
+    assert!(ops.cast(&numbers, &activations.slice(0..4).unwrap()).is_err());
+
+    // Memory goes back with the last that has it.
+    let used = emulator.used();
+    assert!(used > 0);
+    drop((numbers, out, activations, x, w));
+    assert!(emulator.used() < used && emulator.used() > 0);
+    drop((matrix, half));
+    let rest = emulator.used();
+    emulator.limit(rest + 100);
+    let error = allocator.empty::<f32>(1000).err().unwrap();
+    assert_eq!(error.kind, Kind::Memory);
+    assert!(error.to_string().contains("the GPU's memory is full"), "{error}");
+    assert_eq!(allocator.empty::<f32>(usize::MAX).err().unwrap().kind, Kind::Memory);
+}
+
+#[test]
+fn a_batch_that_is_not_the_networks_is_refused() {
+    let c = model(1, 0.0, 3, 1);
+    let (_, mut on_gpu) = twins(&c, ActivationDtype::F32, &emulated);
+    let images = vec![0u8; 2 * 3 * 12 * 12 * 3];
+    let pose = vec![0f32; 2 * 3 * 15];
+    let image = StreamData::ImageBytes(&images);
+    let streams = [image, image, image, StreamData::Pose(&pose)];
+    let good = HostBatch { streams: &streams, valid: &[1; 6], targets: &[3, 30], clips: 2, frames: 3 };
+    on_gpu.send(0, &good).unwrap();
+    let short = [image, image, StreamData::ImageBytes(&images[1..]), StreamData::Pose(&pose)];
+    let swapped = [image, image, StreamData::Pose(&pose), image];
+    for bad in [
+        HostBatch { streams: &short, ..good },
+        HostBatch { streams: &swapped, ..good },
+        HostBatch { streams: &streams[..3], ..good },
+        HostBatch { valid: &[1; 5], ..good },
+        HostBatch { targets: &[3, 31], ..good },
+        HostBatch { targets: &[3], ..good },
+    ] {
+        assert!(on_gpu.send(0, &bad).is_err(), "{bad:?}");
+    }
+    assert!(on_gpu.send(2, &good).is_err());
+}
+
+#[test]
+fn arguments_have_the_same_layout_in_c() {
+    let emulator = Emulator::new(ActivationDtype::Bf16, &[16], 80, 1);
+    let kernels = [
+        ("norm_forward_1", "NormForward"),
+        ("norm_backward_4", "NormBackward"),
+        ("combine_1", "Combine"),
+        ("activate_4", "Activate"),
+        ("activate_backward_1", "ActivateBackward"),
+        ("attention_backward_kv_16", "Attention"),
+        ("mask", "Mask"),
+        ("patches", "Patches"),
+        ("embed", "Embed"),
+        ("embed_backward", "EmbedBackward"),
+        ("reduce", "Reduce"),
+        ("pool", "Pool"),
+        ("pool_backward", "PoolBackward"),
+        ("cross_entropy", "CrossEntropy"),
+        ("squares", "Squares"),
+        ("judge", "Judge"),
+        ("adam", "Adam"),
+        ("sgd", "Sgd"),
+        ("cast", "Cast"),
+    ];
+    assert_eq!((kernels.len(), VECTORS), (SIZES.len(), [1, 4]));
+    for (kernel, args) in kernels {
+        let &(_, size) = SIZES.iter().find(|(name, _)| *name == args).unwrap();
+        assert_eq!(emulator.size_of_arguments(kernel), size, "{kernel}");
+    }
+}
+
+#[test]
+fn a_step_in_f32_is_the_cpus() {
+    for (scale, drop) in [(1, 0.2), (4, 0.2), (4, 0.0)] {
+        check(&model(scale, drop, 3, 2), ActivationDtype::F32, &emulated, None, true, 2e-5);
+    }
+    check(
+        &model(2, 0.1, 2, 1),
+        ActivationDtype::F32,
+        &|dtype, heads| Emulator::new(dtype, heads, 75, 1),
+        None,
+        false,
+        2e-5,
+    );
+}
+
+/// More tokens, and more frames, than a tile of attention has.
+#[test]
+fn attention_goes_over_many_tiles() {
+    let mut c = model(2, 0.1, 1, 2);
+    (c.image_size, c.backbone.patch_size) = (36, 4); // 82 tokens
+    check(&c, ActivationDtype::F32, &emulated, None, true, 2e-5);
+    check(&c, ActivationDtype::Bf16, &emulated, None, true, 2e-2);
+    let mut c = model(4, 0.1, 70, 1);
+    (c.image_size, c.d_model) = (4, 132); // heads of 66
+    (c.backbone.embed_dim, c.backbone.num_heads) = (9, 1);
+    check(&c, ActivationDtype::F32, &emulated, None, true, 2e-5);
+    check(&c, ActivationDtype::F16, &emulated, None, true, 3e-3);
+}
+
+#[test]
+fn a_step_in_half_precision_is_near_the_cpus() {
+    check(&model(4, 0.2, 3, 2), ActivationDtype::Bf16, &emulated, None, true, 2e-2);
+    check(&model(1, 0.2, 3, 2), ActivationDtype::F16, &emulated, None, true, 3e-3);
+}
+
+#[test]
+fn chunks_change_nothing_but_rounding() {
+    for chunk in [1, 4, 5] {
+        check(&model(4, 0.2, 3, 2), ActivationDtype::F32, &emulated, Some(chunk), true, 2e-5);
+    }
+}
+
+/// Threads may run in any order between two barriers: a barrier that is missing shows.
+#[test]
+fn the_order_of_threads_changes_no_bit() {
+    let results: Vec<_> = [1, 2, 77]
+        .into_iter()
+        .map(|order| {
+            let c = model(4, 0.2, 3, 2);
+            let (_, mut on_gpu) =
+                twins(&c, ActivationDtype::Bf16, &|dtype, heads| Emulator::new(dtype, heads, 80, order));
+            let (inputs, targets) = batch(&c, 2, true);
+            send(&mut on_gpu, 0, &inputs, &targets);
+            on_gpu.forward_backward(0, &Pass::training(1, 5), None, 64.0).unwrap();
+            (on_gpu.scores().unwrap(), on_gpu.read_gradients().unwrap())
+        })
+        .collect();
+    assert!(results[1..].iter().all(|result| *result == results[0]));
+}
+
+/// The same on a card, where there is one; `SLT_RUN_NEED_GPU=1` makes its absence a failure.
+#[cfg(feature = "cuda")]
+mod on_a_card {
+    use super::*;
+    use crate::engine::cuda::driver;
+
+    /// ViT-S/16 with two blocks, and the temporal encoder's usual widths.
+    fn documented() -> config::Model {
+        let mut c = model(4, 0.1, 5, 2);
+        (c.image_size, c.backbone.patch_size, c.backbone.embed_dim, c.backbone.num_heads) = (224, 16, 384, 6);
+        (c.backbone.mlp_ratio, c.projector_dim, c.d_model) = (4.0, 256, 512);
+        (c.temporal_nhead, c.temporal_dim_feedforward) = (8, 2048);
+        c
+    }
+
+    fn on_card(dtype: ActivationDtype, tolerance: f64) {
+        let Some(card) = cuda::for_tests() else { return };
+        let make = |dtype, heads: &[usize]| card.open(dtype, heads).unwrap();
+        for scale in [1, 4] {
+            check(&model(scale, 0.2, 3, 2), dtype, &make, None, true, tolerance);
+            check(&model(scale, 0.2, 3, 2), dtype, &make, Some(4), false, tolerance);
+        }
+        let mut many = model(2, 0.1, 70, 1);
+        (many.image_size, many.backbone.patch_size) = (36, 4);
+        check(&many, dtype, &make, None, true, tolerance);
+        check(&documented(), dtype, &make, None, true, tolerance);
+    }
+
+    #[test]
+    fn steps_in_f32_are_the_cpus() {
+        on_card(ActivationDtype::F32, 1e-4);
+    }
+
+    #[test]
+    fn steps_in_bf16_are_near_the_cpus() {
+        on_card(ActivationDtype::Bf16, 2e-2);
+    }
+
+    #[test]
+    fn steps_in_f16_are_near_the_cpus() {
+        on_card(ActivationDtype::F16, 1e-2);
+    }
+
+    /// Sums have one order: what is computed twice is the same to the bit.
+    #[test]
+    fn steps_repeat_to_the_bit() {
+        let Some(card) = cuda::for_tests() else { return };
+        let make = |dtype, heads: &[usize]| card.open(dtype, heads).unwrap();
+        let c = documented();
+        let (_, mut on_gpu) = twins(&c, ActivationDtype::Bf16, &make);
+        let (inputs, targets) = batch(&c, 3, true);
+        let mut step = || {
+            send(&mut on_gpu, 0, &inputs, &targets);
+            on_gpu.zero_gradients().unwrap();
+            on_gpu.forward_backward(0, &Pass::training(1, 5), None, 64.0).unwrap();
+            (on_gpu.scores().unwrap(), on_gpu.read_gradients().unwrap())
+        };
+        let first = step();
+        assert!((0..5).all(|_| step() == first));
+    }
+}

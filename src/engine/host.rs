@@ -1,0 +1,49 @@
+//! A network and its optimizer in the host's memory.
+
+use candle_core::Device;
+
+use super::batch::{Placed, frames, images, targets};
+use crate::Result;
+use crate::config::Experiment;
+use crate::model::{Activation, DecoderKind, Network};
+use crate::nn::Parameters;
+use crate::optim::Optimizer;
+
+/// What training changes, and the modules over it.
+pub struct Host {
+    /// With a graph, for training.
+    pub network: Network,
+    /// Over the same parameters, without a graph, for evaluation.
+    pub evaluator: Network,
+    /// The optimizer, with its moments.
+    pub optimizer: Optimizer,
+}
+
+impl Host {
+    /// At the start of an experiment.
+    ///
+    /// # Errors
+    /// Where the tensor library fails.
+    pub fn new(c: &Experiment, decoder: &dyn DecoderKind) -> Result<Self> {
+        let network = Network::new(&c.model, decoder, &Device::Cpu, c.run.seed)?;
+        let evaluator = network.without_graph(&c.model, decoder)?;
+        let optimizer = Optimizer::new(&c.optimization, network.parameters());
+        Ok(Self { network, evaluator, optimizer })
+    }
+
+    /// How large the modules' outputs are for a batch, without dropout.
+    ///
+    /// # Errors
+    /// Where the tensor library fails.
+    pub fn activations(&self, batch: &Placed) -> Result<Vec<Activation>> {
+        let (batch, device) = (&batch.batch, &Device::Cpu);
+        let (images, frames) = (images(batch, device)?, frames(batch, device)?);
+        self.evaluator.activations(&images, &frames, &targets(batch, device)?)
+    }
+
+    /// The parameters, in PyTorch's order.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        self.network.parameters()
+    }
+}

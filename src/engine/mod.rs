@@ -1,0 +1,61 @@
+//! How the network is computed: the one seam between training and computing.
+//!
+//! An [`Engine`] computes as much of the network's beginning as it covers by blocks of its own, and leaves the rest to
+//! the Candle modules of [`crate::model`], as a graph on the host: `candle` covers nothing, `cpu` the backbones, `cuda`
+//! all up to the loss of the decoders that it has kernels for. So whatever is written once as a Candle module works on
+//! every engine. Nobody above asks which one it is.
+
+mod batch;
+mod candle;
+pub mod chunks;
+pub mod cpu;
+#[cfg(any(feature = "cuda", test))]
+pub mod cuda;
+pub mod device;
+mod graph;
+mod host;
+pub mod memory;
+#[cfg(any(feature = "cuda", test))]
+mod oom;
+mod seam;
+pub mod threads;
+
+use crate::Result;
+use crate::config::Experiment;
+use crate::model::decoder;
+use device::Compute;
+
+pub use batch::Placed;
+pub use host::Host;
+pub use seam::{End, Engine, Evaluating, Outcome, Pending, Step, Times};
+
+/// The engine of an experiment, at its start, with initial weights from its seed.
+///
+/// # Errors
+/// Where the tensor library or the GPU fails, or the engine that is asked for cannot compute the network.
+pub fn new(c: &Experiment, compute: &Compute) -> Result<Box<dyn Engine>> {
+    with_decoder(c, compute, decoder::of(c).as_ref())
+}
+
+/// [`new`] with a decoder of the caller's.
+///
+/// # Errors
+/// As [`new`].
+pub fn with_decoder(
+    c: &Experiment,
+    compute: &Compute,
+    decoder: &dyn decoder::DecoderKind,
+) -> Result<Box<dyn Engine>> {
+    match compute {
+        Compute::Graph(device) => Ok(Box::new(candle::Candle::new(c, decoder, device)?)),
+        Compute::Cpu => Ok(Box::new(cpu::Cpu::new(c, decoder)?)),
+        #[cfg(any(feature = "cuda", test))]
+        Compute::Gpu(device) => {
+            let dtype = compute.activation_dtype(c);
+            Ok(Box::new(cuda::Cuda::new(c, decoder, device.as_ref(), dtype)?))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! What must be the same on every engine, and what must change nothing on any.
+
+use std::slice::from_ref;
+
+use candle_core::{Result as CandleResult, Tensor};
+
+use super::device::Compute;
+use super::{End, Engine, Placed, Step, with_decoder};
+use crate::Result;
+use crate::config::{self, Experiment};
+use crate::data::{Batch, Sizes};
+use crate::model::Score;
+use crate::model::decoder::{self, Decoder, DecoderKind, Encoded, Loss};
+use crate::nn::{Builder, Linear, Pass, loss};
+
+/// A small network with everything that drops switched on, and `more` settings.
+pub(super) fn experiment(frames: usize, more: &[(&str, &str)]) -> Experiment {
+    let frames = frames.to_string();
+    let small = [
+        ("run.device", "cpu"),
+        ("data.batch_size", "2"),
+        ("model.sequence_length", frames.as_str()),
+        ("model.image_size", "16"),
+        ("model.projector_dim", "12"),
+        ("model.d_model", "16"),
+        ("model.pose_landmarks", "5"),
+        ("model.temporal_nhead", "2"),
+        ("model.temporal_layers", "1"),
+        ("model.temporal_dim_feedforward", "24"),
+        ("model.vocab_size", "31"),
+        ("model.backbone.patch_size", "4"),
+        ("model.backbone.embed_dim", "20"),
+        ("model.backbone.depth", "2"),
+        ("model.backbone.num_heads", "2"),
+        ("model.backbone.mlp_ratio", "2.0"),
+        ("model.projector_dropout", "0.1"),
+        ("model.fusion_dropout", "0.1"),
+        ("model.backbone.dropout", "0.2"),
+        ("model.backbone.attention_dropout", "0.2"),
+        ("model.backbone.stochastic_depth", "0.2"),
+    ];
+    config::for_tests(&[&small, more].concat())
+}
+
+/// `clips` clips, the last of which ends a frame early where there is more than one frame.
+pub(super) fn batch(c: &Experiment, clips: usize, kind: usize) -> Placed {
+    let sizes = Sizes {
+        frames: c.model.sequence_length,
+        image_size: c.model.image_size,
+        pose: 3 * c.model.pose_landmarks,
+    };
+    let mut batch = Batch::new((0..clips).collect(), sizes);
+    for (stream, pixels) in batch.images.iter_mut().enumerate() {
+        for (i, byte) in pixels.bytes_mut().iter_mut().enumerate() {
+            *byte = ((i + stream + 3 * kind) * (i + 7) % 251) as u8;
+        }
+    }
+    batch.pose.iter_mut().enumerate().for_each(|(i, x)| *x = ((i + kind) as f32).sin());
+    for (i, target) in batch.targets.iter_mut().enumerate() {
+        *target = ((5 * i + 3 + kind) % c.model.vocab_size) as u32;
+    }
+    if let (Some(last), true) = (batch.pad_mask.last_mut(), sizes.frames > 1) {
+        *last = false;
+    }
+    batch.into()
+}
+
+/// Loss and gradients of a step of one batch, the second that `engine` computes: so that buffers serve again.
+fn step(engine: &mut dyn Engine, c: &Experiment) -> Result<(f64, Vec<Vec<f32>>)> {
+    let mut batch = batch(c, 2, 0);
+    let mut step = Step::of(1);
+    engine.train(&mut batch, &Pass::training(1, 4), &mut step)?;
+    let mut step = Step::of(1);
+    let pass = Pass { first_row: 2, ..Pass::training(1, 5) };
+    engine.train(&mut batch, &pass, &mut step)?;
+    let gradients = engine.gradients(&step)?;
+    Ok((step.loss().unwrap_or(f64::NAN), gradients))
+}
+
+fn distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+    let pairs = a.iter().flatten().zip(b.iter().flatten());
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (&a, &b) in pairs {
+        difference += f64::from(a - b).powi(2);
+        norm += f64::from(b).powi(2);
+    }
+    (difference / norm.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+fn on_cpu(frames: usize, chunk: Option<usize>) -> Result<(f64, Vec<Vec<f32>>)> {
+    let chunk = chunk.map_or_else(|| "auto".to_owned(), |chunk| chunk.to_string());
+    let c = experiment(frames, &[("optimization.frames_per_chunk", &chunk)]);
+    step(super::new(&c, &Compute::Cpu)?.as_mut(), &c)
+}
+
+#[test]
+fn chunks_change_nothing() -> Result<()> {
+    let (loss, gradients) = on_cpu(20, None)?; // 40 images a stream
+    for chunk in [16, 32] {
+        assert_eq!((loss, &gradients), (on_cpu(20, Some(chunk))?.0, &on_cpu(20, Some(chunk))?.1), "{chunk}");
+    }
+    for chunk in [1, 7, 39] {
+        let (other, others) = on_cpu(20, Some(chunk))?;
+        assert!((other / loss - 1.0).abs() < 1e-5 && distance(&others, &gradients) < 1e-5, "{chunk}");
+    }
+    Ok(())
+}
+
+#[test]
+fn threads_change_nothing() -> Result<()> {
+    let with = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool starts");
+        pool.install(|| on_cpu(9, None))
+    };
+    let one = with(1)?;
+    for threads in [2, 3, 5] {
+        assert_eq!(with(threads)?, one, "{threads} threads");
+    }
+    Ok(())
+}
+
+/// Two linear layers on each frame and their mean: a decoder that no engine has blocks for.
+struct TwoLayers;
+
+struct TwoLayersModule {
+    hidden: Linear,
+    out: Linear,
+}
+
+impl DecoderKind for TwoLayers {
+    fn name(&self) -> &'static str {
+        "two layers"
+    }
+
+    fn build(&self, b: &Builder, c: &config::Model) -> CandleResult<Box<dyn Decoder>> {
+        Ok(Box::new(TwoLayersModule {
+            hidden: Linear::new(&b.pp("hidden"), c.d_model, 10)?,
+            out: Linear::new(&b.pp("out"), 10, c.vocab_size)?,
+        }))
+    }
+}
+
+impl Decoder for TwoLayersModule {
+    fn logits(&self, encoded: Encoded, _: &Tensor, _: &Pass) -> Result<Tensor> {
+        Ok(self.out.forward(&self.hidden.forward(encoded.frames)?.relu()?)?.mean(1)?)
+    }
+
+    /// Counts each clip twice: its weight is not the number of clips.
+    fn loss(&self, encoded: Encoded, targets: &Tensor, pass: &Pass) -> Result<Loss> {
+        let targets = targets.squeeze(1)?;
+        let mean = loss::cross_entropy(&self.logits(encoded, &targets, pass)?, &targets, 0.0)?;
+        Ok(Loss { mean, weight: 2 * targets.dim(0)? })
+    }
+
+    fn score(&self, encoded: Encoded, targets: &Tensor) -> Result<Score> {
+        let Loss { mean, weight } = self.loss(encoded, targets, &Pass::EVALUATION)?;
+        Ok(Score { loss: f64::from(mean.to_scalar::<f32>()?), weight, correct: 0 })
+    }
+}
+
+/// The engines that there are here: their names, and the experiment's setting and device for each.
+pub(super) fn all() -> Vec<(&'static str, Compute)> {
+    vec![("candle", Compute::Graph(candle_core::Device::Cpu)), ("cpu", Compute::Cpu)]
+}
+
+/// Every decoder's first gradients and three steps of two batches each are the same on all engines.
+#[test]
+fn engines_agree_whatever_reads_the_frames() -> Result<()> {
+    let c = experiment(6, &[("optimization.accumulate", "2")]);
+    let stub = decoder::of(&c);
+    for kind in [stub.as_ref(), &TwoLayers] {
+        let mut found = Vec::new();
+        for (name, compute) in all() {
+            let mut engine = with_decoder(&c, &compute, kind)?;
+            let (loss, gradients) = step(engine.as_mut(), &c)?;
+            let mut losses = vec![loss];
+            for number in 0..3 {
+                let mut whole = Step::of(2);
+                for (kind, clips) in [2, 1].into_iter().enumerate() {
+                    let mut batch = batch(&c, clips, kind);
+                    let pass = Pass { first_row: whole.clips(), ..Pass::training(1, number) };
+                    engine.train(&mut batch, &pass, &mut whole)?;
+                }
+                losses.push(whole.loss().expect("known"));
+                let pending = engine.update(whole, 1e-3, Some(1.0))?;
+                let outcome = engine.outcome(pending)?;
+                assert_eq!(outcome.end, End::Updated, "{name}");
+                losses.push(outcome.norm);
+            }
+            let mut batch = batch(&c, 2, 5);
+            let evaluating = engine.evaluate(&mut batch)?;
+            let score = engine.score(evaluating)?;
+            losses.push(score.loss);
+            let encoded = engine.encode(&mut batch)?.flatten_all()?.to_vec1::<f32>()?;
+            found.push((name, losses, gradients, encoded, (score.weight, score.correct)));
+        }
+        let (_, losses, gradients, encoded, score) = &found[0];
+        for (name, other, others, frames, other_score) in &found[1..] {
+            let name = format!("{} on {name}", kind.name());
+            for (found, expected) in other.iter().zip(losses) {
+                assert!((found / expected - 1.0).abs() < 1e-4, "{name}: {found} is not {expected}");
+            }
+            assert_eq!(others.len(), gradients.len(), "{name}");
+            for (at, (found, expected)) in others.iter().zip(gradients).enumerate() {
+                let error = distance(from_ref(found), from_ref(expected));
+                assert!(error < 1e-4, "{name}: parameter {at} is off by {error}");
+            }
+            assert!(distance(from_ref(frames), from_ref(encoded)) < 1e-3, "{name}: frames after the steps");
+            assert_eq!(other_score, score, "{name}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_graph_knows_no_chunks() {
+    let c = experiment(6, &[("optimization.frames_per_chunk", "16")]);
+    let error = super::new(&c, &Compute::Graph(candle_core::Device::Cpu)).err().expect("refused").to_string();
+    assert!(error.contains("frames_per_chunk") && error.contains("\"auto\""), "{error}");
+}

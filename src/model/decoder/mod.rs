@@ -1,0 +1,132 @@
+//! Decoders: what reads the encoded frames of a clip. All that a decoder decides is in its own file: its parameters, its
+//! loss, what counts as right, and what a clip's text is to it.
+//!
+//! A decoder that is written here as Candle operations trains on every engine. One that needs less memory or time than
+//! its graph overrides [`Decoder::train`]; an engine with kernels for it says so itself.
+
+mod stub;
+
+use std::rc::Rc;
+
+use candle_core::{Tensor, Var};
+
+use crate::config;
+use crate::nn::{Builder, Pass};
+use crate::{Error, Result};
+
+pub use stub::Stub;
+
+/// The encoder's frames, as a decoder reads them.
+#[derive(Clone, Copy)]
+pub struct Encoded<'a> {
+    /// (B, T, D), f32.
+    pub frames: &'a Tensor,
+    /// (B, T), u8: 1 = a frame of the clip, 0 = padding.
+    pub pad_mask: &'a Tensor,
+}
+
+/// A batch's loss, as a graph.
+pub struct Loss {
+    /// The mean over all that was predicted, a scalar.
+    pub mean: Tensor,
+    /// How much was predicted: what the mean weighs when batches are put together.
+    pub weight: usize,
+}
+
+/// What a decoder gave for one batch in training.
+pub struct DecoderStep {
+    /// The mean loss.
+    pub loss: f64,
+    /// How much was predicted.
+    pub weight: usize,
+    /// The mean loss's gradient for the encoded frames: (B, T, D), f32.
+    pub d_frames: Tensor,
+    /// Its gradients for the decoder's parameters, in their order, for when there is memory for them.
+    pub gradients: Box<dyn FnOnce() -> Result<Vec<Tensor>>>,
+}
+
+/// What one batch gave in evaluation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// The mean loss over the batch.
+    pub loss: f64,
+    /// How much was predicted.
+    pub weight: usize,
+    /// How much of it was right.
+    pub correct: usize,
+}
+
+/// A decoder as a part of a network.
+pub trait Decoder {
+    /// What each prediction is chosen by: (…, V). `targets` (B, L) are what a decoder that is told the beginning goes on
+    /// from.
+    ///
+    /// # Errors
+    /// Where the tensor library fails.
+    fn logits(&self, encoded: Encoded, targets: &Tensor, pass: &Pass) -> Result<Tensor>;
+
+    /// The loss that training lowers; `targets` (B, L), u32, as its [`DecoderKind`] makes them of texts.
+    ///
+    /// # Errors
+    /// Where the tensor library fails.
+    fn loss(&self, encoded: Encoded, targets: &Tensor, pass: &Pass) -> Result<Loss>;
+
+    /// Loss and number of right predictions, without dropout.
+    ///
+    /// # Errors
+    /// Where the tensor library fails.
+    fn score(&self, encoded: Encoded, targets: &Tensor) -> Result<Score>;
+
+    /// Forward and backward: the frames are a constant here, and `parameters` the decoder's own, in order.
+    ///
+    /// # Errors
+    /// Where the tensor library fails, or a parameter has no part in the loss.
+    fn train(
+        &self,
+        encoded: Encoded,
+        targets: &Tensor,
+        pass: &Pass,
+        parameters: &[(&str, &Var)],
+    ) -> Result<DecoderStep> {
+        let frames = Var::from_tensor(&encoded.frames.detach())?;
+        let Loss { mean, weight } =
+            self.loss(Encoded { frames: frames.as_tensor(), ..encoded }, targets, pass)?;
+        let store = mean.backward()?;
+        let gradients: Result<Vec<Tensor>> =
+            parameters.iter().map(|(name, var)| gradient(&store, name, var)).collect();
+        let gradients = gradients?;
+        Ok(DecoderStep {
+            loss: f64::from(mean.to_scalar::<f32>()?),
+            weight,
+            d_frames: gradient(&store, "the encoded frames", &frames)?,
+            gradients: Box::new(move || Ok(gradients)),
+        })
+    }
+}
+
+/// A kind of decoder, and what it takes besides the network's sizes.
+pub trait DecoderKind {
+    /// What the configuration calls it.
+    fn name(&self) -> &'static str;
+
+    /// Its modules, below `b`.
+    ///
+    /// # Errors
+    /// Where the tensor library fails.
+    fn build(&self, b: &Builder, c: &config::Model) -> candle_core::Result<Box<dyn Decoder>>;
+}
+
+/// The decoder of an experiment.
+#[must_use]
+pub fn of(c: &config::Experiment) -> Rc<dyn DecoderKind> {
+    Rc::new(stub::Kind { label_smoothing: c.optimization.label_smoothing })
+}
+
+/// What a backward pass left for a variable.
+///
+/// # Errors
+/// Where the loss does not depend on it.
+pub fn gradient(store: &candle_core::backprop::GradStore, name: &str, var: &Var) -> Result<Tensor> {
+    // Detached: a stored gradient can carry a graph of its own.
+    store.get(var).map(Tensor::detach).ok_or_else(|| Error::run(format!("{name} got no gradient")))
+}

@@ -1,0 +1,88 @@
+//! The decoder stub: the mean of the valid frames, then one linear layer to the classes that texts are hashed to.
+
+use candle_core::{DType, Result as CandleResult, Tensor, Var};
+
+use super::{Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score, gradient};
+use crate::nn::{Builder, Linear, Pass, loss};
+use crate::{Result, config};
+
+/// The stub, with its loss: cross-entropy with label smoothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// The share of the target's probability that is spread over all classes.
+    pub label_smoothing: f64,
+}
+
+impl DecoderKind for Kind {
+    fn name(&self) -> &'static str {
+        Stub::NAME
+    }
+
+    fn build(&self, b: &Builder, c: &config::Model) -> CandleResult<Box<dyn Decoder>> {
+        let lm_head = Linear::new(&b.pp("lm_head"), c.d_model, c.vocab_size)?;
+        Ok(Box::new(Stub { lm_head, label_smoothing: self.label_smoothing }))
+    }
+}
+
+/// Mean over valid frames and a classifier (`lm_head`).
+pub struct Stub {
+    lm_head: Linear,
+    label_smoothing: f64,
+}
+
+impl Stub {
+    /// What the configuration calls it.
+    pub const NAME: &'static str = "stub";
+
+    /// The mean of the valid frames (B, D), 0 for a clip without one.
+    fn mean(encoded: Encoded) -> CandleResult<Tensor> {
+        let valid = encoded.pad_mask.to_dtype(DType::F32)?;
+        let count = valid.sum_keepdim(1)?.clamp(1f32, f32::MAX)?; // (B, 1)
+        encoded.frames.broadcast_mul(&valid.unsqueeze(2)?)?.sum(1)?.broadcast_div(&count)
+    }
+}
+
+impl Decoder for Stub {
+    fn logits(&self, encoded: Encoded, _: &Tensor, _: &Pass) -> Result<Tensor> {
+        Ok(self.lm_head.forward(&Self::mean(encoded)?)?)
+    }
+
+    fn loss(&self, encoded: Encoded, targets: &Tensor, pass: &Pass) -> Result<Loss> {
+        let logits = self.logits(encoded, targets, pass)?;
+        let mean = loss::cross_entropy(&logits, &targets.squeeze(1)?, self.label_smoothing)?;
+        Ok(Loss { mean, weight: targets.dim(0)? })
+    }
+
+    fn score(&self, encoded: Encoded, targets: &Tensor) -> Result<Score> {
+        let logits = self.logits(encoded, targets, &Pass::EVALUATION)?;
+        let targets = targets.squeeze(1)?;
+        let loss = loss::cross_entropy(&logits, &targets, self.label_smoothing)?.to_scalar::<f32>()?;
+        // Counted on the host: a sum of Candle's u8 comparisons would wrap at 256.
+        let right = logits.argmax(1)?.eq(&targets)?.to_vec1::<u8>()?;
+        Ok(Score {
+            loss: f64::from(loss),
+            weight: targets.dim(0)?,
+            correct: right.into_iter().map(usize::from).sum(),
+        })
+    }
+
+    /// As the graph does it, but for the order: the gradient of the classes' weight, the largest of the network's, comes
+    /// last, when it is asked for.
+    fn train(&self, encoded: Encoded, targets: &Tensor, _: &Pass, _: &[(&str, &Var)]) -> Result<DecoderStep> {
+        let frames = Var::from_tensor(&encoded.frames.detach())?;
+        let mean = Self::mean(Encoded { frames: frames.as_tensor(), ..encoded })?;
+        let (vectors, lm_head) = (mean.detach(), self.lm_head.detached());
+        let logits = Var::from_tensor(&lm_head.forward(&vectors)?)?;
+        let loss = loss::cross_entropy(&logits, &targets.squeeze(1)?, self.label_smoothing)?;
+        let d_logits = gradient(&loss.backward()?, "the logits", &logits)?;
+        let d_mean = d_logits.matmul(lm_head.weight())?;
+        // The sum's gradient for `mean` is `d_mean`.
+        let store = (mean * d_mean)?.sum_all()?.backward()?;
+        Ok(DecoderStep {
+            loss: f64::from(loss.to_scalar::<f32>()?),
+            weight: targets.dim(0)?,
+            d_frames: gradient(&store, "the encoded frames", &frames)?,
+            gradients: Box::new(move || Ok(vec![d_logits.t()?.matmul(&vectors)?, d_logits.sum(0)?])),
+        })
+    }
+}
