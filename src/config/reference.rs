@@ -1,4 +1,4 @@
-//! The README's reference of all fields, in markdown.
+//! The reference of all fields in `configs/README.md`, in markdown.
 
 use super::fields::{FIELDS, SECTIONS};
 

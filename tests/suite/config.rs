@@ -375,24 +375,25 @@ fn the_reference_has_a_row_for_every_field() {
     assert_eq!(rows, FIELDS.len());
 }
 
-/// The README holds the reference between two marks. `UPDATE_README=1 cargo test --release readme` writes it anew.
+/// `configs/README.md` holds the reference between two marks. `SLT_UPDATE_SAMPLES=1 cargo test --release readme` writes it
+/// anew.
 #[test]
-fn the_readme_has_the_reference() {
-    let path = root().join("README.md");
+fn the_configs_readme_has_the_reference() {
+    let path = root().join("configs/README.md");
     let readme = fs::read_to_string(&path).unwrap();
-    let (before, rest) = readme.split_once("<!-- fields -->\n").expect("README.md lacks <!-- fields -->");
-    let (found, after) = rest.split_once("<!-- /fields -->").expect("README.md lacks <!-- /fields -->");
+    let (before, rest) = readme.split_once("<!-- fields -->\n").expect("no <!-- fields -->");
+    let (found, after) = rest.split_once("<!-- /fields -->").expect("no <!-- /fields -->");
     let expected = config::reference_table();
-    if std::env::var_os("UPDATE_README").is_some() {
+    if std::env::var_os("SLT_UPDATE_SAMPLES").is_some() {
         let readme = format!("{before}<!-- fields -->\n{expected}<!-- /fields -->{after}");
         return fs::write(&path, readme).unwrap();
     }
-    assert!(found == expected, "the README's reference is out of date: UPDATE_README=1 writes it anew");
+    assert!(found == expected, "configs/README.md is out of date: SLT_UPDATE_SAMPLES=1 writes it anew");
 }
 
 #[test]
-fn the_readme_s_faults_name_tests_that_are_there() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+fn the_tests_readme_s_faults_name_tests_that_are_there() {
+    let readme = fs::read_to_string(root().join("tests/README.md")).unwrap();
     let (_, after) = readme.split_once("## What survives what").unwrap();
     let section = after.split("\n## ").next().unwrap();
     let table: Vec<&str> = section.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
