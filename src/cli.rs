@@ -1,6 +1,6 @@
 //! The command line: `slt-run CONFIG…` trains; `check`, `config` and `demo` do what their help says.
 //!
-//! Every field of the experiment has its documented flag, made from [`config::FIELDS`].
+//! Every field of the experiment has its documented flag, made from [`FIELDS`].
 
 use std::ffi::OsString;
 use std::path::PathBuf;

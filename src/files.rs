@@ -1,7 +1,7 @@
 //! Replacing files as a whole: the one place where a run puts a file in the place of another.
 //!
 //! A crash, a full disk or a failing write at any moment leaves the earlier file as it was. Tests prove it: everything
-//! that is done to the disk goes through [`disk`], where `fault` can make each operation fail.
+//! that is done to the disk goes through `disk`, where `fault` can make each operation fail.
 
 mod disk;
 mod fault;

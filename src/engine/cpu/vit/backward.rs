@@ -10,7 +10,7 @@ use super::{Affine, BlockParameters, Drops, GROUP, Gradients, Group, Pixels, Sha
 
 /// What the backward pass works with besides the network.
 pub struct Backward<'a> {
-    /// The images that went through [`super::forward`].
+    /// The images that went through [`super::forward()`].
     pub pixels: Pixels<'a>,
     /// What that pass dropped.
     pub drops: Option<&'a Drops<'a>>,
@@ -23,7 +23,7 @@ pub struct Backward<'a> {
 }
 
 /// The loss's gradients for all parameters, added to `gradients`; `d_features` (N, D) is that of the features which
-/// [`super::forward`] gave.
+/// [`super::forward()`] gave.
 pub fn backward(
     shape: &Shape,
     weights: &Weights,
