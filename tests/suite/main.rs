@@ -12,6 +12,7 @@ mod config;
 mod data;
 mod demo;
 mod device;
+mod documents;
 mod faults;
 #[cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
 mod gpu;

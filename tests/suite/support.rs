@@ -91,18 +91,9 @@ impl World {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    /// `slt-run`, or what `SLT_RUN_BINARY` names, in the working directory, without the variables of the tests' own environment.
+    /// [`program`] in the working directory.
     pub fn command(&self, args: &[&str]) -> Command {
-        let built = || env!("CARGO_BIN_EXE_slt-run").into();
-        let mut command = Command::new(std::env::var_os("SLT_RUN_BINARY").unwrap_or_else(built));
-        command.current_dir(self.dir.path()).args(args);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SLT_")) {
-            command.env_remove(name);
-        }
-        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "RAYON_NUM_THREADS"] {
-            command.env_remove(name);
-        }
-        command
+        program(self.dir.path(), args)
     }
 
     pub fn run(&self, args: &[&str]) -> Outcome {
@@ -141,6 +132,20 @@ impl World {
         let path = self.path(name);
         Checkpoint::from_value(&path, checkpoint::load(&path).unwrap()).unwrap()
     }
+}
+
+/// `slt-run`, or what `SLT_RUN_BINARY` names, in `folder`, without the variables of the tests' own environment.
+pub fn program(folder: &Path, args: &[&str]) -> Command {
+    let built = || env!("CARGO_BIN_EXE_slt-run").into();
+    let mut command = Command::new(std::env::var_os("SLT_RUN_BINARY").unwrap_or_else(built));
+    command.current_dir(folder).args(args);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SLT_")) {
+        command.env_remove(name);
+    }
+    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "RAYON_NUM_THREADS"] {
+        command.env_remove(name);
+    }
+    command
 }
 
 impl Outcome {
