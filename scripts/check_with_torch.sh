@@ -3,14 +3,15 @@
 #
 #   scripts/check_with_torch.sh [CACHE]
 #
-# Makes a virtual environment with torch, numpy and tensorboard (about 4 GB) in CACHE, target/torch by default, and
-# keeps it there; PYTHON=/path/to/python uses an interpreter that has them already. Trains small networks on a drawn
+# Makes a virtual environment with torch, numpy, pillow and tensorboard (about 4 GB) in CACHE, target/torch by default,
+# and keeps it there; PYTHON=/path/to/python uses an interpreter that has them already. Trains small networks on a drawn
 # dataset with all three optimizers, then:
 #   1. loads every checkpoint strictly in PyTorch, weights and optimizer state, and steps the optimizer on;
 #   2. compares every TensorBoard scalar with metrics.jsonl, through TensorBoard's own reader;
 #   3. starts runs from checkpoints that PyTorch wrote, with and without extra keys such as numpy scalars, and checks
 #      that a misfit is refused;
-#   4. has PyTorch make numeric cases from new seeds (SEEDS="100 200" by default) and repeats each.
+#   4. follows the README's Python from clips' files to logits, and compares each with slt-run's, as well as best.pt's loss;
+#   5. has PyTorch make numeric cases from new seeds (SEEDS="100 200" by default) and repeats each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,12 +20,12 @@ python=${PYTHON:-}
 if [ -z "$python" ]; then
     python=$cache/bin/python
     if [ ! -x "$python" ]; then
-        echo "== making $cache: torch, numpy, tensorboard"
+        echo "== making $cache: torch, numpy, pillow, tensorboard"
         python3 -m venv "$cache"
-        "$python" -m pip install --quiet torch numpy tensorboard
+        "$python" -m pip install --quiet torch numpy pillow tensorboard
     fi
 fi
-"$python" -c 'import torch, numpy, tensorboard; print("PyTorch", torch.__version__)'
+"$python" -c 'import torch, numpy, PIL, tensorboard; print("PyTorch", torch.__version__)'
 
 echo "== building"
 cargo build --release
@@ -54,6 +55,12 @@ for file in plain extra; do
         --work-dir "$work/from_$file" --tensorboard ""
     "$python" scripts/torch_interop.py same "$work/torch/$file.pt" "$work/from_$file/last.pt"
 done
+for file in class:collections.defaultdict sparse:torch._utils._rebuild_sparse_tensor; do
+    message=$("$program" "$work/adamw/config.toml" --init-from "$work/torch/${file%%:*}.pt" --work-dir "$work/misfit" 2>&1) && code=0 || code=$?
+    printf '%s\n' "$message"
+    [ "$code" = 3 ] || { echo "a checkpoint with an unknown class ended with exit code $code, not 3"; exit 1; }
+    case $message in *"${file#*:}"*) ;; *) echo "the message does not name ${file#*:}"; exit 1 ;; esac
+done
 set +e
 message=$("$program" "$work/adamw/config.toml" --init-from "$work/torch/misfit.pt" --work-dir "$work/misfit" 2>&1)
 code=$?
@@ -64,6 +71,20 @@ for words in "lacks parameters" "that the model lacks" "of another shape"; do
     case $message in *"$words"*) ;; *) echo "the message does not say: $words"; exit 1 ;; esac
 done
 [ ! -e "$work/misfit" ] || { echo "a refused run left $work/misfit"; exit 1; }
+
+for kind in drawn blocks; do
+    echo "== the README's Python, $kind images"
+    "$program" demo "$work/$kind" --clips 24 --frames 9 --size 40 --signs 3 --data-only --quiet
+    check=readme
+    if [ "$kind" = blocks ]; then
+        check=readme-on-blocks
+        "$python" scripts/torch_interop.py blocks "$work/blocks"
+    fi
+    # Images are made smaller, and clips of 5 to 9 frames longer or shorter. Modulo 7, the order of the digest's bytes shows.
+    "$program" "$work/$kind/demo.toml" --image-size 32 --sequence-length 6 --epochs 6 --lr 2e-3 --vocab-size 7 --quiet \
+        --set model.backbone.patch_size=8 --work-dir "$work/run_$kind" --tensorboard ""
+    "$python" scripts/torch_interop.py "$check" "$work/run_$kind" "$program"
+done
 
 for seed in ${SEEDS:-100 200}; do
     echo "== numeric cases, seed $seed"

@@ -4,28 +4,34 @@
     python torch_interop.py events RUN      compare the TensorBoard scalars of a run with its metrics.jsonl
     python torch_interop.py write RUN OUT   save checkpoints as a PyTorch script would, from RUN's architecture
     python torch_interop.py same A B        check that two checkpoints hold the same weights, bit for bit
+    python torch_interop.py blocks DATA     write a drawn dataset's images anew in blocks of one colour, which every JPEG
+                                            decoder reads alike
+    python torch_interop.py readme RUN PROGRAM          follow the README's Python from the files of a run's validation
+                                            clips to logits, and compare with what PROGRAM, slt-run, has for its best.pt
+    python torch_interop.py readme-on-blocks RUN PROGRAM    the same within much less, for images of `blocks`
 """
 
+import argparse
+import collections
+import csv
+import datetime
 import json
 import math
+import random
+import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from torch_peer import Backbone, Classifier, Model, optimizer
+from torch_peer import network, optimizer
 
 
 def read_config(run: Path) -> dict:
     return json.loads((run / "config.json").read_text())
-
-
-def network(run: Path) -> Classifier:
-    c = read_config(run)["model"]
-    fields = {key: value for key, value in c.items() if key in Model.__dataclass_fields__ and key != "backbone"}
-    backbone = {key: value for key, value in c["backbone"].items() if key in Backbone.__dataclass_fields__}
-    return Classifier(Model(Backbone(**backbone, image_size=c["image_size"]), **fields))
 
 
 def load(path: Path) -> dict:
@@ -33,7 +39,7 @@ def load(path: Path) -> dict:
 
 
 def step(run: Path) -> None:
-    c, state, net = read_config(run), load(run / "last.pt"), network(run)
+    c, state, net = read_config(run), load(run / "last.pt"), network(read_config(run))
     net.load_state_dict(state["model_state"], strict=True)
     o = c["optimization"]
     opt = optimizer(o["optimizer"], net.parameters(), 1.0, 0.5)
@@ -80,10 +86,11 @@ def events(run: Path) -> None:
 def write(run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(7)
-    net = network(run)
+    net = network(read_config(run))
     opt = optimizer("adamw", net.parameters(), 1e-3, 0.0)
     plain = {"epoch": 3, "model_state": net.state_dict(), "optimizer_state": opt.state_dict(), "val_loss": 0.5}
     torch.save(plain, out / "plain.pt")
+    # What training scripts put beside the weights: all that configs/FROM_PYTHON.md says is read over.
     extra = {
         "val_loss": np.float64(0.5),
         "best": np.float32(0.25),
@@ -91,8 +98,16 @@ def write(run: Path, out: Path) -> None:
         "args": {"out": Path("runs"), "betas": (0.9, 0.999), "names": ["a", None, True]},
         "rng": torch.get_rng_state(),
         "half": torch.ones(3, dtype=torch.bfloat16),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "torch": [torch.Size([2, 3]), torch.float16, torch.device("cpu")],
+        "python": [collections.OrderedDict(a=1), collections.Counter("aab"), {1, 2}, frozenset("a"), 1j, b"x", bytearray(b"y"),
+                   10**30, random.getstate(), argparse.Namespace(lr=0.1)],
+        "numpy": [np.bool_(True), np.int8(1), np.zeros(2, complex), np.random.get_state()],
+        "when": [datetime.datetime(2026, 1, 2, 3), datetime.date(2026, 1, 2), datetime.timedelta(1)],
     }
     torch.save(plain | extra, out / "extra.pt")
+    torch.save(plain | {"history": collections.defaultdict(list)}, out / "class.pt")
+    torch.save(plain | {"mask": torch.eye(2).to_sparse()}, out / "sparse.pt")
     weights = dict(net.state_dict())
     weights["decoder.extra"] = torch.zeros(3)
     weights["encoder.fusion.norm.weight"] = torch.zeros(5)
@@ -110,8 +125,85 @@ def same(a: Path, b: Path) -> None:
     print(f"{len(first)} parameters, the same to the bit: ok")
 
 
+# How far a log-probability may be from slt-run's: its JPEG decoder is within 5 of 255 levels of Pillow's, and rounding.
+PIXELS, ROUNDING = 0.05, 5e-4
+
+
+def blocks(data: Path) -> None:
+    from PIL import Image
+
+    for path in data.rglob("*.jpg"):
+        image = Image.open(path)
+        small = image.resize((image.width // 8, image.height // 8), Image.Resampling.BOX)
+        small.resize(image.size, Image.Resampling.NEAREST).save(path, quality=100, subsampling=0)
+
+
+def readme_snippet() -> dict:
+    """What the README's Python defines, as a user who copies it has it."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    assert len(blocks) == 1, f"the README has {len(blocks)} blocks of Python"
+    names: dict = {}
+    exec(compile(blocks[0], "README.md", "exec"), names)
+    return names
+
+
+def table(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def text_of_class(target, k: int, classes: int) -> str:
+    return next(text for text in map(str, range(10**6)) if target(text, classes) == k)
+
+
+def log_probability(program: Path, run: Path, work: Path, video_id: str, text: str) -> float:
+    """What slt-run with the weights of best.pt says of one clip, if `text` were its text: without label smoothing, a
+    validation loss over one clip is its class's negative log-probability. A rate of 0 leaves the weights as they are."""
+    (work / "one.csv").write_text(f"{video_id}\n")
+    (work / "texts.csv").write_text(f"video_id,texto\n{video_id},{text}\n")
+    change = ["--init-from", run / "best.pt", "--lr", "0", "--weight-decay", "0", "--epochs", "1", "--label-smoothing", "0",
+              "--metadata-csv", work / "texts.csv", "--train-index", work / "one.csv", "--val-index", work / "one.csv",
+              "--work-dir", work / "run", "--tensorboard", "", "--quiet", "--overwrite"]
+    done = subprocess.run([program, run / "config.toml", *change], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    return -json.loads((work / "run/metrics.jsonl").read_text())["val_loss"]
+
+
+def readme(run: Path, program: Path, tolerance: float = PIXELS) -> None:
+    names, c = readme_snippet(), read_config(run)
+    logits, target = names["logits"], names["target"]
+    classes, smoothing = c["model"]["vocab_size"], c["optimization"]["label_smoothing"]
+    texts = dict(table(Path(c["data"]["metadata_csv"])))
+    ids = [row[0] for row in table(Path(c["data"]["val_index"]))]
+    found = torch.stack([logits(run, video_id) for video_id in ids])
+
+    # What best.pt was chosen for.
+    targets = torch.tensor([target(texts[video_id], classes) for video_id in ids])
+    loss = torch.nn.functional.cross_entropy(found, targets, label_smoothing=smoothing).item()
+    right = (found.argmax(1) == targets).double().mean().item()
+    state = load(run / "best.pt")
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[state["best_epoch"] - 1])
+    print(f"best.pt: loss {loss:.5f}, slt-run's {state['val_loss']:.5f}; accuracy {right:.4f}, {row['val_accuracy']:.4f}")
+    assert abs(loss - state["val_loss"]) < tolerance and math.isclose(right, row["val_accuracy"]), "another loss"
+
+    # Each logit, up to a number that a clip's logits have in common and that no loss can tell.
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = [[log_probability(program, run, Path(folder), video_id, text_of_class(target, k, classes))
+                   for k in range(classes)] for video_id in ids]
+    worst = (torch.tensor(theirs) - found.log_softmax(1)).abs().max().item()
+    clips_differ = found.log_softmax(1).std(0).max().item()
+    print(f"log-probabilities of {classes} classes for {len(ids)} clips: within {worst:.5f}; from clip to clip {clips_differ:.2f}")
+    assert worst < tolerance < clips_differ / 10, "other logits"
+
+
+def readme_on_blocks(run: Path, program: Path) -> None:
+    readme(run, program, ROUNDING)
+
+
 if __name__ == "__main__":
-    commands = {"step": step, "events": events, "write": write, "same": same}
+    commands = {"step": step, "events": events, "write": write, "same": same, "blocks": blocks, "readme": readme,
+                "readme-on-blocks": readme_on_blocks}
     if len(sys.argv) < 3 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     commands[sys.argv[1]](*map(Path, sys.argv[2:]))
