@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
+use crate::limits::Limit;
+
 /// The result of anything in slt-run that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -30,6 +32,8 @@ pub struct Problem {
     pub causes: Vec<String>,
     /// What to do about it, if there is something to say.
     pub hint: Option<String>,
+    /// The limit of this process that is the cause, where one is: then it is nobody else's fault.
+    pub limit: Option<Limit>,
 }
 
 /// One or more problems of one kind. There is always at least one.
@@ -44,7 +48,7 @@ pub struct Error {
 impl Problem {
     /// A problem without a cause or a hint.
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), causes: Vec::new(), hint: None }
+        Self { what: what.into(), causes: Vec::new(), hint: None, limit: None }
     }
 
     /// Adds the next deeper cause.
@@ -52,6 +56,20 @@ impl Problem {
     pub fn cause(mut self, cause: impl fmt::Display) -> Self {
         self.causes.push(cause.to_string());
         self
+    }
+
+    /// Adds the system's error as the next deeper cause. Where it is a limit of this process, that is named, with the
+    /// hint that fits.
+    #[must_use]
+    pub fn io(mut self, error: &std::io::Error) -> Self {
+        self.limit = Limit::of(error);
+        match self.limit {
+            None => self.cause(error),
+            Some(limit) => {
+                self.hint = Some(limit.hint().to_owned());
+                self.cause(format!("{error}: {}", limit.what()))
+            }
+        }
     }
 
     /// What failed and its causes, from the outermost to the deepest.
@@ -65,10 +83,12 @@ impl Problem {
         self.chain().collect::<Vec<_>>().join(": ")
     }
 
-    /// Says what to do.
+    /// Says what to do; of a limit that is the cause, that is said already.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        if self.limit.is_none() {
+            self.hint = Some(hint.into());
+        }
         self
     }
 }
@@ -77,7 +97,27 @@ impl Error {
     /// An error of one problem.
     #[must_use]
     pub fn new(kind: Kind, problem: Problem) -> Self {
-        Self { kind, problems: vec![problem] }
+        Self::of(kind, vec![problem])
+    }
+
+    /// An error of these problems; of the first limit of this process alone, where one is the cause of any: whatever
+    /// else was found then, none of it is the user's or the data's fault.
+    fn of(kind: Kind, problems: Vec<Problem>) -> Self {
+        let Some(problem) = problems.iter().find(|problem| problem.limit.is_some()) else {
+            return Self { kind, problems };
+        };
+        let mut problem = problem.clone();
+        if let (Kind::Data, Some(limit)) = (kind, problem.limit) {
+            // Which clip was about to be read is chance.
+            (problem.what, problem.causes) = (limit.what(), Vec::new());
+        }
+        Self { kind: Kind::Run, problems: vec![problem] }
+    }
+
+    /// Whether a limit of this process is the cause.
+    #[must_use]
+    pub fn is_limit(&self) -> bool {
+        self.problems.iter().any(|problem| problem.limit.is_some())
     }
 
     /// A configuration error (exit code 2).
@@ -103,12 +143,12 @@ impl Error {
     /// A failed file operation: `what` ("cannot write", …) on `path`.
     #[must_use]
     pub fn io(kind: Kind, what: &str, path: &Path, cause: &std::io::Error) -> Self {
-        Self::new(kind, Problem::new(format!("{what} {}", path.display())).cause(cause))
+        Self::new(kind, Problem::new(format!("{what} {}", path.display())).io(cause))
     }
 
     /// All of `problems` as one error, or `Ok` where there are none.
     pub fn all(kind: Kind, problems: Vec<Problem>) -> Result<()> {
-        if problems.is_empty() { Ok(()) } else { Err(Self { kind, problems }) }
+        if problems.is_empty() { Ok(()) } else { Err(Self::of(kind, problems)) }
     }
 
     /// Adds a deeper cause to the last problem.
@@ -120,12 +160,11 @@ impl Error {
         self
     }
 
-    /// Says what to do about the last problem.
+    /// Says what to do about the last problem, as [`Problem::hint`] does.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        if let Some(problem) = self.problems.last_mut() {
-            problem.hint = Some(hint.into());
-        }
+        let last = self.problems.pop().map(|problem| problem.hint(hint));
+        self.problems.extend(last);
         self
     }
 
@@ -177,3 +216,31 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn a_limit_of_the_process_is_the_only_problem_and_no_file_is_to_blame() {
+        let unreadable = |number: i32| {
+            Problem::new("cannot read clip_7.jpg")
+                .io(&io::Error::from_raw_os_error(number))
+                .hint("replace the file")
+        };
+        let error = Error::all(Kind::Data, vec![unreadable(2), unreadable(24), unreadable(24)]).unwrap_err();
+        assert_eq!((error.kind, error.problems.len(), error.is_limit()), (Kind::Run, 1, true));
+        let text = error.to_string();
+        assert!(text.contains("ulimit -n") && text.contains("hint: raise it"), "{text}");
+        assert!(!text.contains("clip_7") && !text.contains("replace"), "{text}");
+
+        let error = Error::new(Kind::Data, unreadable(2));
+        assert_eq!((error.kind, error.is_limit()), (Kind::Data, false));
+        assert!(error.to_string().contains("clip_7.jpg"));
+        // What is written keeps its name.
+        let error =
+            Error::io(Kind::Run, "cannot write", Path::new("a.json"), &io::Error::from_raw_os_error(24));
+        assert!(error.to_string().contains("cannot write a.json") && error.to_string().contains("ulimit -n"));
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! In the order in which data flows: `cli` and `commands` (what was asked for), `config` (the experiment), `data` (files to
 //! batches), `nn` and `model` (the network), `train` (the loop), `checkpoint` and `observe` (what a run leaves). `demo`
-//! draws datasets; `error`, `files`, `input`, `random` and `zip_read` serve all.
+//! draws datasets; `error`, `files`, `input`, `limits`, `random` and `zip_read` serve all.
 
 pub mod checkpoint;
 pub mod cli;
@@ -14,6 +14,7 @@ pub mod engine;
 pub mod error;
 pub mod files;
 pub mod input;
+pub mod limits;
 pub mod model;
 pub mod nn;
 pub mod observe;

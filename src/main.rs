@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use slt_run::{cli, commands, data};
+use slt_run::limits::allocator::{Orderly, end_on_panics_for_memory};
+use slt_run::{cli, commands, data, limits};
 
 /// Faster than the system's allocator for the many short-lived tensors of a step.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Orderly<mimalloc::MiMalloc> = Orderly(mimalloc::MiMalloc);
 
 /// Lets the allocator keep what is freed instead of giving it back to the system: a training step frees and takes the
 /// same gigabyte again and again, and the system clears every page that it hands out.
@@ -22,16 +23,9 @@ fn keep_freed_memory() {
 /// Keeps the system from backing the heap with pages of 2 MiB. The allocator asks for them, and then every gap between
 /// two blocks is resident: 7 % of a training step's memory, for 2 % of its time.
 #[cfg(target_os = "linux")]
-#[allow(unsafe_code)]
 fn use_small_pages() {
-    unsafe extern "C" {
-        fn prctl(option: i32, ...) -> i32;
-    }
-    /// `PR_SET_THP_DISABLE` of `linux/prctl.h`.
-    const DISABLE_HUGE_PAGES: i32 = 41;
-    let [on, unused] = [1_u64, 0];
-    // SAFETY: sets a flag of this process; where the system does not know it, nothing happens.
-    unsafe { prctl(DISABLE_HUGE_PAGES, on, unused, unused, unused) };
+    // Where the system does not know this, nothing happens.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -40,6 +34,8 @@ fn use_small_pages() {}
 fn main() -> ExitCode {
     use_small_pages();
     keep_freed_memory();
+    limits::let_writes_fail();
+    end_on_panics_for_memory();
     data::silence_guarded_panics();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let command = match cli::parse(arguments.clone()) {

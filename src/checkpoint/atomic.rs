@@ -25,7 +25,7 @@ pub fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn failed(path: &Path, error: &io::Error) -> Error {
-    let problem = Problem::new(format!("cannot save {}", path.display())).cause(error);
+    let problem = Problem::new(format!("cannot save {}", path.display())).io(error);
     let hint = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "make room on that disk; what was saved before is whole"

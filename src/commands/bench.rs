@@ -132,7 +132,7 @@ struct Seconds {
 fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) -> Result<String> {
     let c = &resolved.experiment;
     let device = select_device(resolved, reporter);
-    let threads = threads::start(threads::available(c.run.threads));
+    let threads = threads::start(threads::available(c.run.threads)?)?;
     let mut engine = engine::new(c, &device)?;
     let mut seconds = Vec::new();
     for step in 0..steps {
@@ -194,7 +194,7 @@ fn one_step(c: &Experiment, engine: &mut dyn Engine, step: u64) -> Result<Second
 fn evaluation(resolved: &Resolved, batches: usize, json: bool, reporter: &Reporter) -> Result<String> {
     let c = &resolved.experiment;
     let device = select_device(resolved, reporter);
-    let threads = threads::start(threads::available(c.run.threads));
+    let threads = threads::start(threads::available(c.run.threads)?)?;
     let mut engine = engine::new(c, &device)?;
     let clips = c.data.val_batch_size.unwrap_or(c.data.batch_size);
     let mut seconds = Vec::new();

@@ -26,7 +26,7 @@ pub fn check(layers: Layers, reporter: &Reporter) -> Result<()> {
 fn check_resolved(resolved: &Resolved, reporter: &Reporter) -> Result<()> {
     let c = &resolved.experiment;
     let device = select_device(resolved, reporter);
-    let threads = threads::start(threads::available(c.run.threads));
+    let threads = threads::start(threads::available(c.run.threads)?)?;
     let dataset = open_dataset(resolved, reporter)?;
     let problems = look_into_files(&dataset, c, reporter);
     let mut trainer = Trainer::new(c, &device, &dataset)?;
@@ -39,6 +39,7 @@ fn check_resolved(resolved: &Resolved, reporter: &Reporter) -> Result<()> {
     ))?;
     Error::all(Kind::Data, problems)?;
     let engine = trainer.engine.as_mut();
+    engine.plan().refuse_more_than_the_budget()?;
     let before = engine.chunk();
     print(&one_step(c, &dataset, engine)?)?;
     if let (Some(frames), true) = (engine.chunk(), engine.chunk() != before) {
@@ -124,17 +125,14 @@ fn describe_network(c: &Experiment, trainer: &Trainer, dataset: &Dataset, device
     let (epochs, val_batches) = (c.optimization.epochs, dataset.val.len().div_ceil(val_batch));
     format!(
         "parameters   {}: {}\n\
-         memory       {} expected: parameters and optimizer {}, backbones {}, head {}, batches {}; the budget is {budget}\n\
+         memory       {} expected: {}; the budget is {budget}\n\
          chunks       {chunks}\n\
          device       {device}; {}\n\
          epoch        {} of at most {}, and {} of validation; {} are {}\n",
         amount(blueprint.elements("")),
         parts.join(", "),
         bytes(memory.total()),
-        bytes(memory.parameters),
-        bytes(memory.backbones),
-        bytes(memory.head),
-        bytes(memory.batches),
+        memory.parts(),
         match c.data.num_workers.unwrap_or_else(default_workers) {
             0 => "data is loaded in the training thread".to_owned(),
             workers => format!("{} for the data", count(workers, "thread")),

@@ -12,6 +12,7 @@ use crate::config::{Change, Experiment, FIELDS, OnBadClip, Resolved, Resume};
 use crate::data::Dataset;
 use crate::engine::threads;
 use crate::error::{Kind, Problem};
+use crate::limits::allocator::at_the_end;
 use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::{Resumed, RunFolder, RunInfo};
 use crate::observe::{self, Observer};
@@ -56,7 +57,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     resolved.to_toml_with_origins().lines().for_each(|line| reporter.verbose(line));
     let mut earlier = Earlier::find(resolved, call)?;
     let device = select_device(resolved, reporter);
-    let threads = threads::start(threads::available(c.run.threads));
+    let threads = threads::start(threads::available(c.run.threads)?)?;
     let dataset = open_dataset(resolved, reporter)?;
     if let Some(earlier) = &mut earlier {
         earlier.refuse_other_data(&dataset, resolved, call, reporter)?;
@@ -99,6 +100,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         reporter.info(&nothing_left(c.optimization.epochs));
         return Ok(Ended::Finished);
     }
+    let folder = Arc::new(folder);
     let place_changes = folder.place_changes(c);
     let tensorboard = c.data.tensorboard.as_deref();
     if is_resumed {
@@ -106,9 +108,9 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         let event_files = folder.event_files(|warning| reporter.warn(warning));
         observe::rewind(reporter, &folder.metrics(), &event_files, epoch, step);
     }
-    folder.write_config(&resolved.to_toml(), &resolved.to_json())?;
+    folder.write_config(&resolved.to_toml(), &resolved.to_json()).inspect_err(|_| folder.abandon())?;
     let mut observer = Observer::open(reporter, &folder.metrics(), tensorboard);
-    folder.write_run_json(&RunInfo {
+    let info = RunInfo {
         command_line: call.arguments.iter().map(|text| text.to_string_lossy().into_owned()).collect(),
         started,
         device: device.name(),
@@ -120,7 +122,15 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
             step: trainer.progress.step,
             changes: changes.into_iter().chain(place_changes).collect(),
         }),
-    })?;
+    };
+    if let Err(error) = folder.write_run_json(&info) {
+        if !folder.last().exists() {
+            observer.discard();
+        }
+        folder.abandon();
+        return Err(error);
+    }
+    let _words = at_the_end(last_words(Arc::clone(&folder), &observer));
     if trainer.progress != Progress::default() {
         reporter.info(&where_it_stands(&trainer, steps, &folder));
     }
@@ -243,12 +253,33 @@ fn go_on(
     Ok(())
 }
 
-/// Whether it was a signal or the data that ended the run: without a checkpoint, what there is of it is worth nothing.
+/// Whether a signal, the data or a limit of this process ended the run: without a checkpoint, what there is of it is
+/// worth nothing.
 fn ended_early(trained: &Result<Ended>) -> bool {
     match trained {
         Ok(ended) => *ended != Ended::Finished,
-        Err(error) => error.kind == Kind::Data,
+        Err(error) => error.kind == Kind::Data || error.is_limit(),
     }
+}
+
+/// What is done and said where memory runs out in the midst of training: a run without a checkpoint leaves nothing.
+fn last_words(
+    folder: Arc<RunFolder>,
+    observer: &Observer,
+) -> impl FnOnce() -> Option<String> + Send + 'static {
+    let discard = observer.discarding();
+    move || {
+        if folder.last().exists() {
+            return Some(go_on_from(&folder));
+        }
+        discard();
+        folder.abandon();
+        None
+    }
+}
+
+fn go_on_from(folder: &RunFolder) -> String {
+    format!("the last checkpoint is {}; --resume goes on from it", folder.last().display())
 }
 
 fn nothing_left(epochs: usize) -> String {
@@ -283,11 +314,7 @@ fn stopped(signal: Signal, trainer: &Trainer, folder: &RunFolder) -> String {
 
 /// Says where the last good checkpoint is, below an error that ends a run.
 fn with_checkpoint(error: Error, folder: &RunFolder) -> Error {
-    if folder.last().exists() {
-        error.cause(format!("the last checkpoint is {}; --resume goes on from it", folder.last().display()))
-    } else {
-        error
-    }
+    if folder.last().exists() { error.cause(go_on_from(folder)) } else { error }
 }
 
 /// Opens the dataset and passes its warnings on.

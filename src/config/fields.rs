@@ -9,6 +9,9 @@ use super::auto::{Chunk, MemoryBudget};
 use super::define::{Field, FieldType, Kind, Preset, Rule, Section, choices, sections};
 use super::interval::CheckpointEvery;
 
+/// The most threads that anything is given.
+pub const MOST_THREADS: u64 = 1024;
+
 /// A whole experiment, resolved and checked: nothing after this handles an impossible value.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,7 +48,7 @@ sections! {
         /// Clips in a validation batch.
         val_batch_size: Option<usize> = unset ("as `batch_size`") => Rule::Positive,
         /// Threads that load data; 0 loads in the training thread. Results never depend on it.
-        num_workers: Option<usize> = unset ("the cores at hand, at most 8") => Rule::AtMost(1024),
+        num_workers: Option<usize> = unset ("the cores at hand, at most 8") => Rule::AtMost(MOST_THREADS),
         /// What a clip costs that cannot be loaded during training: the run, or itself, where no more than 1 % of them are
         /// so.
         on_bad_clip: OnBadClip = error,
@@ -150,7 +153,7 @@ sections! {
         /// Seed of everything random: initial weights, order, sampling and dropout.
         seed: u64 = 1234,
         /// Threads that compute; 0 as unset. Results do not depend on it.
-        threads: Option<usize> = unset ("`RAYON_NUM_THREADS`, or the cores at hand") => Rule::AtMost(1024),
+        threads: Option<usize> = unset ("`RAYON_NUM_THREADS`, or the cores at hand") => Rule::AtMost(MOST_THREADS),
         /// Memory that `frames_per_chunk = "auto"` plans for; `auto` is three quarters of what the machine and its
         /// limits leave, or nine tenths of what a GPU has free.
         memory_budget: MemoryBudget = auto,

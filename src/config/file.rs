@@ -185,7 +185,7 @@ fn text(path: &Path, shown: &str, asked_by: Option<&str>) -> Result<String, Prob
         None => format!("cannot read the experiment file {shown}"),
     };
     let fail = |error: &std::io::Error| {
-        let problem = Problem::new(&what).cause(error);
+        let problem = Problem::new(&what).io(error);
         if path.is_dir() {
             let inside = path.join("config.toml");
             let hint = if inside.exists() {

@@ -78,7 +78,7 @@ impl Merge {
             Err(Mismatch { what, hint }) => {
                 self.refused.insert(field.key);
                 let what = format!("{origin}: {}: {what}", field.key);
-                self.problems.push(Problem { what, causes: Vec::new(), hint });
+                self.problems.push(Problem { hint, ..Problem::new(what) });
             }
         }
     }

@@ -44,8 +44,8 @@ pub use auto::{Chunk, MemoryBudget};
 pub use changes::{Change, changes};
 pub use define::{Field, FieldType, Kind, Preset, Rule, Section};
 pub use fields::{
-    AmpDtype, Backbone, Data, Device, EngineKind, Experiment, FIELDS, Model, OnBadClip, Optimization,
-    OptimizerKind, Precision, Resume, Run, SECTIONS, SchedulerKind,
+    AmpDtype, Backbone, Data, Device, EngineKind, Experiment, FIELDS, MOST_THREADS, Model, OnBadClip,
+    Optimization, OptimizerKind, Precision, Resume, Run, SECTIONS, SchedulerKind,
 };
 pub use interval::CheckpointEvery;
 pub use reference::reference_table;

@@ -448,14 +448,22 @@ type Folders = ([Listing; 3], Vec<bool>, Vec<String>);
 fn list_folders(sources: &Sources, ids: &HashMap<&str, usize>) -> Result<Folders, Vec<Problem>> {
     let clips = ids.len();
     let (streams, poses) = std::thread::scope(|scope| {
-        let threads = sources.streams.map(|source| scope.spawn(move || list_frames(source.path, ids, clips)));
+        let threads = sources.streams.map(|source| {
+            let list = move || list_frames(source.path, ids, clips);
+            // Where the system grants no thread, this one lists the folder, too.
+            std::thread::Builder::new().spawn_scoped(scope, list).map_err(|_| list())
+        });
         let poses = list_poses(sources.pose.path, ids, clips);
         let lost = || Err(std::io::Error::other("the listing was interrupted"));
-        (threads.map(|thread| thread.join().unwrap_or_else(|_| lost())), poses)
+        let listed = threads.map(|thread| match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|_| lost()),
+            Err(listed) => listed,
+        });
+        (listed, poses)
     });
     let mut problems = Vec::new();
     let mut failed = |source: &Source, error: &std::io::Error| {
-        let problem = Problem::new(format!("cannot list the folder {source}")).cause(error);
+        let problem = Problem::new(format!("cannot list the folder {source}")).io(error);
         problems.push(problem.hint(format!("correct {}", source.key)));
     };
     let mut warnings = Vec::new();

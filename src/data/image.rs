@@ -5,7 +5,7 @@ use crate::error::{Error, Problem, Result};
 use crate::input;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
@@ -37,21 +37,19 @@ impl Decoder {
     /// The file, named, is unreadable, empty, truncated, not a JPEG, or larger than 64 megapixels.
     pub fn read(&mut self, path: &Path, size: usize, out: &mut [u8]) -> Result<()> {
         let mut file = std::mem::take(&mut self.file);
-        let result =
-            read_file(path, &mut file).and_then(|()| match guarded(|| self.decode(&file, size, out)) {
-                Ok(result) => result,
-                Err(panic) => {
-                    *self = Self::default();
-                    Err(panic)
-                }
+        let problem = || Problem::new(format!("cannot read the image {}", path.display()));
+        let read = read_file(path, &mut file).map_err(|error| problem().io(&error));
+        let result = read.and_then(|()| {
+            let decoded = guarded(|| self.decode(&file, size, out)).unwrap_or_else(|panic| {
+                *self = Self::default();
+                Err(panic)
             });
+            decoded.map_err(|cause| problem().cause(cause))
+        });
         self.file = file;
-        result.map_err(|cause| {
-            let problem = Problem::new(format!("cannot read the image {}", path.display())).cause(cause);
-            Error::new(
-                crate::Kind::Data,
-                problem.hint("replace the file, or delete it: its place is then empty"),
-            )
+        result.map_err(|problem| {
+            let hint = "replace the file, or delete it: its place is then empty";
+            Error::new(crate::Kind::Data, problem.hint(hint))
         })
     }
 
@@ -157,13 +155,13 @@ impl Chroma {
     }
 }
 
-fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<(), String> {
+fn read_file(path: &Path, bytes: &mut Vec<u8>) -> io::Result<()> {
     bytes.clear();
-    let (file, _) = input::open(path).map_err(|error| error.to_string())?;
-    file.take(MAX_FILE_BYTES + 1).read_to_end(bytes).map_err(|error| error.to_string())?;
+    let (file, _) = input::open(path)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(bytes)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         bytes.clear();
-        return Err(format!("it is larger than {} MiB", MAX_FILE_BYTES >> 20));
+        return Err(io::Error::other(format!("it is larger than {} MiB", MAX_FILE_BYTES >> 20)));
     }
     Ok(())
 }

@@ -187,7 +187,8 @@ impl Slot {
             let clip = request.clips.get(position).and_then(|&clip| dataset.clips.get(clip));
             let id = clip.map_or("", |clip| clip.id.as_str());
             if dataset.on_bad_clip == OnBadClip::Error || error.kind != Kind::Data {
-                return Err(error.context(format!("cannot load the clip {id}")));
+                let blame = |error: Error| error.context(format!("cannot load the clip {id}"));
+                return Err(if error.is_limit() { error } else { blame(error) });
             }
             batch.skipped.push(SkippedClip::new(id, &error));
             keep.get_mut(position).into_iter().for_each(|keep| *keep = false);

@@ -159,13 +159,19 @@ impl Dataset {
             }
         };
         let mut found = std::thread::scope(|scope| {
-            let threads: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+            let threads: Vec<_> = (1..threads).map_while(spawn).collect();
             let mut found = work();
             found.extend(threads.into_iter().filter_map(|thread| thread.join().ok()).flatten());
             found
         });
         found.sort_by_key(|(clip, _)| *clip);
-        found.into_iter().map(|(_, problem)| problem).collect()
+        let mut problems: Vec<Problem> = found.into_iter().map(|(_, problem)| problem).collect();
+        if let Some(at) = problems.iter().position(|problem| problem.limit.is_some()) {
+            // It strikes whichever clips are being read.
+            problems = vec![problems.swap_remove(at)];
+        }
+        problems
     }
 
     fn verify_clip(&self, clip: &Clip, decoder: &mut Decoder, image: &mut [u8]) -> Vec<Problem> {

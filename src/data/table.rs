@@ -101,7 +101,7 @@ fn empty(source: &Source) -> Problem {
 
 fn read_bytes(source: &Source) -> Result<Vec<u8>, Problem> {
     let failed = |error: std::io::Error| {
-        Problem::new(format!("cannot read {source}")).cause(&error).hint(format!("correct {}", source.key))
+        Problem::new(format!("cannot read {source}")).io(&error).hint(format!("correct {}", source.key))
     };
     let (file, size) = input::open(source.path).map_err(failed)?;
     let mut bytes = Vec::new();

@@ -165,9 +165,16 @@ fn draw_clips(
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(clips.len());
     std::thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
-        for _ in 0..threads {
-            let sender = sender.clone();
-            scope.spawn(|| work(sender));
+        for number in 0..threads {
+            let to_it = sender.clone();
+            let started = std::thread::Builder::new().spawn_scoped(scope, || work(to_it)).is_ok();
+            // Those that the system grants draw all of it, if need be this one alone.
+            if !started && number == 0 {
+                work(sender.clone());
+            }
+            if !started {
+                break;
+            }
         }
         // The loop ends when the last worker has dropped its sender.
         drop(sender);

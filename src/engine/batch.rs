@@ -12,6 +12,10 @@ pub struct Placed {
     /// The batch.
     pub batch: Batch,
     /// Its place on the device.
+    #[cfg_attr(
+        not(any(feature = "cuda", test)),
+        allow(dead_code, reason = "engines without a device have one place")
+    )]
     pub(super) slot: Option<usize>,
 }
 

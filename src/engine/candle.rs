@@ -35,13 +35,20 @@ impl Candle {
     ///
     /// # Errors
     /// Where the tensor library fails, or the experiment asks for chunks.
-    pub fn new(c: &Experiment, decoder: &dyn DecoderKind, device: &Device) -> Result<Self> {
+    pub fn new(
+        c: &Experiment,
+        decoder: &dyn DecoderKind,
+        blueprint: &Blueprint,
+        device: &Device,
+    ) -> Result<Self> {
         if let Chunk::Frames(_) = c.optimization.frames_per_chunk {
             return Err(Error::config(
                 "run.engine = \"candle\" computes all frames of a batch at once, and optimization.frames_per_chunk is set",
             )
             .hint("leave optimization.frames_per_chunk out, or let run.engine be \"auto\""));
         }
+        let plan = plan(c, blueprint);
+        plan.refuse_more_than_there_is(c)?;
         let host = Host::new(c, decoder)?;
         let elsewhere = if device.is_cpu() {
             None
@@ -50,7 +57,6 @@ impl Candle {
             let evaluator = network.without_graph(&c.model, decoder)?;
             Some([network, evaluator])
         };
-        let plan = plan(c, host.network.blueprint());
         let (gradients, times) = (Gradients::default(), Times::default());
         let device = device.clone();
         Ok(Self { host, elsewhere, device, plan, gradients, outcome: None, score: None, times })

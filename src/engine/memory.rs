@@ -1,10 +1,11 @@
 //! How much memory a training step takes before it takes it, and how many frames to a chunk that allows.
 
-use std::fs;
-use std::path::Path;
+use std::num::Saturating;
 
 use crate::config::streams::image_streams;
 use crate::config::{Chunk, Experiment, MemoryBudget, OptimizerKind};
+use crate::error::{Error, Kind, Problem, Result};
+use crate::limits::{self, size};
 use crate::nn::Blueprint;
 
 /// Batches that are in the host's memory at a time: the one that trains and those loaded ahead.
@@ -44,8 +45,39 @@ impl Memory {
     /// All together.
     #[must_use]
     pub fn total(&self) -> usize {
-        let parts = [self.parameters, self.backbones, self.head, self.batches];
-        parts.into_iter().fold(0, usize::saturating_add)
+        let [parameters, backbones, head, batches] =
+            [self.parameters, self.backbones, self.head, self.batches].map(Saturating);
+        (parameters + backbones + head + batches).0
+    }
+
+    /// What holds how much.
+    #[must_use]
+    pub fn parts(&self) -> String {
+        format!(
+            "parameters and optimizer {}, backbones {}, head {}, batches {}",
+            size(self.parameters as u64),
+            size(self.backbones as u64),
+            size(self.head as u64),
+            size(self.batches as u64)
+        )
+    }
+
+    /// The fields that size the largest part.
+    fn lower(&self) -> &'static str {
+        let parts = [
+            (
+                self.parameters,
+                "model.backbone.embed_dim, model.backbone.depth, model.d_model, model.temporal_dim_feedforward or \
+                 model.vocab_size",
+            ),
+            (
+                self.backbones,
+                "optimization.frames_per_chunk (auto takes as few as needed), model.image_size or data.batch_size",
+            ),
+            (self.head, "data.batch_size, model.sequence_length, model.temporal_layers or model.d_model"),
+            (self.batches, "data.batch_size, data.val_batch_size, model.sequence_length or model.image_size"),
+        ];
+        parts.into_iter().max_by_key(|(bytes, _)| *bytes).map_or("", |(_, fields)| fields)
     }
 }
 
@@ -56,12 +88,12 @@ pub fn parameters(c: &Experiment, blueprint: &Blueprint, sums: usize) -> usize {
     blueprint.elements("").saturating_mul(4 * (2 + moments + sums))
 }
 
-/// Bytes of the images of one batch.
+/// Bytes of the images of one batch, the larger of training's and validation's.
 #[must_use]
 pub fn batch_bytes(c: &Experiment) -> usize {
-    let image = c.model.image_size.saturating_mul(c.model.image_size).saturating_mul(3);
-    let images = c.data.batch_size.saturating_mul(c.model.sequence_length);
-    images.saturating_mul(image).saturating_mul(image_streams().count())
+    let clips = c.data.batch_size.max(c.data.val_batch_size.unwrap_or(c.data.batch_size));
+    let sizes = [clips, c.model.sequence_length, c.model.image_size, c.model.image_size, 3];
+    sizes.into_iter().fold(image_streams().count(), usize::saturating_mul)
 }
 
 /// Bytes of the temporal encoder's activations and their gradients, as the graph's operations leave them.
@@ -116,6 +148,43 @@ impl Plan {
         };
         Self { chunk, memory: expected(chunk), budget }
     }
+
+    /// Refuses what a run cannot have, before it takes any of it: more than a limit of this process allows, and, unless
+    /// `run.memory_budget` says how much there is, more than the machine has.
+    ///
+    /// # Errors
+    /// Kind `Run`, with what to lower.
+    pub fn refuse_more_than_there_is(&self, c: &Experiment) -> Result<()> {
+        let trusted = c.run.memory_budget != MemoryBudget::Auto;
+        match limits::memory_left() {
+            Some(left) if self.memory.total() > left.bytes && (left.by.refuses() || !trusted) => {
+                let has = format!("{} has {} left", left.by, size(left.bytes as u64));
+                Err(self.too_much(&has))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a step that is expected to take more than the budget.
+    ///
+    /// # Errors
+    /// Kind `Run`, with what to lower.
+    pub fn refuse_more_than_the_budget(&self) -> Result<()> {
+        match self.budget {
+            Some(budget) if self.memory.total() > budget => {
+                Err(self.too_much(&format!("the budget (run.memory_budget) is {}", size(budget as u64))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn too_much(&self, there_is: &str) -> Error {
+        let expected = size(self.memory.total() as u64);
+        let problem =
+            Problem::new(format!("a training step is expected to take {expected} of memory: {there_is}"))
+                .cause(self.memory.parts());
+        Error::new(Kind::Run, problem.hint(format!("lower {}, or give it more memory", self.memory.lower())))
+    }
 }
 
 /// The configured budget, or what there is.
@@ -126,31 +195,25 @@ fn budget(c: &Experiment, there: Option<usize>) -> Option<usize> {
     }
 }
 
-/// The memory that the system could give this process now, cgroup limits respected, in bytes.
+/// `c` with batches of no more clips than a dataset has for them: more are never in memory.
+#[must_use]
+pub fn with_batches_of(c: &Experiment, train: usize, val: usize) -> Experiment {
+    let mut c = c.clone();
+    let val_batch_size = c.data.val_batch_size.unwrap_or(c.data.batch_size);
+    c.data.batch_size = c.data.batch_size.min(train.max(1));
+    c.data.val_batch_size = Some(val_batch_size.min(val.max(1)));
+    c
+}
+
+/// The memory that the system could give this process now, limits of its control group and of its own respected, in
+/// bytes.
 #[must_use]
 pub fn available() -> Option<usize> {
-    let machine = field("/proc/meminfo", "MemAvailable:");
-    let left = |limit: &str, used: &str| Some(number(limit)?.saturating_sub(number(used)?));
-    let group = left("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current").or_else(|| {
-        left("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
-    });
-    [machine, group].into_iter().flatten().min()
+    limits::memory_left().map(|left| left.bytes)
 }
 
 /// The most memory that this process has had resident so far, in bytes, where the system tells (Linux's `VmHWM`).
 #[must_use]
 pub fn peak_resident() -> Option<usize> {
-    field("/proc/self/status", "VmHWM:")
-}
-
-/// A file that holds one number; cgroups write `max` where there is no limit.
-fn number(path: impl AsRef<Path>) -> Option<usize> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// A line of a file under `/proc` that counts kilobytes, in bytes.
-fn field(path: &str, name: &str) -> Option<usize> {
-    let text = fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+    limits::field("/proc/self/status", "VmHWM:")
 }

@@ -7,7 +7,8 @@
 
 mod batch;
 mod candle;
-pub mod chunks;
+#[cfg(any(feature = "cuda", test))]
+mod chunks;
 pub mod cpu;
 #[cfg(any(feature = "cuda", test))]
 pub mod cuda;
@@ -22,7 +23,8 @@ pub mod threads;
 
 use crate::Result;
 use crate::config::Experiment;
-use crate::model::decoder;
+use crate::error::{Error, Kind, Problem};
+use crate::model::{Network, decoder};
 use device::Compute;
 
 pub use batch::Placed;
@@ -46,15 +48,21 @@ pub fn with_decoder(
     compute: &Compute,
     decoder: &dyn decoder::DecoderKind,
 ) -> Result<Box<dyn Engine>> {
+    let blueprint = Network::blueprint_of(&c.model, decoder).map_err(too_deep)?;
     match compute {
-        Compute::Graph(device) => Ok(Box::new(candle::Candle::new(c, decoder, device)?)),
-        Compute::Cpu => Ok(Box::new(cpu::Cpu::new(c, decoder)?)),
+        Compute::Graph(device) => Ok(Box::new(candle::Candle::new(c, decoder, &blueprint, device)?)),
+        Compute::Cpu => Ok(Box::new(cpu::Cpu::new(c, decoder, &blueprint)?)),
         #[cfg(any(feature = "cuda", test))]
         Compute::Gpu(device) => {
             let dtype = compute.activation_dtype(c);
-            Ok(Box::new(cuda::Cuda::new(c, decoder, device.as_ref(), dtype)?))
+            Ok(Box::new(cuda::Cuda::new(c, decoder, &blueprint, (device.as_ref(), dtype))?))
         }
     }
+}
+
+fn too_deep(error: Error) -> Error {
+    let problem = Problem::new("the network cannot be built").cause(error);
+    Error::new(Kind::Config, problem.hint("lower model.backbone.depth or model.temporal_layers"))
 }
 
 #[cfg(test)]

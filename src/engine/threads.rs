@@ -1,29 +1,65 @@
 //! The threads that compute: how many, and how they treat the smallest numbers.
 
+use std::error::Error as _;
+use std::io;
+
+use crate::config::MOST_THREADS;
+use crate::error::{Kind, Problem};
+use crate::{Error, Result};
+
+/// The variable that stands in for `run.threads`.
+const VARIABLE: &str = "RAYON_NUM_THREADS";
+
 /// How many threads a run computes with: as many as `configured`, else `RAYON_NUM_THREADS` where it is set to a number,
 /// else the cores that affinity and cgroup quotas grant.
-#[must_use]
-pub fn available(configured: Option<usize>) -> usize {
+///
+/// # Errors
+/// Kind `Config` where the variable has more than `run.threads` may have.
+pub fn available(configured: Option<usize>) -> Result<usize> {
     if let Some(threads) = configured.filter(|&threads| threads > 0) {
-        return threads;
+        return Ok(threads);
     }
-    let granted = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.trim().parse().ok());
-    asked.filter(|&threads| threads > 0).unwrap_or_else(granted)
+    match std::env::var(VARIABLE).ok().and_then(|text| asked(&text)) {
+        Some(threads) if threads > MOST_THREADS => {
+            let what = format!("{VARIABLE}: must be at most {MOST_THREADS}, not {threads}");
+            let hint = format!("set {VARIABLE} or run.threads to the cores at hand, or unset both");
+            Err(Error::new(Kind::Config, Problem::new(what).hint(hint)))
+        }
+        Some(threads) => Ok(threads as usize),
+        None => Ok(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
+    }
+}
+
+/// The number of threads that a text asks for, if it does.
+fn asked(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // A number of any length is too large, not none.
+    digits.then(|| text.parse().unwrap_or(u64::MAX)).filter(|&threads| threads > 0)
 }
 
 /// Starts the pool of `threads` threads that all of a process's computations share, and sets the calling
 /// thread up alike. Only the first call of a process decides the number; the number in force is returned.
-#[must_use = "the number of threads in force"]
-pub fn start(threads: usize) -> usize {
+///
+/// # Errors
+/// Kind `Run` where the system grants fewer threads.
+pub fn start(threads: usize) -> Result<usize> {
     flush_denormals();
-    // An error says that the pool runs already.
-    let _ = rayon::ThreadPoolBuilder::new()
+    let built = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|i| format!("compute-{i}"))
         .start_handler(|_| flush_denormals())
         .build_global();
-    rayon::current_num_threads()
+    // Another error says that the pool runs already.
+    let refused = built.err().filter(|error| error.source().is_some_and(|cause| cause.is::<io::Error>()));
+    match refused {
+        Some(error) => {
+            let what = format!("the system does not grant {threads} threads to compute with (run.threads)");
+            let hint = "set run.threads to fewer, or raise the limits on processes (ulimit -u) and memory (ulimit -v)";
+            Err(Error::new(Kind::Run, Problem::new(what).cause(error).hint(hint)))
+        }
+        None => Ok(rayon::current_num_threads()),
+    }
 }
 
 /// Makes this thread treat denormal numbers as zero.
@@ -51,6 +87,15 @@ pub fn flush_denormals() {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_threads_are_read() {
+        assert_eq!(
+            ["3", " 12 ", "0", "", "-1", "many", "1e3"].map(asked),
+            [Some(3), Some(12), None, None, None, None, None]
+        );
+        assert_eq!(asked("99999999999999999999999"), Some(u64::MAX));
+    }
 
     #[test]
     #[cfg(target_arch = "x86_64")]

@@ -94,6 +94,9 @@ enum Source {
     Nowhere,
 }
 
+/// More parameters than any network has: each costs memory for itself beside its numbers.
+const MOST_TENSORS: usize = 1 << 20;
+
 impl Builder {
     /// The root of a network whose initial weights are drawn from `seed`.
     #[must_use]
@@ -132,6 +135,9 @@ impl Builder {
         let path = super::blueprint::join(&self.path, name);
         let at = blueprint.add_parameter(&path, shape, init);
         let var = match source {
+            Source::Nowhere if at >= MOST_TENSORS => {
+                candle_core::bail!("more than {MOST_TENSORS} parameters")
+            }
             Source::Nowhere => return Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape),
             Source::Existing(existing) => {
                 let (known, var) = existing.entries.get(at).ok_or_else(|| missing(&path))?;

@@ -130,6 +130,12 @@ impl<'a> Observer<'a> {
         self.metrics = None;
     }
 
+    /// What [`Self::discard`] does with the files, for whoever has to do it without this value.
+    pub fn discarding(&self) -> impl FnOnce() + Send + 'static {
+        let tensorboard = self.tensorboard.as_ref().map(TensorBoard::discarding);
+        move || tensorboard.into_iter().for_each(|discard| discard())
+    }
+
     /// Training ended.
     pub fn finish(&mut self) {
         self.tensorboard_does(TensorBoard::flush);

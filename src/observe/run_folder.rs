@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 
 use crate::config::{Change, Experiment, changes};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Problem, Result};
 use crate::files::{self, folder_of, write_atomically};
 use lock::{Owner, Refused, RunLock};
 
@@ -524,8 +524,7 @@ fn unusable(work_dir: &Path, error: &io::Error) -> Error {
         _ => "cannot be written",
     };
     let what = format!("run.work_dir {} {what}", work_dir.display());
-    let error_below = Error { kind, ..Error::config(what).cause(error) };
-    error_below.hint(cure(error))
+    Error::new(kind, Problem::new(what).io(error).hint(cure(error)))
 }
 
 /// What to do when writing into a run's folder fails.

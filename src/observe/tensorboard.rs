@@ -49,10 +49,18 @@ impl TensorBoard {
 
     /// Removes the file, and the folders that were made for it.
     pub fn discard(self) {
-        // Leftovers harm nobody: the next start takes a new file.
-        let _ = std::fs::remove_file(&self.path);
-        for folder in &self.made {
-            let _ = std::fs::remove_dir(folder);
+        self.discarding()();
+    }
+
+    /// What [`Self::discard`] does, for whoever has to do it without this value.
+    pub fn discarding(&self) -> impl FnOnce() + Send + 'static {
+        let (path, made) = (self.path.clone(), self.made.clone());
+        move || {
+            // Leftovers harm nobody: the next start takes a new file.
+            let _ = std::fs::remove_file(path);
+            for folder in made {
+                let _ = std::fs::remove_dir(folder);
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use crate::config::streams::image_streams;
 use crate::config::{CheckpointEvery, Experiment};
 use crate::data::{BadClips, Dataset, Phase};
 use crate::engine::device::Compute;
-use crate::engine::{self, End, Engine, Outcome, Placed, Step};
+use crate::engine::{self, End, Engine, Outcome, Placed, Step, memory};
 use crate::error::Kind;
 use crate::model::Activation;
 use crate::nn::Pass;
@@ -89,10 +89,12 @@ impl Trainer {
     /// At the start of an experiment on `dataset`, with initial weights from its seed.
     ///
     /// # Errors
-    /// Where the tensor library or the GPU fails.
+    /// Where the tensor library or the GPU fails, or there is less memory than it takes.
     pub fn new(c: &Experiment, compute: &Compute, dataset: &Dataset) -> Result<Self> {
+        // The memory that is planned is that of batches that the dataset can fill.
+        let sized = memory::with_batches_of(c, dataset.train.len(), dataset.val.len());
         Ok(Self {
-            engine: engine::new(c, compute)?,
+            engine: engine::new(&sized, compute)?,
             schedule: Schedule::new(&c.optimization),
             progress: Progress::default(),
             bad_clips: BadClips::new(dataset.clips.len()),

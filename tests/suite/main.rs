@@ -18,6 +18,8 @@ mod faults;
 mod gpu;
 mod gradients;
 mod hostile;
+#[cfg(target_os = "linux")]
+mod limits;
 mod lock;
 mod mid_run;
 mod numbers;

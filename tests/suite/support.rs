@@ -91,6 +91,10 @@ impl World {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
+    pub fn read_bytes(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
     /// [`program`] in the working directory.
     pub fn command(&self, args: &[&str]) -> Command {
         program(self.dir.path(), args)

@@ -64,10 +64,11 @@ impl Cpu {
     ///
     /// # Errors
     /// Where the tensor library fails.
-    pub fn new(c: &Experiment, decoder: &dyn DecoderKind) -> Result<Self> {
+    pub fn new(c: &Experiment, decoder: &dyn DecoderKind, blueprint: &Blueprint) -> Result<Self> {
+        let backbones = backbones(&c.model, blueprint)?;
+        let plan = memory::plan(c, blueprint, &backbones);
+        plan.refuse_more_than_there_is(c)?;
         let host = Host::new(c, decoder)?;
-        let backbones = backbones(&c.model, host.network.blueprint())?;
-        let plan = memory::plan(c, host.network.blueprint(), &backbones);
         Ok(Self {
             host,
             backbones,

@@ -21,7 +21,7 @@ use crate::engine::seam::{End, Engine, Evaluating, Outcome, Pending, Step};
 use crate::error::Kind;
 use crate::model::decoder::Stub;
 use crate::model::{DecoderKind, Encoded, Score};
-use crate::nn::{ActivationDtype, Pass};
+use crate::nn::{ActivationDtype, Blueprint, Pass};
 use crate::optim::{self, BETA1, BETA2, EPS, LossScale, Moments};
 use crate::{Error, Result};
 
@@ -57,8 +57,8 @@ impl Cuda {
     pub fn new(
         c: &Experiment,
         decoder: &dyn DecoderKind,
-        device: &dyn GpuDevice,
-        dtype: ActivationDtype,
+        blueprint: &Blueprint,
+        (device, dtype): (&dyn GpuDevice, ActivationDtype),
     ) -> Result<Self> {
         let decoder_on_gpu = decoder.name() == Stub::NAME;
         if !decoder_on_gpu && c.run.engine == EngineKind::Fused {
@@ -69,7 +69,7 @@ impl Cuda {
         let host = Host::new(c, decoder)?;
         let label_smoothing = c.optimization.label_smoothing;
         let spec = NetworkSpec {
-            blueprint: host.network.blueprint(),
+            blueprint,
             model: &c.model,
             streams: STREAMS,
             decoder: if decoder_on_gpu {

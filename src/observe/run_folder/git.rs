@@ -64,11 +64,13 @@ pub(super) fn output(mut command: Command, cap: usize, deadline: Instant) -> Opt
     let (sender, receiver) = mpsc::channel();
     if let Some(stdout) = child.stdout.take() {
         // A thread of its own, left behind if need be: a grandchild could hold the pipe open for ever.
-        std::thread::spawn(move || {
+        let read = move || {
             let mut bytes = Vec::new();
             let read = stdout.take(cap as u64 + 1).read_to_end(&mut bytes);
             let _ = sender.send(read.map(|_| bytes));
-        });
+        };
+        // Where the system grants no thread, the sender is gone, and nothing is waited for.
+        drop(std::thread::Builder::new().spawn(read));
     }
     let read = receiver.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     let truncated = matches!(&read, Ok(Ok(bytes)) if bytes.len() > cap);

@@ -91,7 +91,7 @@ pub(super) struct RunLock {
     owner: Owner,
     heartbeat: Mutex<Option<Heartbeat>>,
     /// Its being open is what holds the lock.
-    _file: DiskFile,
+    file: DiskFile,
 }
 
 impl RunLock {
@@ -114,7 +114,9 @@ impl RunLock {
     pub fn remove_file(&self) {
         // No beat may come after the file is gone.
         drop(self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take());
-        if read(&self.path).is_some_and(|owner| self.owner.is(&owner)) {
+        // Where the process may open no more files, the one that it has open tells.
+        let here = || is_at(self.file.file(), &self.path).unwrap_or(false);
+        if read(&self.path).map_or_else(here, |owner| self.owner.is(&owner)) {
             // Left over it harms nobody.
             let _ = files::remove_file(&self.path);
         }
@@ -178,7 +180,7 @@ fn acquire(path: &Path, owner: Owner, terms: &Terms) -> Result<RunLock, Refused>
             _ => Some(take_over(path, &mut file, &owner, reach, terms)?),
         };
         let heartbeat = Mutex::new(heartbeat);
-        return Ok(RunLock { path: path.to_owned(), owner, heartbeat, _file: file });
+        return Ok(RunLock { path: path.to_owned(), owner, heartbeat, file });
     }
 }
 

@@ -13,6 +13,8 @@ pub use backward::{Backward, backward};
 pub use forward::forward;
 pub use tape::{Tape, Workspace};
 
+use std::num::Saturating;
+
 use super::rows;
 use crate::nn::{Dropout, ParameterId, Pass, Scope, dropout::Masks};
 use crate::{Result, config};
@@ -64,17 +66,22 @@ impl Shape {
         if block + 1 == self.depth { 1 } else { self.tokens() }
     }
 
-    /// Bytes that the backward pass needs for an image besides the tape.
+    /// Bytes that the backward pass needs for an image besides the tape; as many as fit, where there are more.
     #[must_use]
     pub fn backward_bytes(&self) -> usize {
-        4 * (self.tokens() * (5 * self.width + self.hidden) + self.patches() * self.pixels())
+        let [tokens, patches, pixels] = [self.tokens(), self.patches(), self.pixels()].map(Saturating);
+        let [width, hidden] = [self.width, self.hidden].map(Saturating);
+        (Saturating(4) * (tokens * (Saturating(5) * width + hidden) + patches * pixels)).0
     }
 
-    /// Bytes that a [`Tape`] keeps for an image.
+    /// Bytes that a [`Tape`] keeps for an image; as many as fit, where there are more.
     #[must_use]
     pub fn tape_bytes(&self) -> usize {
-        let block = |i| self.tokens() * 4 * self.width + self.queries(i) * (self.width + self.hidden);
-        4 * ((0..self.depth).map(block).sum::<usize>() + self.width)
+        let [tokens, width, hidden] = [self.tokens(), self.width, self.hidden].map(Saturating);
+        let block = |i| tokens * Saturating(4) * width + Saturating(self.queries(i)) * (width + hidden);
+        // All blocks but the last are alike.
+        let last = self.depth.saturating_sub(1);
+        (Saturating(4) * (Saturating(last) * block(0) + block(last) + width)).0
     }
 }
 
