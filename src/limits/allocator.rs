@@ -131,6 +131,17 @@ fn end(what: &str) -> ! {
     message.extend(words.map(|words| format!("  caused by: {words}\n")));
     message += &format!("  hint: {MEMORY_HINT}\n");
     say(message.as_bytes());
+    exit()
+}
+
+/// Without what else is done at a process's end: a thread that waits may hold the locks that it takes.
+#[cfg(unix)]
+fn exit() -> ! {
+    signal_hook::low_level::exit(1)
+}
+
+#[cfg(not(unix))]
+fn exit() -> ! {
     std::process::exit(1)
 }
 
