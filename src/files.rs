@@ -5,63 +5,30 @@
 
 mod disk;
 mod fault;
+mod folder;
 
-use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
-pub use disk::{DiskFile, create_dir, hard_link, remove_dir, remove_file, rename};
+pub use disk::{DiskFile, create_dir, remove_dir, rename};
+pub use folder::Folder;
 
-/// Writes `bytes` as the file `path`, as [`replace`] does.
+/// Writes `bytes` as the file `path`, as [`Folder::replace`] does.
 ///
 /// # Errors
-/// As [`replace`].
+/// As [`Folder::replace`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace(path, |file| file.write_all(bytes))
+    let (folder, name) = Folder::of(path)?;
+    folder.write_atomically(name, bytes)
 }
 
-/// Writes a new file with `fill` and puts it in the place of `path` once it is on the disk.
-///
-/// The steps are: a temporary file `<name>.tmp` in the same folder, fsync, rename, fsync of the folder, so that the
-/// name survives a power cut too. A killed process leaves one such file at most, which the next one removes.
+/// [`Folder::replace`] of the file at `path`.
 ///
 /// # Errors
-/// Whatever the disk says. The temporary file is removed and the old file, if any, is untouched.
+/// As there.
 pub fn replace(path: &Path, fill: impl FnOnce(&mut DiskFile) -> io::Result<()>) -> io::Result<()> {
-    let temporary = temporary(path)?;
-    let written = create(&temporary).and_then(|mut file| {
-        fill(&mut file)?;
-        file.sync_all()
-    });
-    finish(path, &temporary, written)
-}
-
-/// Makes `to` the same file as `from` without writing it again: a hard link, or a copy where the file system has
-/// none. `from` must itself only ever be replaced, never written in place.
-///
-/// # Errors
-/// Whatever the disk says; `to` then is what it was before.
-pub fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
-    let temporary = temporary(to)?;
-    let made = remove_leftover(&temporary)
-        .and_then(|()| hard_link(from, &temporary).or_else(|_| copy(from, &temporary)));
-    finish(to, &temporary, made)
-}
-
-/// Flushes a folder's entries to the disk. File systems that cannot do this for folders count as done.
-///
-/// # Errors
-/// Whatever the disk says.
-pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    match disk::sync_dir(folder) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
-            Ok(())
-        }
-        // A folder that may be written and searched but not listed cannot be opened; its files are in place.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        done => done,
-    }
+    let (folder, name) = Folder::of(path)?;
+    folder.replace(name, fill)
 }
 
 /// The folder that `path` is in; `.` for a bare file name.
@@ -73,54 +40,19 @@ pub fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Moves a finished temporary file into place, or removes an unfinished one.
-fn finish(path: &Path, temporary: &Path, made: io::Result<()>) -> io::Result<()> {
-    let moved = made.and_then(|()| rename(temporary, path));
-    // Also after success: a rename between two links of one file does nothing and leaves both names.
-    let cleaned = remove_leftover(temporary);
-    // The first failure is the one to tell.
-    moved.and(cleaned).and_then(|()| sync_folder(folder_of(path)))
-}
-
-/// A leftover of a killed process may be a link to a good checkpoint: it is removed, never written to.
-fn create(temporary: &Path) -> io::Result<DiskFile> {
-    remove_leftover(temporary)?;
-    DiskFile::create_new(temporary)
-}
-
-/// Copies what is in `from` to the new file `to`.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let mut from = File::open(from)?;
-    let mut to = create(to)?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match from.read(&mut buffer)? {
-            0 => return to.sync_all(),
-            read => to.write_all(&buffer[..read])?,
-        }
-    }
-}
-
-fn remove_leftover(temporary: &Path) -> io::Result<()> {
-    match remove_file(temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn temporary(path: &Path) -> io::Result<PathBuf> {
-    let name =
-        path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file's path"))?;
-    let mut name = OsString::from(name);
-    name.push(".tmp");
-    Ok(path.with_file_name(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::fault::tests::under;
     use super::*;
+    use std::ffi::OsString;
     use std::fs;
+    use std::io::Write;
+
+    /// Both in one folder.
+    fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
+        let (folder, from) = Folder::of(from)?;
+        folder.link_or_copy(from, to.file_name().unwrap())
+    }
 
     fn names(folder: &Path) -> Vec<OsString> {
         let mut names: Vec<_> =
@@ -192,7 +124,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (last, best) = (folder.path().join("last.pt"), folder.path().join("best.pt"));
         write_atomically(&last, b"good").unwrap();
-        fs::hard_link(&last, folder.path().join("best.pt.tmp")).unwrap();
+        fs::hard_link(&last, folder.path().join(".slt-run.best.pt.tmp")).unwrap();
         write_atomically(&best, b"new").unwrap();
         assert_eq!(fs::read(&last).unwrap(), b"good");
         assert_eq!(fs::read(&best).unwrap(), b"new");
@@ -259,8 +191,9 @@ mod tests {
             assert_eq!(fs::read(&last).unwrap(), b"the new one");
             linked
         });
-        // Without links it is a copy. The link is the second operation.
-        fail_each(&best, "EACCES:2,", prepare, || link_or_copy(&last, &best));
+        // Without clones it is a link, and without links a copy. A clone that fails is removed before the link.
+        fail_each(&best, "EACCES:3,", prepare, || link_or_copy(&last, &best));
+        fail_each(&best, "EACCES:3,EACCES:5,", prepare, || link_or_copy(&last, &best));
         assert_eq!(names(folder.path()), ["best.pt", "last.pt"]);
     }
 }

@@ -33,13 +33,14 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn regular(metadata: &std::fs::Metadata) -> io::Result<()> {
+/// Refuses what is not a regular file, saying what it is.
+pub(crate) fn regular(metadata: &std::fs::Metadata) -> io::Result<()> {
     let Some(what) = kind(metadata) else { return Ok(()) };
     Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a regular file")))
 }
 
 /// What a file is, where it is not a regular one.
-fn kind(metadata: &std::fs::Metadata) -> Option<&'static str> {
+pub(crate) fn kind(metadata: &std::fs::Metadata) -> Option<&'static str> {
     let kind = metadata.file_type();
     if kind.is_file() {
         return None;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::error::{Error, Kind, Problem, Result};
-use crate::files::{self, DiskFile};
+use crate::files::{self, DiskFile, Folder};
 
 /// Writes a new file with `fill` and puts it in the place of `path` once it is on the disk.
 ///
@@ -15,13 +15,35 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut DiskFile) -> io::Result<()>) 
     files::replace(path, fill).map_err(|error| failed(path, &error))
 }
 
-/// Makes `to` the same file as `from` without writing it again, where the file system can.
+/// As [`replace`], for the file `name` of an open folder.
+///
+/// # Errors
+///
+/// As [`replace`].
+pub fn replace_in(
+    folder: &Folder,
+    name: &str,
+    fill: impl FnOnce(&mut DiskFile) -> io::Result<()>,
+) -> Result<()> {
+    folder.replace(name, fill).map_err(|error| failed(&folder.path().join(name), &error))
+}
+
+/// Puts `from`'s content in the place of `to`, in the same folder, without writing it again where the file system can.
 ///
 /// # Errors
 ///
 /// A run error that names `to`, which then is what it was before.
-pub fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
-    files::link_or_copy(from, to).map_err(|error| failed(to, &error))
+pub fn link_or_copy(folder: &Folder, from: &str, to: &str) -> Result<()> {
+    folder.link_or_copy(from, to).map_err(|error| failed(&folder.path().join(to), &error))
+}
+
+/// Makes two files of `of` and `name`, where they are one.
+///
+/// # Errors
+///
+/// A run error that names `name`; both are what they were before.
+pub fn separate(folder: &Folder, of: &str, name: &str) -> Result<()> {
+    folder.separate(of, name).map(|_| ()).map_err(|error| failed(&folder.path().join(name), &error))
 }
 
 fn failed(path: &Path, error: &io::Error) -> Error {
@@ -62,7 +84,8 @@ mod tests {
         let path = folder.path().join("gone/last.pt");
         let error = replace(&path, |file| file.write_all(b"x")).unwrap_err();
         assert!(error.to_string().contains("gone/last.pt"), "{error}");
-        let error = link_or_copy(&folder.path().join("none.pt"), &path).unwrap_err();
-        assert!(error.to_string().contains("gone/last.pt"), "{error}");
+        let folder = Folder::open(folder.path()).unwrap();
+        let error = link_or_copy(&folder, "none.pt", "last.pt").unwrap_err();
+        assert!(error.to_string().contains("/last.pt"), "{error}");
     }
 }

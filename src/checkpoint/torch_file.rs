@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::mpsc;
@@ -18,6 +17,7 @@ use super::pickle_write::{MAX_DEPTH, Pickled, contiguous_strides, pickle};
 use super::value::{TensorData, Value};
 use super::zip_write::ZipWriter;
 use crate::error::{Error, Result};
+use crate::files::Folder;
 
 /// More dimensions than any tensor of a network has.
 const MAX_DIMS: usize = 32;
@@ -38,11 +38,22 @@ pub fn write(out: impl Write, value: &Value) -> Result<()> {
 ///
 /// A run error that names the path; the old file is whole.
 pub fn save(path: &Path, value: &Value) -> Result<()> {
-    let context = |e: Error| e.context(format!("cannot save {}", path.display()));
+    let pickled = pickle(value).map_err(|e| e.context(format!("cannot save {}", path.display())))?;
+    atomic::replace(path, |file| write_pickled(BufWriter::with_capacity(1 << 20, file), &pickled))
+}
+
+/// As [`save`], for the file `name` of an open folder.
+///
+/// # Errors
+///
+/// As [`save`].
+pub fn save_in(folder: &Folder, name: &str, value: &Value) -> Result<()> {
+    let context = |e: Error| e.context(format!("cannot save {}", folder.path().join(name).display()));
     let pickled = pickle(value).map_err(context)?;
-    let old = fs::metadata(path).ok().filter(fs::Metadata::is_file).and_then(|_| File::open(path).ok());
-    let saved =
-        atomic::replace(path, |file| write_pickled(BufWriter::with_capacity(1 << 20, file), &pickled));
+    let old = folder.open_file(name).ok();
+    let saved = atomic::replace_in(folder, name, |file| {
+        write_pickled(BufWriter::with_capacity(1 << 20, file), &pickled)
+    });
     // Whoever lets go of a file last waits for its pages to be freed, a quarter of a second for 1.2 GB: not the run.
     if let Some(old) = old {
         drop(thread::Builder::new().name("old checkpoint".into()).spawn(move || drop(old)));

@@ -13,7 +13,7 @@ use crate::data::{Dataset, Loader, Phase, Request, Summary};
 use crate::engine::{Engine, Placed, Step, memory::Plan, threads};
 use crate::error::{Kind, Problem};
 use crate::nn::Pass;
-use crate::observe::{self, reporter::Reporter};
+use crate::observe::{self, reporter::Reporter, run_folder::RunFolder};
 use crate::train::Trainer;
 use crate::train::feed::default_workers;
 use crate::{Error, Result};
@@ -187,7 +187,8 @@ fn check_work_dir(c: &Experiment, reporter: &Reporter) -> Result<()> {
         return Err(Error::config(format!("run.work_dir {} is a file, not a folder", folder.display()))
             .hint("choose another run.work_dir"));
     }
-    if folder.join("config.toml").exists() && c.run.resume == Resume::Never {
+    RunFolder::look(folder)?;
+    if RunFolder::holds_run(folder)? && c.run.resume == Resume::Never {
         reporter.warn(&format!(
             "run.work_dir {} holds a run already: choose another one, go on with this one (--resume), or give --overwrite, which moves it aside",
             folder.display()

@@ -8,13 +8,13 @@ use std::time::{Instant, SystemTime};
 use super::text::{about, amount, count};
 use super::{origins, resolve, select_device};
 use crate::cli::TrainArgs;
-use crate::config::{Change, Experiment, FIELDS, OnBadClip, Resolved, Resume};
+use crate::config::{Change, Experiment, FIELDS, OnBadClip, Override, Resolved, Resume};
 use crate::data::Dataset;
 use crate::engine::threads;
 use crate::error::{Kind, Problem};
 use crate::limits::allocator::at_the_end;
 use crate::observe::reporter::Reporter;
-use crate::observe::run_folder::{Resumed, RunFolder, RunInfo};
+use crate::observe::run_folder::{Ending, Resumed, RunFolder, RunInfo};
 use crate::observe::{self, Observer};
 use crate::train::feed::default_workers;
 use crate::train::resume::{Changes, Saved};
@@ -80,7 +80,9 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     let (folder, changes) = match earlier {
         Some(Earlier { folder, saved: Some(saved), changes }) => {
             go_on(saved, &mut trainer, steps, &changes, call, reporter)?;
-            state::repair_best(&trainer, &folder)?;
+            if let Some(warning) = state::repair_best(&mut trainer, &folder)? {
+                reporter.warn(&warning);
+            }
             (folder, [changes.others, changes.harmless].concat())
         }
         earlier => {
@@ -95,36 +97,37 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         }
     };
 
+    say_overrides(resolved, reporter);
     reporter.info(&summary(c, &dataset, &trainer, &device.name(), threads));
     if trainer.progress.epoch >= c.optimization.epochs {
-        reporter.info(&nothing_left(c.optimization.epochs));
+        separate_best(&folder, reporter);
+        reporter.info(&nothing_left(c.optimization.epochs, &trainer));
         return Ok(Ended::Finished);
     }
     let folder = Arc::new(folder);
     let place_changes = folder.place_changes(c);
-    let tensorboard = c.data.tensorboard.as_deref();
     if is_resumed {
-        let (epoch, step) = (trainer.progress.epoch, trainer.progress.step);
-        let event_files = folder.event_files(|warning| reporter.warn(warning));
-        observe::rewind(reporter, &folder.metrics(), &event_files, epoch, step);
+        observe::rewind(reporter, &folder, trainer.progress.epoch, trainer.progress.step);
     }
-    folder.write_config(&resolved.to_toml(), &resolved.to_json()).inspect_err(|_| folder.abandon())?;
-    let mut observer = Observer::open(reporter, &folder.metrics(), tensorboard);
     let info = RunInfo {
         command_line: call.arguments.iter().map(|text| text.to_string_lossy().into_owned()).collect(),
         started,
         device: device.name(),
         threads,
         experiment: call.experiment_file.clone(),
-        event_file: observer.event_file().map(Path::to_owned),
+        files: resolved.files.clone(),
+        overrides: resolved.overrides.clone(),
         resumed: is_resumed.then(|| Resumed {
             epoch: trainer.progress.epoch,
             step: trainer.progress.step,
             changes: changes.into_iter().chain(place_changes).collect(),
         }),
     };
-    if let Err(error) = folder.write_run_json(&info) {
-        if !folder.last().exists() {
+    folder.write_run_json(&info).inspect_err(|_| folder.abandon())?;
+    folder.write_config(&resolved.to_toml(), &resolved.to_json()).inspect_err(|_| folder.abandon())?;
+    let mut observer = Observer::open(reporter, &folder, c.data.tensorboard.as_deref());
+    if let Some(Err(error)) = observer.event_file().map(|file| folder.note_event_file(file)) {
+        if !folder.has_last() {
             observer.discard();
         }
         folder.abandon();
@@ -144,24 +147,69 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         folder: &folder,
         stop: &stop,
     });
-    if ended_early(&trained) && !folder.last().exists() {
+    if ended_early(&trained) && !folder.has_last() {
         observer.discard();
         folder.abandon();
+    } else {
+        end(&trained, &trainer, &folder, reporter)?;
     }
     let ended = trained.map_err(|error| with_checkpoint(error, &folder))?;
     match ended {
         Ended::Stopped(signal) => reporter.warn(&stopped(signal, &trainer, &folder)),
         Ended::Finished => {
             reporter.info(&format!(
-                "trained {} in {}: the lowest validation loss is {:.4}; the run is in {}",
+                "trained {} in {}{}; the run is in {}",
                 count(c.optimization.epochs, "epoch"),
                 about(begun.elapsed()),
-                trainer.progress.best_val_loss,
+                best_epoch(&trainer, ": the best is"),
                 folder.path().display(),
             ));
         }
     }
     Ok(ended)
+}
+
+/// Puts the run's folder in order, whatever ended the run; its own failure counts where nothing else has failed.
+fn end(trained: &Result<Ended>, trainer: &Trainer, folder: &RunFolder, reporter: &Reporter) -> Result<()> {
+    separate_best(folder, reporter);
+    let how = match trained {
+        Ok(Ended::Finished) => "finished".to_owned(),
+        Ok(Ended::Stopped(signal)) => format!("stopped by {}", signal.name()),
+        Err(error) => error.problems.iter().map(Problem::line).collect::<Vec<_>>().join("; "),
+    };
+    let (epoch, step) = (trainer.progress.epoch, trainer.progress.step);
+    let best = trainer.progress.best();
+    let noted = folder.note_end(&Ending { how, at: SystemTime::now(), epoch, step, best });
+    if trained.is_err() { Ok(()) } else { noted }
+}
+
+/// A run that has ended leaves two checkpoints that can be edited apart.
+fn separate_best(folder: &RunFolder, reporter: &Reporter) {
+    if let Err(error) = state::separate_best(folder) {
+        for problem in &error.problems {
+            reporter.warn(&format!(
+                "{}; last.pt and best.pt are one file: copy one of them before it is written into",
+                problem.line()
+            ));
+        }
+    }
+}
+
+/// Says which values are not the experiment files'. Where there are no files, the command line is the experiment.
+fn say_overrides(resolved: &Resolved, reporter: &Reporter) {
+    if resolved.files.is_empty() {
+        return;
+    }
+    for Override { key, value, origin } in &resolved.overrides {
+        reporter.info(&format!("override: {key} = {value} ({origin})"));
+    }
+}
+
+/// `start` and the best epoch so far; nothing where there is none.
+fn best_epoch(trainer: &Trainer, start: &str) -> String {
+    let Some(best) = trainer.progress.best() else { return String::new() };
+    let accuracy = best.val_accuracy.map(|accuracy| format!(" - val_accuracy={accuracy:.4}"));
+    format!("{start} epoch {} - val_loss={:.4}{}", best.epoch, best.val_loss, accuracy.unwrap_or_default())
 }
 
 /// A run in the work folder that is to be gone on with.
@@ -181,7 +229,7 @@ impl Earlier {
         }
         let folder = RunFolder::reopen(&c.run.work_dir)?;
         let mut earlier = Self { folder, saved: None, changes: Changes::default() };
-        if earlier.folder.last().exists() {
+        if earlier.folder.has_last() {
             let saved = Saved::load(&earlier.folder.last())?;
             earlier.changes = saved.changes(c)?;
             earlier.saved = Some(saved);
@@ -269,7 +317,7 @@ fn last_words(
 ) -> impl FnOnce() -> Option<String> + Send + 'static {
     let discard = observer.discarding();
     move || {
-        if folder.last().exists() {
+        if folder.has_last() {
             return Some(go_on_from(&folder));
         }
         discard();
@@ -282,12 +330,13 @@ fn go_on_from(folder: &RunFolder) -> String {
     format!("the last checkpoint is {}; --resume goes on from it", folder.last().display())
 }
 
-fn nothing_left(epochs: usize) -> String {
+fn nothing_left(epochs: usize, trainer: &Trainer) -> String {
     let all = match epochs {
         1 => "the only epoch is".to_owned(),
         epochs => format!("all {epochs} epochs are"),
     };
-    format!("{all} done already: there is nothing to go on with")
+    let best = best_epoch(trainer, "; the best is");
+    format!("{all} done already: there is nothing to go on with{best}")
 }
 
 fn where_it_stands(trainer: &Trainer, steps: usize, folder: &RunFolder) -> String {
@@ -301,20 +350,21 @@ fn where_it_stands(trainer: &Trainer, steps: usize, folder: &RunFolder) -> Strin
 
 fn stopped(signal: Signal, trainer: &Trainer, folder: &RunFolder) -> String {
     let (name, progress) = (signal.name(), &trainer.progress);
-    if !folder.last().exists() {
+    if !folder.has_last() {
         return format!("stopped by {name} before the first step: there is nothing to save");
     }
     format!(
-        "stopped by {name} after step {} (epoch {}): saved in {}; the same command with --resume goes on from there",
+        "stopped by {name} after step {} (epoch {}): saved in {}; the same command with --resume goes on from there{}",
         progress.step,
         progress.epoch + usize::from(progress.partial.batches > 0),
-        folder.last().display()
+        folder.last().display(),
+        best_epoch(trainer, "; the best so far is"),
     )
 }
 
 /// Says where the last good checkpoint is, below an error that ends a run.
 fn with_checkpoint(error: Error, folder: &RunFolder) -> Error {
-    if folder.last().exists() { error.cause(go_on_from(folder)) } else { error }
+    if folder.has_last() { error.cause(go_on_from(folder)) } else { error }
 }
 
 /// Opens the dataset and passes its warnings on.

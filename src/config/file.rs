@@ -62,6 +62,9 @@ impl Reader<'_> {
         let lines = Lines::new(text);
         match Document::parse(text) {
             Ok(document) => {
+                if !self.merge.files.iter().any(|file| file == path) {
+                    self.merge.files.push(path.to_owned());
+                }
                 self.chain.push((real, shown.clone()));
                 self.root(path, &Page { shown: &shown, lines: &lines }, document.as_table());
                 self.chain.pop();

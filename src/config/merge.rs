@@ -5,6 +5,7 @@
 //! no field is made for gets in.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
@@ -25,6 +26,8 @@ pub(super) struct Merge {
     refused: BTreeSet<&'static str>,
     /// Whether a file could not be read, so that a missing value may well be in it.
     pub(super) unreadable: bool,
+    /// The files that were read.
+    pub(super) files: Vec<PathBuf>,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<String>,
 }
@@ -54,6 +57,7 @@ impl Merge {
             figment: Figment::new(),
             refused: BTreeSet::new(),
             unreadable: false,
+            files: Vec::new(),
             problems: Vec::new(),
             warnings: Vec::new(),
         };

@@ -87,8 +87,23 @@ pub struct Resolved {
     pub experiment: Experiment,
     /// What a person should know before it runs, a sentence each.
     pub warnings: Vec<String>,
+    /// The experiment files that it was read from, those that others extend among them.
+    pub files: Vec<PathBuf>,
+    /// The values that come from the environment or the command line, in the fields' order.
+    pub overrides: Vec<Override>,
     /// The origin of each field's value, by key.
     origins: BTreeMap<&'static str, String>,
+}
+
+/// A value that is neither a default nor from an experiment file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// The field's key, such as `optimization.lr`.
+    pub key: &'static str,
+    /// The value, as TOML writes it.
+    pub value: String,
+    /// `env NAME`, or the argument as it was written.
+    pub origin: String,
 }
 
 impl Resolved {
@@ -117,7 +132,25 @@ pub fn resolve(layers: &Layers) -> Result<Resolved> {
     Error::all(ErrorKind::Config, std::mem::take(&mut merge.problems))?;
     let experiment = merge.extract()?;
     let origins = FIELDS.iter().map(|field| (field.key, merge.origin(field))).collect();
-    Ok(Resolved { experiment, warnings: merge.warnings, origins })
+    let overrides = overrides(layers, &experiment, &origins);
+    Ok(Resolved { experiment, warnings: merge.warnings, files: merge.files, overrides, origins })
+}
+
+fn overrides(
+    layers: &Layers,
+    experiment: &Experiment,
+    origins: &BTreeMap<&'static str, String>,
+) -> Vec<Override> {
+    let json = experiment.to_json();
+    // What the command line sets wins, so that its value is the one that is there.
+    let is_set = |field: &Field| layers.settings.iter().any(|setting| setting.key == field.key);
+    let of = |field: &&'static Field| {
+        let origin = origins.get(field.key)?;
+        let counts = is_set(field) || origin.starts_with("env SLT_");
+        let value = snapshot::value(field, &json);
+        counts.then(|| Override { key: field.key, value, origin: origin.clone() })
+    };
+    FIELDS.iter().filter_map(|field| of(&field)).collect()
 }
 
 /// Puts `settings` on top.

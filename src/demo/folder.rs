@@ -137,25 +137,31 @@ impl Folder<'_> {
         self.mark(options, false)
     }
 
-    /// Writes the experiment file and marks the dataset as whole.
+    /// Writes the experiment file, unless a person has changed it, and marks the dataset as whole.
     pub(super) fn finish(&self, options: &Options) -> Result<()> {
-        self.write_experiment(options)?;
+        if !self.is_a_person_s(options)? {
+            self.write_experiment(options)?;
+        }
         self.mark(options, true)
+    }
+
+    /// Whether the experiment file is there and another than the one that was drawn.
+    fn is_a_person_s(&self, options: &Options) -> Result<bool> {
+        let path = self.experiment();
+        let before = self.found.as_ref().map(|marker| marker.dir.as_str());
+        match input::read(&path, MOST_BYTES) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io(Kind::Config, "cannot read", &path, &error)),
+            Ok(text) => Ok(before.is_none_or(|dir| text != experiment_file(dir, options).as_bytes())),
+        }
     }
 
     /// Writes the experiment file anew where it is gone, or where it is as it was drawn but its paths were given
     /// from another place. A file that a person has changed stays.
     pub(super) fn keep_experiment_current(&self, options: &Options) -> Result<()> {
-        let path = self.experiment();
         let before = self.found.as_ref().map(|marker| marker.dir.as_str());
-        match input::read(&path, MOST_BYTES) {
-            Ok(_) if before == Some(self.name) => Ok(()),
-            Ok(text) if before.is_none_or(|dir| text != experiment_file(dir, options).as_bytes()) => Ok(()),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io(Kind::Config, "cannot read", &path, &error))
-            }
-            _ => self.finish(options),
-        }
+        let is_current = before == Some(self.name) && self.experiment().exists();
+        if is_current || self.is_a_person_s(options)? { Ok(()) } else { self.finish(options) }
     }
 
     fn write_experiment(&self, options: &Options) -> Result<()> {

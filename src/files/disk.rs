@@ -1,6 +1,6 @@
 //! Everything that a run does to the disk, one function an operation, so that tests can make each one fail.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,33 +14,9 @@ pub struct DiskFile {
 }
 
 impl DiskFile {
-    /// Makes a file that is not there yet.
-    ///
-    /// # Errors
-    /// There is one, or the disk fails.
-    pub fn create_new(path: &Path) -> io::Result<Self> {
-        Self::open("create", path, OpenOptions::new().write(true).create_new(true))
-    }
-
-    /// Opens a file for writing at its end. It is made where it is missing; where `new` is set it must be.
-    ///
-    /// # Errors
-    /// As said, or the disk fails.
-    pub fn append(path: &Path, new: bool) -> io::Result<Self> {
-        Self::open("create", path, OpenOptions::new().append(true).create(true).create_new(new))
-    }
-
-    /// Opens a file for reading and writing, from its start, as it is. It is made where it is missing.
-    ///
-    /// # Errors
-    /// The disk fails.
-    pub fn update(path: &Path) -> io::Result<Self> {
-        Self::open("create", path, OpenOptions::new().read(true).write(true).create(true).truncate(false))
-    }
-
-    fn open(operation: &str, path: &Path, options: &OpenOptions) -> io::Result<Self> {
-        before(operation, path)?;
-        options.open(path).map(|file| Self { file, path: path.to_owned() })
+    /// The open `file`, which `path` names.
+    pub(super) fn new(file: File, path: PathBuf) -> Self {
+        Self { file, path }
     }
 
     /// The open file, for what changes nothing on the disk.
@@ -109,24 +85,6 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
-/// Gives a file a second name.
-///
-/// # Errors
-/// The name is taken, the file system has no links, or the disk fails.
-pub fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
-    before("link", to)?;
-    fs::hard_link(from, to)
-}
-
-/// Removes a file.
-///
-/// # Errors
-/// It is not there, or the disk fails.
-pub fn remove_file(path: &Path) -> io::Result<()> {
-    before("remove", path)?;
-    fs::remove_file(path)
-}
-
 /// Makes a folder in one that is there.
 ///
 /// # Errors
@@ -145,17 +103,8 @@ pub fn remove_dir(path: &Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
-/// Hands a folder's entries to the disk.
-///
-/// # Errors
-/// The folder cannot be opened, its file system cannot do this, or the disk fails.
-pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
-    before("sync folder", path)?;
-    File::open(path)?.sync_all()
-}
-
 /// Lets a planned fault happen to an operation that is not a write.
-fn before(operation: &str, path: &Path) -> io::Result<()> {
+pub(super) fn before(operation: &str, path: &Path) -> io::Result<()> {
     match fault::next(operation, path)? {
         Some(fault) => fault.then.happen(),
         None => Ok(()),

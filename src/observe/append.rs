@@ -1,9 +1,8 @@
 //! A file that grows by whole records: a failed write leaves no half of one behind.
 
 use std::io::{self, Seek, SeekFrom, Write};
-use std::path::Path;
 
-use crate::files::DiskFile;
+use crate::files::{DiskFile, Folder};
 
 /// A file open for adding records at its end.
 #[derive(Debug)]
@@ -16,9 +15,9 @@ pub(super) struct AppendFile {
 }
 
 impl AppendFile {
-    /// Opens `path`, which must not exist yet where `new` is set.
-    pub fn open(path: &Path, new: bool) -> io::Result<Self> {
-        let file = DiskFile::append(path, new)?;
+    /// Opens `name` in `folder`, which must not exist yet where `new` is set.
+    pub fn open(folder: &Folder, name: &str, new: bool) -> io::Result<Self> {
+        let file = folder.append(name, new)?;
         let whole = file.file().seek(SeekFrom::End(0))?;
         Ok(Self { file, whole, torn: false })
     }
@@ -49,15 +48,16 @@ mod tests {
     fn a_torn_record_is_cut_off_before_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let mut log = AppendFile::open(&path, true).unwrap();
+        let folder = Folder::open(folder.path()).unwrap();
+        let mut log = AppendFile::open(&folder, "log", true).unwrap();
         log.add(b"one\n").unwrap();
         // What a write that stopped halfway leaves.
         log.file.write_all(b"tw").unwrap();
         log.torn = true;
         log.add(b"three\n").unwrap();
         drop(log);
-        AppendFile::open(&path, false).unwrap().add(b"four\n").unwrap();
+        AppendFile::open(&folder, "log", false).unwrap().add(b"four\n").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"one\nthree\nfour\n");
-        assert!(AppendFile::open(&path, true).is_err());
+        assert!(AppendFile::open(&folder, "log", true).is_err());
     }
 }

@@ -1,6 +1,5 @@
 //! `metrics.jsonl`: a line of JSON an epoch, for people with `jq` and pandas.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +7,8 @@ use serde::Serialize;
 
 use super::append::AppendFile;
 use crate::error::{Error, Kind, Result};
-use crate::files::write_atomically;
+use crate::files::Folder;
+use crate::input;
 
 /// What one epoch gave. JSON has no NaN or infinity: such a number is written as `null`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -47,15 +47,16 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens `path` for adding lines, making it where it is missing.
+    /// Opens `name` in `folder` for adding lines, making it where it is missing.
     ///
     /// # Errors
     ///
     /// A run error that names the path.
-    pub fn open(path: &Path) -> Result<Self> {
-        let file =
-            AppendFile::open(path, false).map_err(|e| Error::io(Kind::Run, "cannot open", path, &e))?;
-        Ok(Self { file, pending: String::new(), path: path.to_owned() })
+    pub fn open(folder: &Folder, name: &str) -> Result<Self> {
+        let path = folder.path().join(name);
+        let file = AppendFile::open(folder, name, false)
+            .map_err(|e| Error::io(Kind::Run, "cannot open", &path, &e))?;
+        Ok(Self { file, pending: String::new(), path })
     }
 
     /// Adds a line in one write, so that a reader never sees half of one. A line that cannot be written is kept for
@@ -76,20 +77,26 @@ impl MetricsLog {
     }
 }
 
-/// Removes from the file at `path` the lines of epochs after `epoch`, and what a killed process left of a line.
+/// More than the metrics of any run take.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// Removes from the file `name` in `folder` the lines of epochs after `epoch`, and what a killed process left of a
+/// line. Lines that a run has not written stay.
 ///
 /// # Errors
 ///
 /// A run error that names the path; the file is as it was.
-pub fn rewind(path: &Path, epoch: usize) -> Result<()> {
-    let failed = |error: &io::Error| Error::io(Kind::Run, "cannot take back lines of", path, error);
-    let text = match fs::read(path) {
+pub fn rewind(folder: &Folder, name: &str, epoch: usize) -> Result<()> {
+    let failed = |error: &io::Error| {
+        Error::io(Kind::Run, "cannot take back lines of", &folder.path().join(name), error)
+    };
+    let text = match folder.read(name, MOST_BYTES) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         read => read.map_err(|error| failed(&error))?,
     };
-    let is_kept = |line: &&[u8]| {
-        let line: Option<serde_json::Value> = serde_json::from_slice(line).ok();
-        line.is_some_and(|line| line["epoch"].as_u64().is_some_and(|of| of <= epoch as u64))
+    let is_kept = |line: &&[u8]| match epoch_of(line) {
+        Some(of) => of <= epoch as u64,
+        None => !is_torn(line),
     };
     let kept: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').filter(is_kept).collect();
     let mut kept = kept.concat();
@@ -97,7 +104,28 @@ pub fn rewind(path: &Path, epoch: usize) -> Result<()> {
     if kept.last().is_some_and(|byte| *byte != b'\n') {
         kept.push(b'\n');
     }
-    if kept == text { Ok(()) } else { write_atomically(path, &kept).map_err(|error| failed(&error)) }
+    if kept == text { Ok(()) } else { folder.write_atomically(name, &kept).map_err(|error| failed(&error)) }
+}
+
+/// How many epochs the file at `path` tells of.
+#[must_use]
+pub fn epochs(path: &Path) -> usize {
+    let text = input::read(path, MOST_BYTES).unwrap_or_default();
+    text.split(|byte| *byte == b'\n').filter(|line| epoch_of(line).is_some()).count()
+}
+
+/// The epoch of a line that a run has written; `None` for any other.
+fn epoch_of(line: &[u8]) -> Option<u64> {
+    let line: serde_json::Value = serde_json::from_slice(line).ok()?;
+    // A person's line may well speak of an epoch, too.
+    line.get("train_loss").and(line.get("val_loss")).and(line["epoch"].as_u64())
+}
+
+/// Whether this is how a line of a run begins, but not a whole one: a process was killed while it wrote.
+fn is_torn(line: &[u8]) -> bool {
+    const BEGINNING: &[u8] = b"{\"epoch\":";
+    let begins = line.starts_with(BEGINNING) || BEGINNING.starts_with(line);
+    !line.ends_with(b"\n") && begins && serde_json::from_slice::<serde_json::Value>(line).is_err()
 }
 
 #[cfg(test)]
@@ -121,8 +149,14 @@ mod tests {
             images_per_second: 100.0,
             data_wait_seconds: 0.0,
         };
-        MetricsLog::open(&path).unwrap().add(&metrics).unwrap();
-        MetricsLog::open(&path).unwrap().add(&EpochMetrics { epoch: 2, ..metrics }).unwrap();
+        MetricsLog::open(&Folder::open(folder.path()).unwrap(), "metrics.jsonl")
+            .unwrap()
+            .add(&metrics)
+            .unwrap();
+        MetricsLog::open(&Folder::open(folder.path()).unwrap(), "metrics.jsonl")
+            .unwrap()
+            .add(&EpochMetrics { epoch: 2, ..metrics })
+            .unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let first = "{\"epoch\":1,\"train_loss\":2.5,\"val_loss\":null,\"val_accuracy\":0.75,\"lr\":0.0003,\
                      \"grad_norm\":1.25,\"skipped_steps\":0,\"bad_clips\":[\"x\"],\"seconds\":1.0,\"images_per_second\":100.0,\"data_wait_seconds\":0.0}\n";
@@ -130,31 +164,53 @@ mod tests {
         assert_eq!(text.lines().count(), 2);
     }
 
-    #[test]
-    fn later_epochs_and_torn_lines_are_taken_back() {
+    /// A run's lines of these epochs.
+    fn lines(epochs: &[u64]) -> String {
+        epochs.iter().map(|of| format!("{{\"epoch\":{of},\"train_loss\":2.5,\"val_loss\":null}}\n")).collect()
+    }
+
+    fn rewound(text: &str, epoch: usize) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        std::fs::write(&path, "{\"epoch\":1}\n{\"epoch\":2}\n{\"epoch\":3}\n{\"epoch\":2").unwrap();
-        rewind(&path, 2).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"epoch\":1}\n{\"epoch\":2}\n");
-        rewind(&path, 0).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
-        rewind(&folder.path().join("none"), 2).unwrap();
+        std::fs::write(&path, text).unwrap();
+        rewind(&Folder::open(folder.path()).unwrap(), "metrics.jsonl", epoch).unwrap();
+        std::fs::read_to_string(&path).unwrap()
+    }
+
+    #[test]
+    fn later_epochs_and_torn_lines_are_taken_back() {
+        for torn in ["", "{", "{\"epo", "{\"epoch\":2", "{\"epoch\":4,\"train_loss\":1.0"] {
+            assert_eq!(rewound(&(lines(&[1, 2, 3]) + torn), 2), lines(&[1, 2]), "{torn}");
+        }
+        assert_eq!(rewound(&lines(&[1, 2]), 0), "");
+        let folder = tempfile::tempdir().unwrap();
+        rewind(&Folder::open(folder.path()).unwrap(), "none", 2).unwrap();
+        assert_eq!(epochs(&folder.path().join("none")), 0);
     }
 
     #[test]
     fn a_whole_line_without_a_newline_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("metrics.jsonl");
-        std::fs::write(&path, "{\"epoch\":1}\n{\"epoch\":2}").unwrap();
-        rewind(&path, 2).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"epoch\":1}\n{\"epoch\":2}\n");
+        let text = lines(&[1, 2]);
+        assert_eq!(rewound(text.trim_end(), 2), text);
+    }
+
+    #[test]
+    fn what_a_person_added_stays() {
+        let notes = ["# a warmer room", "{\"epoch\":3,\"note\":\"odd\"}", "", "{\"note\":1}", "epoch 9"];
+        let [a, b, c, d, e] = notes;
+        let text = format!("{a}\n{}{b}\n{c}\n{}{d}\n{e}", lines(&[1]), lines(&[2, 3]));
+        assert_eq!(rewound(&text, 1), format!("{a}\n{}{b}\n{c}\n{d}\n{e}\n", lines(&[1])));
+        assert_eq!(rewound("a {", 1), "a {\n");
     }
 
     #[test]
     fn a_missing_folder_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let error = MetricsLog::open(&folder.path().join("gone/metrics.jsonl")).unwrap_err();
+        let gone = folder.path().join("gone");
+        std::fs::create_dir(&gone).unwrap();
+        let open = Folder::open(&gone).unwrap();
+        std::fs::remove_dir(&gone).unwrap();
+        let error = MetricsLog::open(&open, "metrics.jsonl").unwrap_err();
         assert!(error.to_string().contains("gone/metrics.jsonl"), "{error}");
     }
 }

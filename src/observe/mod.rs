@@ -6,10 +6,12 @@ pub mod reporter;
 pub mod run_folder;
 pub mod tensorboard;
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use metrics::{EpochMetrics, MetricsLog};
 use reporter::Reporter;
+use run_folder::{METRICS, RunFolder};
 use tensorboard::TensorBoard;
 
 use crate::Result;
@@ -30,11 +32,18 @@ pub struct Observer<'a> {
 }
 
 impl<'a> Observer<'a> {
-    /// Opens the metrics file and, where `tensorboard` names a folder, an event file in it.
-    pub fn open(reporter: &'a Reporter, metrics: &Path, tensorboard: Option<&Path>) -> Self {
-        let metrics = kept(reporter, NO_METRICS, MetricsLog::open(metrics));
-        let tensorboard =
-            tensorboard.and_then(|folder| kept(reporter, NO_TENSORBOARD, TensorBoard::create(folder)));
+    /// Opens the metrics of the run in `folder` and, where `tensorboard` names a folder, an event file in it. Warns of
+    /// other runs' curves there.
+    pub fn open(reporter: &'a Reporter, folder: &RunFolder, tensorboard: Option<&Path>) -> Self {
+        let metrics = kept(reporter, NO_METRICS, MetricsLog::open(folder.handle(), METRICS));
+        let run = run_folder::real_path(folder.path());
+        let tensorboard = tensorboard.and_then(|events| {
+            let others = tensorboard::others_in(events, &folder.event_files(|_| ()), &run);
+            if !others.is_empty() {
+                reporter.warn(&shared_curves(events, &others));
+            }
+            kept(reporter, NO_TENSORBOARD, TensorBoard::create(events, &run))
+        });
         Self { reporter, metrics, tensorboard, metrics_failed: false, tensorboard_failed: false }
     }
 
@@ -157,12 +166,25 @@ impl<'a> Observer<'a> {
 
 /// Takes back what the curves of a run have ahead of the checkpoint that it goes on from, so that they have neither
 /// gaps nor doubles. Whoever cannot be taken back is warned about; training goes on.
-pub fn rewind(reporter: &Reporter, metrics: &Path, event_files: &[PathBuf], epoch: usize, step: u64) {
+pub fn rewind(reporter: &Reporter, folder: &RunFolder, epoch: usize, step: u64) {
     const DOUBLES: &str = "some of its points may be there twice";
-    kept(reporter, DOUBLES, metrics::rewind(metrics, epoch));
-    for file in event_files {
+    kept(reporter, DOUBLES, metrics::rewind(folder.handle(), METRICS, epoch));
+    for file in &folder.event_files(|warning| reporter.warn(warning)) {
         kept(reporter, DOUBLES, tensorboard::rewind(file, epoch, step));
     }
+}
+
+/// What to say where the curves of a run land beside those of `others`.
+fn shared_curves(folder: &Path, others: &BTreeSet<String>) -> String {
+    const SHOWN: usize = 3;
+    let mut names = others.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if others.len() > SHOWN {
+        names += &format!(" and {} more", others.len() - SHOWN);
+    }
+    format!(
+        "{} has the curves of {names}: TensorBoard shows them and this run's as one (data.tensorboard)",
+        folder.display()
+    )
 }
 
 /// What to say where a GPU's memory turned out to be too small for the planned chunk.

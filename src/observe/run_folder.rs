@@ -1,47 +1,66 @@
 //! The folder of a run: who may write into it, the configuration that it keeps, and where the run came from.
 
+mod aside;
+mod contents;
 mod git;
 mod lock;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::config::{Change, Experiment, changes};
+use crate::config::{Change, Experiment, Override, changes};
 use crate::error::{Error, Kind, Problem, Result};
-use crate::files::{self, folder_of, write_atomically};
+use crate::files::{self, Folder, folder_of};
+use contents::Contents;
 use lock::{Owner, Refused, RunLock};
 
-const LAST: &str = "last.pt";
-const BEST: &str = "best.pt";
-const METRICS: &str = "metrics.jsonl";
+/// The checkpoint of the last epoch.
+pub const LAST: &str = "last.pt";
+/// The checkpoint of the epoch with the lowest validation loss.
+pub const BEST: &str = "best.pt";
+pub(super) const METRICS: &str = "metrics.jsonl";
+const CONFIG: &str = "config.toml";
 const DIFF: &str = "git.diff";
 const RUN_JSON: &str = "run.json";
 /// The key of `run.json` that lists the TensorBoard files.
 const EVENT_FILES: &str = "event_files";
 /// The key of `run.json` that says where the folder was when it was written.
 const WORK_DIR: &str = "work_dir";
+/// The key of `run.json` that says whether the run has ever had a checkpoint.
+const SAVED: &str = "saved";
+/// The key of `run.json` that says how the run ended; `null` while it runs, and where it was killed.
+const ENDED: &str = "ended";
+/// The key of `run.json` that tells the epoch with the lowest validation loss.
+const BEST_EPOCH: &str = "best";
 
-/// The files that a run leaves; any of them makes a folder a run's.
-const RUN_FILES: [&str; 7] = [LAST, BEST, METRICS, "config.toml", "config.json", RUN_JSON, DIFF];
+/// The files that a run leaves, `run.json` first: it makes the others a run's.
+const RUN_FILES: [&str; 7] = [RUN_JSON, LAST, BEST, METRICS, CONFIG, "config.json", DIFF];
 
 /// What proves that a folder can be written; it never stays.
 const PROBE: &str = ".slt-run.probe";
+
+/// More than any experiment takes.
+const MOST_CONFIG_BYTES: u64 = 1 << 20;
 
 /// A folder that this process alone may write into, for as long as this value lives.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    /// The folder itself: all writing goes through it, wherever it is by then.
+    folder: Folder,
     /// It and those of its parents that were not there before, the outermost first.
     made: Vec<PathBuf>,
     lock: RunLock,
+    /// What `run.json` says; `null` before there is one.
+    record: Mutex<Value>,
 }
 
 /// Where a run came from, for `run.json`.
@@ -55,10 +74,12 @@ pub struct RunInfo {
     pub device: String,
     /// How many threads compute.
     pub threads: usize,
-    /// The experiment file, whose folder is asked for its git commit; `None` where there is no file.
+    /// The experiment file, whose folder is asked for its git commit; without one it is the working directory.
     pub experiment: Option<PathBuf>,
-    /// The TensorBoard file of this start.
-    pub event_file: Option<PathBuf>,
+    /// All files that the experiment was read from.
+    pub files: Vec<PathBuf>,
+    /// The values that do not come from these files, nor are the defaults.
+    pub overrides: Vec<Override>,
     /// Where it goes on from, unless it is the run's first start.
     pub resumed: Option<Resumed>,
 }
@@ -74,29 +95,48 @@ pub struct Resumed {
     pub changes: Vec<Change>,
 }
 
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ending {
+    /// `finished`, `stopped by SIGTERM`, or the error.
+    pub how: String,
+    /// When.
+    pub at: SystemTime,
+    /// Epochs that are done.
+    pub epoch: usize,
+    /// Training steps that are done.
+    pub step: u64,
+    /// The best epoch so far.
+    pub best: Option<Best>,
+}
+
+/// The epoch with the lowest validation loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Best {
+    /// From 1.
+    pub epoch: usize,
+    /// Its validation loss.
+    pub val_loss: f64,
+    /// Its validation accuracy, 0 to 1; `None` where an older checkpoint does not tell.
+    pub val_accuracy: Option<f64>,
+}
+
 impl RunFolder {
     /// Makes `work_dir` this run's: creates it, and its parents, where it is not there yet, and locks it.
     ///
-    /// A folder that holds a run is refused, unless `overwrite`: then that run's files, and TensorBoard folders
-    /// beside them, move to `<work_dir>.<YYYYMMDD-HHMMSS>` (`now`, UTC; `-2`, … where that is taken), which is
-    /// returned. Files that are no run's stay where they are and never stand in the way.
+    /// A folder that holds a run is refused, unless `overwrite`: then that run's files, its TensorBoard files below the
+    /// folder among them, move to `<work_dir>.<YYYYMMDD-HHMMSS>` (`now`, UTC; `-2`, … where that is taken), which is
+    /// returned. Files that are no run's stay where they are; those of a run's names are refused.
     ///
     /// # Errors
     /// Kind `Config` where another process has the folder, where it holds a run or cannot be one, kind `Run` where the
     /// disk fails. Each leaves everything as it was.
     pub fn claim(work_dir: &Path, overwrite: bool, now: SystemTime) -> Result<(Self, Option<PathBuf>)> {
-        let look = || run_entries(work_dir).map_err(|error| unusable(work_dir, &error));
-        let there = look()?;
-        if !overwrite && let Some(first) = there.run.first() {
-            // Before anything is written: a folder that is refused is left alone.
-            return Err(match lock::look(work_dir) {
-                Err(Refused::Held(owner)) => in_use(work_dir, owner.as_ref()),
-                _ => holds_a_run(work_dir, &there.run, first),
-            });
-        }
+        // Before anything is written: a folder that is refused is left alone.
+        may_claim(work_dir, &contents(work_dir)?, overwrite)?;
         let folder = Self::take(work_dir)?;
         // Now nobody else changes it.
-        let aside = look().and_then(|there| folder.make_room(&there, overwrite, now));
+        let aside = contents(work_dir).and_then(|there| folder.make_room(&there, overwrite, now));
         if aside.is_err() {
             folder.give_back();
         }
@@ -109,14 +149,18 @@ impl RunFolder {
     /// whose run never saved one is as good as new, and so is one that is not there, which is made.
     ///
     /// # Errors
-    /// Kind `Config` where another process has the folder, where it cannot be written, or where it has a `best.pt` but
-    /// no `last.pt`; kind `Run` where the disk fails. Each leaves everything as it was.
+    /// Kind `Config` where another process has the folder, where it cannot be written, where it has files that no run
+    /// has written, or where its run has had a `last.pt` and has none now; kind `Run` where the disk fails. Each leaves
+    /// everything as it was.
     pub fn reopen(work_dir: &Path) -> Result<Self> {
-        let folder = Self::take(work_dir)?;
-        let usable = match (folder.last().exists(), folder.best().exists()) {
-            (false, true) => Err(no_last(work_dir)),
-            _ => folder.try_writing(),
-        };
+        may_reopen(work_dir, &contents(work_dir)?)?;
+        let mut folder = Self::take(work_dir)?;
+        let usable = contents(work_dir).and_then(|there| {
+            may_reopen(work_dir, &there)?;
+            folder.try_writing(there.run())?;
+            folder.record = Mutex::new(there.run().cloned().unwrap_or_default());
+            Ok(())
+        });
         if usable.is_err() {
             folder.give_back();
         }
@@ -128,10 +172,19 @@ impl RunFolder {
         let mut tries_left = 3;
         loop {
             let made = make_folder(work_dir).map_err(|error| unusable(work_dir, &error))?;
-            let error = match RunLock::acquire(work_dir) {
-                Ok(lock) => return Ok(Self { path: work_dir.to_owned(), made, lock }),
+            let folder = Folder::open(work_dir);
+            let locked = folder.map_err(Refused::Failed).and_then(|folder| {
+                let lock = RunLock::acquire(&folder)?;
+                // Another one may have come in its place; and a run that was given up takes its folder away.
+                let gone = || Refused::Failed(io::ErrorKind::NotFound.into());
+                folder.is_at(work_dir).then_some((folder, lock)).ok_or_else(gone)
+            });
+            let error = match locked {
+                Ok((folder, lock)) => {
+                    let record = Mutex::default();
+                    return Ok(Self { path: work_dir.to_owned(), folder, made, lock, record });
+                }
                 Err(Refused::Held(owner)) => in_use(work_dir, owner.as_ref()),
-                // A run that was given up took the folder away in between.
                 Err(Refused::Failed(error)) if error.kind() == io::ErrorKind::NotFound && tries_left > 0 => {
                     tries_left -= 1;
                     continue;
@@ -144,17 +197,23 @@ impl RunFolder {
     }
 
     /// Refuses the run that is `there`, or moves it aside.
-    fn make_room(&self, there: &Entries, overwrite: bool, now: SystemTime) -> Result<Option<PathBuf>> {
+    fn make_room(&self, there: &Contents, overwrite: bool, now: SystemTime) -> Result<Option<PathBuf>> {
         let work_dir = &self.path;
-        if !overwrite && let Some(first) = there.run.first() {
-            return Err(holds_a_run(work_dir, &there.run, first));
-        }
-        self.try_writing()?;
-        if there.run.is_empty() {
-            return Ok(None);
-        }
-        let names: Vec<&String> = there.run.iter().chain(&there.tensorboard).collect();
-        let aside = move_aside(work_dir, &names, now).map_err(|error| {
+        may_claim(work_dir, there, overwrite)?;
+        self.try_writing(there.run())?;
+        let Some(run) = there.run() else { return Ok(None) };
+        let mut entries: Vec<PathBuf> = there.names.iter().map(PathBuf::from).collect();
+        let later_diffs = diffs(run).filter(|name| !entries.contains(&PathBuf::from(name)));
+        let later_diffs: Vec<PathBuf> =
+            later_diffs.filter(|name| self.folder.has(name)).map(PathBuf::from).collect();
+        entries.extend(later_diffs);
+        let here = real_path(work_dir);
+        let events = event_files(run, &here).ours;
+        // What the event files lie beside stays: it may be another run's.
+        let inside =
+            events.iter().filter(|file| file.is_file()).filter_map(|file| file.strip_prefix(&here).ok());
+        entries.extend(inside.map(Path::to_owned));
+        let aside = aside::move_aside(work_dir, &entries, now).map_err(|error| {
             Error::io(Kind::Run, "cannot move aside the run in", work_dir, &error)
                 .hint("move it by hand, or choose another run.work_dir")
         })?;
@@ -163,21 +222,60 @@ impl RunFolder {
 
     /// Finds out now, rather than after the first epoch, whether files can be written. First goes what a killed process
     /// was about to write: it may be what fills the disk.
-    fn try_writing(&self) -> Result<()> {
+    fn try_writing(&self, run: Option<&Value>) -> Result<()> {
         for name in RUN_FILES.into_iter().chain([PROBE]) {
             // What cannot be removed is named when the file is written.
-            let _ = files::remove_file(&self.path.join(format!("{name}.tmp")));
+            let _ = self.folder.remove_leftover_of(name);
         }
-        let probe = self.path.join(PROBE);
+        // Version 0.1.0 did not note whether it had saved, and gave its leftovers names that anybody might.
+        if run.is_some_and(|run| run[SAVED].is_null()) {
+            for name in [LAST, BEST].map(|name| format!("{name}.tmp")) {
+                let _ = self.folder.remove_file(name);
+            }
+        }
         // A file system without room for one block accepts the name and fails here.
-        let written = write_atomically(&probe, &[0; 4096]).and_then(|()| files::remove_file(&probe));
+        let written = self.folder.write_atomically(PROBE, &[0; 4096]);
+        let written = written.and_then(|()| self.folder.remove_file(PROBE));
         written.map_err(|error| unusable(&self.path, &error))
     }
 
     /// Removes the lock and the folders that were made for the run, as far as they are empty.
     fn give_back(&self) {
         self.lock.remove_file();
-        remove_folders(&self.made);
+        if self.folder.is_at(&self.path) {
+            remove_folders(&self.made);
+        }
+    }
+
+    /// Makes sure that the folder is still this process's.
+    ///
+    /// # Errors
+    /// Kind `Run` where another process has taken its lock, whose file somebody must have removed or replaced.
+    pub fn still_held(&self) -> Result<()> {
+        match self.lock.ensure() {
+            Err(Refused::Held(owner)) => Err(taken_over(&self.path, owner.as_ref())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes sure that the run's path still leads to its folder. What was written before this is in the folder itself,
+    /// wherever that is.
+    ///
+    /// # Errors
+    /// Kind `Run` where it leads to another one or nowhere.
+    pub fn still_there(&self) -> Result<()> {
+        if self.folder.is_at(&self.path) {
+            return Ok(());
+        }
+        let (path, here) = (self.path.display(), self.folder.here());
+        let what =
+            format!("run.work_dir {path} is not this run's folder any more: it was renamed or replaced");
+        let error = Error::run(what);
+        if here == self.path {
+            return Err(error.hint("what the run has saved is in its own folder, wherever that is now"));
+        }
+        let here = here.display();
+        Err(error.hint(format!("the run is saved in {here}: go on with --work-dir {here} --resume")))
     }
 
     /// Writes `config.toml` and `config.json`: the resolved configuration, twice.
@@ -189,69 +287,135 @@ impl RunFolder {
         self.write_json("config.json", json)
     }
 
-    /// Writes `run.json`: where the run came from; beside it `git.diff` where the experiment file's repository
-    /// has changes since its commit. Git that is absent, slow or not in use there gives `null`. A resumed run adds
-    /// itself to what is there.
+    /// Writes `run.json`: where the run came from; beside it `git.diff` where the repository of the experiment file, or
+    /// of the working directory where there is none, has changes since its commit, experiment files that git does not
+    /// know among them. Git that is absent, slow or not in use there gives `null`. A resumed run adds itself to what is
+    /// there; changes that are new by then go to `git-2.diff`, and so on.
+    ///
+    /// This comes first of all that a run writes: it makes the folder the run's.
     ///
     /// # Errors
     /// Kind `Run` where a file cannot be written.
     pub fn write_run_json(&self, info: &RunInfo) -> Result<()> {
-        let state = info.experiment.as_deref().and_then(|file| git::state(folder_of(file)));
-        let started =
-            jiff::Timestamp::try_from(info.started).map_or(Value::Null, |time| json!(format!("{time:.0}")));
-        let start = json!({
+        let repository = info.experiment.as_deref().map_or(Path::new("."), folder_of);
+        let state = git::state(repository, &info.files);
+        let mut start = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "command_line": info.command_line,
-            "started": started,
+            "started": timestamp(info.started),
             "device": info.device,
             "threads": info.threads,
             "host": host_name(),
+            "overrides": info.overrides.iter().map(override_json).collect::<Value>(),
             "git": state.as_ref().map(git_json),
         });
-        let mut files = self.event_files(|_| ());
-        let earlier = info.resumed.as_ref().and_then(|resumed| Some((resumed, self.run_json()?)));
-        let mut whole = if let Some((resumed, mut whole)) = earlier {
-            add_resumption(&mut whole, start, resumed);
-            whole
-        } else {
-            let diff = state.as_ref().and_then(|state| state.diff.as_ref());
-            if let Some(diff) = diff.filter(|diff| !diff.is_empty()) {
-                self.write(DIFF, diff)?;
+        let earlier = self.record().clone();
+        let diff = state.and_then(|state| state.diff).filter(|diff| !diff.is_empty());
+        let kept = diff.map(|diff| self.place_for_diff(&earlier, diff));
+        if let Some((name, _)) = &kept {
+            start["git"]["diff"] = name.as_str().into();
+        }
+        let mut files = event_files(&earlier, &real_path(&self.path)).ours;
+        let mut whole = match &info.resumed {
+            Some(resumed) if earlier.is_object() => {
+                let mut whole = earlier;
+                start["after"] = whole[ENDED].take();
+                add_resumption(&mut whole, start, resumed);
+                whole
             }
-            files.clear();
-            start
+            _ => {
+                files.clear();
+                start[BEST_EPOCH] = Value::Null;
+                start
+            }
         };
-        files.extend(info.event_file.as_deref().map(real_path));
+        whole[ENDED] = Value::Null;
+        whole[SAVED] = (whole[SAVED] == true || self.has_last()).into();
         whole[WORK_DIR] = real_path(&self.path).to_string_lossy().into();
         whole[EVENT_FILES] = files.iter().map(|file| file.to_string_lossy()).collect();
-        self.write_json(RUN_JSON, &whole)
+        self.write_record(whole)?;
+        match kept {
+            Some((name, Some(diff))) => self.write(&name, &diff),
+            _ => Ok(()),
+        }
+    }
+
+    /// The name under which a diff is kept, and the diff itself where it is not there yet.
+    fn place_for_diff(&self, earlier: &Value, diff: Vec<u8>) -> (String, Option<Vec<u8>>) {
+        let is_kept = |name: &&str| self.folder.read(name, diff.len() as u64).is_ok_and(|kept| kept == diff);
+        if let Some(name) = diffs(earlier).find(is_kept) {
+            return (name.to_owned(), None);
+        }
+        let numbered = (2..).map(|number| format!("git-{number}.diff"));
+        let free = std::iter::once(DIFF.to_owned()).chain(numbered).find(|name| !self.folder.has(name));
+        (free.unwrap_or_else(|| DIFF.to_owned()), Some(diff))
+    }
+
+    /// Notes the TensorBoard file of this start in `run.json`.
+    ///
+    /// # Errors
+    /// Kind `Run` where it cannot be written.
+    pub fn note_event_file(&self, file: &Path) -> Result<()> {
+        let mut whole = self.record().clone();
+        if let Some(files) = whole[EVENT_FILES].as_array_mut() {
+            files.push(real_path(file).to_string_lossy().into());
+        }
+        self.write_record(whole)
+    }
+
+    /// Notes in `run.json` that the run has a checkpoint, the first time.
+    ///
+    /// # Errors
+    /// Kind `Run` where it cannot be written.
+    pub fn note_saved(&self) -> Result<()> {
+        let mut whole = self.record().clone();
+        if !whole.is_object() || whole[SAVED] == true {
+            return Ok(());
+        }
+        whole[SAVED] = true.into();
+        self.write_record(whole)
+    }
+
+    /// Notes in `run.json` how the run ended.
+    ///
+    /// # Errors
+    /// Kind `Run` where it cannot be written, or where the folder is another process's by now.
+    pub fn note_end(&self, end: &Ending) -> Result<()> {
+        self.still_held()?;
+        let mut whole = self.record().clone();
+        whole[ENDED] = json!({
+            "how": end.how,
+            "at": timestamp(end.at),
+            "epoch": end.epoch,
+            "step": end.step,
+        });
+        whole[BEST_EPOCH] = end.best.map_or(Value::Null, |best| {
+            json!({ "epoch": best.epoch, "val_loss": best.val_loss, "val_accuracy": best.val_accuracy })
+        });
+        self.write_record(whole)
+    }
+
+    fn record(&self) -> MutexGuard<'_, Value> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_record(&self, whole: Value) -> Result<()> {
+        self.write_json(RUN_JSON, &whole)?;
+        *self.record() = whole;
+        Ok(())
     }
 
     /// The TensorBoard files of all starts of this run. In a folder that was moved or copied, those inside it are its
-    /// own; those elsewhere may be the original's and are left out. `warn` is told of that, and of a `run.json` that
-    /// cannot be read.
+    /// own; those elsewhere may be the original's and are left out, of which `warn` is told.
     #[must_use]
     pub fn event_files(&self, warn: impl Fn(&str)) -> Vec<PathBuf> {
-        const DOUBLES: &str = "TensorBoard's curves may have some points twice";
-        let whole = self.run_json().unwrap_or_default();
-        let path = self.path.join(RUN_JSON);
-        if whole.is_null() && path.exists() {
-            warn(&format!("{} cannot be read; {DOUBLES}", path.display()));
-        }
-        let here = real_path(&self.path);
-        let was = whole[WORK_DIR].as_str().map_or_else(|| here.clone(), PathBuf::from);
-        let is_event_file =
-            |file: &PathBuf| file.file_name().and_then(|name| name.to_str()).is_some_and(is_event_file);
-        let listed = whole[EVENT_FILES].as_array().into_iter().flatten().filter_map(Value::as_str);
-        let listed: Vec<PathBuf> = listed.map(PathBuf::from).filter(is_event_file).collect();
-        if was == here {
-            return listed;
-        }
-        let inside = |file: &PathBuf| file.strip_prefix(&was).ok().map(|inside| here.join(inside));
-        let ours: Vec<PathBuf> = listed.iter().filter_map(inside).collect();
-        if ours.len() < listed.len() {
+        let EventFiles { ours, was, others } = event_files(&self.record(), &real_path(&self.path));
+        if others > 0 {
             let (now, was) = (self.path.display(), was.display());
-            warn(&format!("{now} was {was} before: event files elsewhere are left as they are; {DOUBLES}"));
+            warn(&format!(
+                "{now} was {was} before: event files elsewhere are left as they are; TensorBoard's curves may have some \
+                 points twice"
+            ));
         }
         ours
     }
@@ -259,40 +423,62 @@ impl RunFolder {
     /// What is another in `c` than in the `config.toml` that is here, of all that decides no number.
     #[must_use]
     pub fn place_changes(&self, c: &Experiment) -> Vec<Change> {
-        let old = fs::read_to_string(self.path.join("config.toml")).unwrap_or_default();
+        let old = self.folder.read(CONFIG, MOST_CONFIG_BYTES).unwrap_or_default();
+        let old = String::from_utf8(old).unwrap_or_default();
         if old.is_empty() {
             return Vec::new();
         }
         changes(&old, c, |field| !field.decides_numbers()).unwrap_or_default()
     }
 
-    fn run_json(&self) -> Option<Value> {
-        let text = fs::read_to_string(self.path.join(RUN_JSON)).ok()?;
-        serde_json::from_str(&text).ok().filter(Value::is_object)
-    }
-
-    /// Whether `work_dir` holds a run.
+    /// Whether `work_dir` holds a run: whether its `run.json` says so.
     ///
     /// # Errors
     /// Kind `Config` or `Run` where it cannot be looked into.
     pub fn holds_run(work_dir: &Path) -> Result<bool> {
-        match run_entries(work_dir) {
-            Ok(there) => Ok(!there.run.is_empty()),
-            Err(error) => Err(unusable(work_dir, &error)),
-        }
+        Ok(contents(work_dir)?.run().is_some())
     }
 
-    /// Takes back what this run has written, and the folders made for it, unless there is a checkpoint. A run that
-    /// its data stops before its first epoch is over leaves nothing then that would stand in the next one's way.
+    /// What a run would be refused for that starts in `work_dir`, or goes on there where it holds a run; but for another
+    /// process that has it. Writes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::reopen`].
+    pub fn look(work_dir: &Path) -> Result<()> {
+        may_reopen(work_dir, &contents(work_dir)?)
+    }
+
+    /// Takes back what this run has written, and the folders made for it, unless there is or was a checkpoint. A run
+    /// that its data stops before its first epoch is over leaves nothing then that would stand in the next one's way.
     pub fn abandon(&self) {
-        if self.last().exists() {
+        let record = self.record().clone();
+        if self.has_last() || record[SAVED] == true || self.still_held().is_err() {
             return;
         }
-        for name in RUN_FILES {
+        // What makes the others a run's goes last.
+        for name in diffs(&record).chain(RUN_FILES.into_iter().rev()) {
             // What cannot be removed is named when the next run claims the folder.
-            let _ = files::remove_file(&self.path.join(name));
+            let _ = self.folder.remove_file(name);
         }
         self.give_back();
+    }
+
+    /// Whether `last.pt` is there.
+    #[must_use]
+    pub fn has_last(&self) -> bool {
+        self.folder.has(LAST)
+    }
+
+    /// Whether `best.pt` is there.
+    #[must_use]
+    pub fn has_best(&self) -> bool {
+        self.folder.has(BEST)
+    }
+
+    /// The folder itself, for whoever writes into it.
+    #[must_use]
+    pub fn handle(&self) -> &Folder {
+        &self.folder
     }
 
     /// The folder.
@@ -304,7 +490,7 @@ impl RunFolder {
     /// The checkpoint of the last epoch.
     #[must_use]
     pub fn last(&self) -> PathBuf {
-        self.path.join(LAST)
+        self.folder.here().join(LAST)
     }
 
     /// The checkpoint of the epoch with the lowest validation loss.
@@ -324,14 +510,76 @@ impl RunFolder {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.path.join(name);
-        write_atomically(&path, bytes)
-            .map_err(|error| Error::io(Kind::Run, "cannot write", &path, &error).hint(cure(&error)))
+        let failed = |error: io::Error| {
+            Error::io(Kind::Run, "cannot write", &self.path.join(name), &error).hint(cure(&error))
+        };
+        self.folder.write_atomically(name, bytes).map_err(failed)
     }
 }
 
+/// What `work_dir` holds.
+fn contents(work_dir: &Path) -> Result<Contents> {
+    Contents::of(work_dir).map_err(|error| unusable(work_dir, &error))
+}
+
+fn may_claim(work_dir: &Path, there: &Contents, overwrite: bool) -> Result<()> {
+    there.refuse_what_is_not_a_run_s(work_dir, overwrite)?;
+    if overwrite || there.run().is_none() {
+        return Ok(());
+    }
+    Err(match Folder::open(work_dir).map_err(Refused::Failed).and_then(|folder| lock::look(&folder)) {
+        Err(Refused::Held(owner)) => in_use(work_dir, owner.as_ref()),
+        _ => holds_a_run(work_dir, &there.names),
+    })
+}
+
+fn may_reopen(work_dir: &Path, there: &Contents) -> Result<()> {
+    there.refuse_what_is_not_a_run_s(work_dir, false)?;
+    there.refuse_lost_checkpoints(work_dir)
+}
+
+/// The TensorBoard files that a `run.json` lists.
+struct EventFiles {
+    ours: Vec<PathBuf>,
+    /// Where the folder was when it was written.
+    was: PathBuf,
+    /// How many were left out, in a folder that has moved since.
+    others: usize,
+}
+
+fn event_files(record: &Value, here: &Path) -> EventFiles {
+    let was = record[WORK_DIR].as_str().map_or_else(|| here.to_owned(), PathBuf::from);
+    let is_event_file =
+        |file: &PathBuf| file.file_name().and_then(|name| name.to_str()).is_some_and(is_event_file);
+    let listed = record[EVENT_FILES].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let listed: Vec<PathBuf> = listed.map(PathBuf::from).filter(is_event_file).collect();
+    if was == here {
+        return EventFiles { ours: listed, was, others: 0 };
+    }
+    let inside = |file: &PathBuf| file.strip_prefix(&was).ok().map(|inside| here.join(inside));
+    let ours: Vec<PathBuf> = listed.iter().filter_map(inside).collect();
+    EventFiles { others: listed.len() - ours.len(), ours, was }
+}
+
+/// The names of the diffs that the starts in a `run.json` have left, but for those that can be no diff's.
+fn diffs(record: &Value) -> impl Iterator<Item = &str> {
+    let later = record["resumed"].as_array().into_iter().flatten();
+    let named = std::iter::once(record).chain(later).filter_map(|start| start["git"]["diff"].as_str());
+    let is_diff =
+        |name: &&str| name.starts_with("git") && name.ends_with(".diff") && !name.contains(['/', '\\']);
+    std::iter::once(DIFF).chain(named.filter(is_diff).filter(|name| *name != DIFF))
+}
+
+fn timestamp(time: SystemTime) -> Value {
+    jiff::Timestamp::try_from(time).map_or(Value::Null, |time| json!(format!("{time:.0}")))
+}
+
+fn override_json(value: &Override) -> Value {
+    json!({ "key": value.key, "value": value.value, "origin": value.origin })
+}
+
 /// A path without links, so that it is the same from everywhere.
-fn real_path(path: &Path) -> PathBuf {
+pub(super) fn real_path(path: &Path) -> PathBuf {
     fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
@@ -373,49 +621,23 @@ fn git_json(state: &git::GitState) -> Value {
     json
 }
 
-/// What a folder holds of a run.
-#[derive(Debug, Default)]
-struct Entries {
-    /// Names out of [`RUN_FILES`], in their order.
-    run: Vec<String>,
-    /// Folders with nothing but TensorBoard's event files, and such files.
-    tensorboard: Vec<String>,
-}
-
-fn run_entries(work_dir: &Path) -> io::Result<Entries> {
-    let listing = match fs::read_dir(work_dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Entries::default()),
-        listing => listing?,
-    };
-    let mut names = BTreeSet::new();
-    for entry in listing {
-        // No name of ours is anything but UTF-8.
-        names.extend(entry?.file_name().into_string());
-    }
-    let run = RUN_FILES.into_iter().filter(|name| names.contains(*name)).map(str::to_owned).collect();
-    let tensorboard =
-        names.into_iter().filter(|name| is_event_file(name) || is_event_folder(&work_dir.join(name)));
-    Ok(Entries { run, tensorboard: tensorboard.collect() })
-}
-
+/// Whether TensorBoard takes a file of this name for events.
 fn is_event_file(name: &str) -> bool {
     name.starts_with("events.out.tfevents.")
 }
 
-fn is_event_folder(path: &Path) -> bool {
-    let Ok(mut entries) = fs::read_dir(path).map(Iterator::peekable) else { return false };
-    entries.peek().is_some()
-        && entries.all(|entry| entry.is_ok_and(|entry| entry.file_name().to_str().is_some_and(is_event_file)))
-}
-
-fn holds_a_run(work_dir: &Path, names: &[String], first: &str) -> Error {
+fn holds_a_run(work_dir: &Path, names: &[&str]) -> Error {
+    let checkpoints = names.iter().filter(|name| [LAST, BEST].contains(name));
+    let shown: Vec<&str> =
+        checkpoints.chain(names.iter().filter(|name| ![LAST, BEST].contains(name))).copied().collect();
+    let first = shown.first().copied().unwrap_or(RUN_JSON);
     let when = fs::metadata(work_dir.join(first)).and_then(|file| file.modified()).ok();
     let when = when.and_then(|time| jiff::Timestamp::try_from(time).ok());
     let when = when.map(|time| format!(" of {}", time.strftime("%Y-%m-%d %H:%M UTC"))).unwrap_or_default();
     Error::config(format!(
         "run.work_dir {} holds a run already: {}{when}",
         work_dir.display(),
-        names.join(", ")
+        shown.join(", ")
     ))
     .hint(
         "choose another run.work_dir, go on with this one (--resume), or give --overwrite, which moves it aside under a dated \
@@ -423,12 +645,18 @@ fn holds_a_run(work_dir: &Path, names: &[String], first: &str) -> Error {
     )
 }
 
-/// A run that has its best checkpoint only: starting anew would replace it in the first epoch.
-fn no_last(work_dir: &Path) -> Error {
-    Error::config(format!("run.work_dir {} has a {BEST} but no {LAST} to go on from", work_dir.display())).hint(
-        "put last.pt back, copy best.pt to last.pt to go on from its epoch, choose another run.work_dir, or give \
-         --overwrite, which moves the run aside under a dated name",
-    )
+/// The lock was lost while the run went on: nothing more is written.
+fn taken_over(work_dir: &Path, owner: Option<&Owner>) -> Error {
+    let by = owner.map_or_else(
+        || "another process".to_owned(),
+        |Owner { pid, host, .. }| format!("process {pid} on {host}"),
+    );
+    Error::run(format!(
+        "run.work_dir {} is {by}'s now: its lock is not this run's any more",
+        work_dir.display()
+    ))
+    .cause("nothing was written over there since")
+    .hint(format!("never remove {} while a run lasts", lock::LOCK))
 }
 
 fn in_use(work_dir: &Path, owner: Option<&Owner>) -> Error {
@@ -467,48 +695,6 @@ fn remove_folders(made: &[PathBuf]) {
     for folder in made.iter().rev() {
         let _ = files::remove_dir(folder);
     }
-}
-
-/// Moves the entries `names` of `work_dir` into a new folder beside it, all or none of them.
-fn move_aside(work_dir: &Path, names: &[&String], now: SystemTime) -> io::Result<PathBuf> {
-    // Beside what a link points to, so that the old run stays on its disk; inside a folder that has no
-    // side of its own, such as a mount point: a move to another file system would be a copy.
-    let target = fs::canonicalize(work_dir)?;
-    let outside = fresh_folder(&target, now).and_then(|aside| move_entries(&target, &aside, names));
-    outside.or_else(|_| move_entries(&target, &fresh_folder(&target.join("run"), now)?, names))
-}
-
-/// Creates `<path>.<date and time>`, numbered where that is taken.
-fn fresh_folder(path: &Path, now: SystemTime) -> io::Result<PathBuf> {
-    let now = jiff::Timestamp::try_from(now).map_err(io::Error::other)?;
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    for attempt in 1.. {
-        let mut dated = name.to_owned();
-        dated.push(format!(".{}", now.strftime("%Y%m%d-%H%M%S")));
-        if attempt > 1 {
-            dated.push(format!("-{attempt}"));
-        }
-        let folder = path.with_file_name(dated);
-        match files::create_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            made => return made.map(|()| folder),
-        }
-    }
-    Err(io::ErrorKind::AlreadyExists.into())
-}
-
-/// Moves entries from one folder to another one that is new, and back again if one cannot be moved.
-fn move_entries(from: &Path, to: &Path, names: &[&String]) -> io::Result<PathBuf> {
-    for (done, name) in names.iter().enumerate() {
-        if let Err(error) = files::rename(&from.join(name), &to.join(name)) {
-            for name in names.iter().take(done) {
-                files::rename(&to.join(name), &from.join(name))?;
-            }
-            let _ = files::remove_dir(to);
-            return Err(error);
-        }
-    }
-    Ok(to.to_owned())
 }
 
 /// A `work_dir` that no run can use. What the user can put right with another path is a matter of configuration.

@@ -3,19 +3,20 @@
 //! The messages and the framing (length, masked CRC-32C, data, masked CRC-32C) come from tensorboard-rs. Its own
 //! writer is not used: it ends the process's training on a full disk. Here an error is a value, and training goes on.
 
-use std::fs;
-use std::io;
+use std::collections::BTreeSet;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use protobuf::Message;
-use tensorboard_proto::event::Event;
+use tensorboard_proto::event::{Event, TaggedRunMetadata};
 use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary;
 
 use super::append::AppendFile;
 use crate::error::{Error, Kind, Result};
-use crate::files::DiskFile;
+use crate::files::Folder;
+use crate::input;
 
 /// A file of scalars that TensorBoard shows.
 #[derive(Debug)]
@@ -28,12 +29,12 @@ pub struct TensorBoard {
 
 impl TensorBoard {
     /// Makes `folder` where it is missing and starts a new event file in it,
-    /// `events.out.tfevents.<unix seconds>.<host>.<pid>.<n>`.
+    /// `events.out.tfevents.<unix seconds>.<host>.<pid>.<n>`, which says that it is of the run in `run`.
     ///
     /// # Errors
     ///
     /// A run error that names the path. It should cost a warning, not the run.
-    pub fn create(folder: &Path) -> Result<Self> {
+    pub fn create(folder: &Path, run: &Path) -> Result<Self> {
         let missing = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists());
         let made = missing.map(Path::to_owned).collect();
         std::fs::create_dir_all(folder)
@@ -43,6 +44,7 @@ impl TensorBoard {
         let mut writer = Self { file, path, made };
         let mut event = Event::new();
         event.set_file_version("brain.Event:2".to_owned());
+        set_source(&mut event, &format!("{WRITER}{}", run.display()));
         writer.add(event)?;
         Ok(writer)
     }
@@ -101,6 +103,52 @@ impl TensorBoard {
     }
 }
 
+/// What the source of our event files begins with; the run's folder follows.
+const WRITER: &str = "slt-run ";
+
+/// The number of `Event.source_metadata` in TensorFlow's `event.proto`, which is younger than tensorboard-proto.
+const SOURCE_METADATA: u32 = 10;
+
+/// Notes who writes, in a file's first event.
+fn set_source(event: &mut Event, writer: &str) {
+    // `SourceMetadata` has one field, a string of number 1, and so has this.
+    let mut source = TaggedRunMetadata::new();
+    source.set_tag(writer.to_owned());
+    if let Ok(bytes) = source.write_to_bytes() {
+        event.mut_unknown_fields().add_length_delimited(SOURCE_METADATA, bytes);
+    }
+}
+
+/// The run that an event file says it is of.
+fn source(path: &Path) -> Option<String> {
+    let mut bytes = Vec::new();
+    // The first event is a line's worth, and a path has at most 4096 bytes.
+    input::open(path).ok()?.0.take(16 << 10).read_to_end(&mut bytes).ok()?;
+    let (data, _) = first_record(&bytes)?;
+    let event = Event::parse_from_bytes(data).ok()?;
+    let source = event.get_unknown_fields().get(SOURCE_METADATA)?.length_delimited.first()?.clone();
+    let source = TaggedRunMetadata::parse_from_bytes(&source).ok()?;
+    source.get_tag().strip_prefix(WRITER).map(str::to_owned)
+}
+
+/// The runs whose curves are in `folder` beside those of `ours`, the event files of the run in `run`: its folder each,
+/// or the file's name where that does not say whose it is. TensorBoard shows all files of a folder as one run.
+#[must_use]
+pub fn others_in(folder: &Path, ours: &[PathBuf], run: &Path) -> BTreeSet<String> {
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let entries = std::fs::read_dir(&folder).into_iter().flatten().filter_map(std::result::Result::ok);
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let events = names.filter(|name| name.contains("tfevents"));
+    let others = events.filter(|name| !ours.contains(&folder.join(name)));
+    others
+        .map(|name| match source(&folder.join(&name)) {
+            Some(other) if Path::new(&other) == run => format!("an earlier run in {other}"),
+            Some(other) => format!("the run in {other}"),
+            None => format!("a run that {name} does not name"),
+        })
+        .collect()
+}
+
 /// Cuts the event file at `path` off where it has points after `epoch` epochs and `step` steps, or half a record.
 ///
 /// Tags that end with `/step` count steps, the others epochs; points come in the order of time, so that all that
@@ -111,7 +159,7 @@ impl TensorBoard {
 /// A run error that names the path.
 pub fn rewind(path: &Path, epoch: usize, step: u64) -> Result<()> {
     let failed = |error: &io::Error| Error::io(Kind::Run, "cannot take back events of", path, error);
-    let bytes = match fs::read(path) {
+    let bytes = match input::read(path, u64::MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         read => read.map_err(|error| failed(&error))?,
     };
@@ -128,7 +176,7 @@ pub fn rewind(path: &Path, epoch: usize, step: u64) -> Result<()> {
     if kept == bytes.len() {
         return Ok(());
     }
-    let file = DiskFile::update(path);
+    let file = Folder::of(path).and_then(|(folder, name)| folder.update(name));
     file.and_then(|file| file.set_len(kept as u64).and_then(|()| file.sync_all()))
         .map_err(|error| failed(&error))
 }
@@ -153,12 +201,13 @@ fn record(event: &Event) -> io::Result<Vec<u8>> {
 fn new_file(folder: &Path) -> io::Result<(AppendFile, PathBuf)> {
     let host = gethostname::gethostname().to_string_lossy().replace(['/', '\\'], "_");
     let start = format!("events.out.tfevents.{:010}.{host}.{}", now() as u64, std::process::id());
+    let open = Folder::open(folder)?;
     let mut n = 0;
     loop {
-        let path = folder.join(format!("{start}.{n}"));
-        match AppendFile::open(&path, true) {
+        let name = format!("{start}.{n}");
+        match AppendFile::open(&open, &name, true) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && n < 1000 => n += 1,
-            other => return other.map(|file| (file, path)),
+            other => return other.map(|file| (file, folder.join(name))),
         }
     }
 }
@@ -202,7 +251,7 @@ mod tests {
     #[test]
     fn scalars_come_back_at_their_steps() {
         let folder = tempfile::tempdir().unwrap();
-        let mut board = TensorBoard::create(&folder.path().join("deep/logs")).unwrap();
+        let mut board = TensorBoard::create(&folder.path().join("deep/logs"), Path::new("/runs/a")).unwrap();
         board.add_scalar("loss/train", 1.5, 1).unwrap();
         board.add_scalar("loss/train", f32::NAN, 2).unwrap();
         board.flush().unwrap();
@@ -218,7 +267,7 @@ mod tests {
     #[test]
     fn late_points_and_torn_records_are_taken_back() {
         let folder = tempfile::tempdir().unwrap();
-        let mut board = TensorBoard::create(folder.path()).unwrap();
+        let mut board = TensorBoard::create(folder.path(), Path::new("/runs/a")).unwrap();
         for (tag, step) in
             [("loss/step", 1), ("loss/step", 2), ("loss/val", 1), ("loss/step", 3), ("loss/val", 2)]
         {
@@ -242,10 +291,33 @@ mod tests {
     }
 
     #[test]
+    fn the_curves_of_other_runs_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let create = |run: &str| {
+            let path = TensorBoard::create(folder.path(), Path::new(run)).unwrap().path().to_owned();
+            path.canonicalize().unwrap()
+        };
+        let found = |ours: &[PathBuf], run: &str| {
+            let others = others_in(folder.path(), ours, Path::new(run));
+            others.into_iter().collect::<Vec<_>>()
+        };
+        assert!(found(&[], "/runs/a").is_empty());
+        let a = create("/runs/a ñ");
+        let b = create("/runs/b");
+        assert_eq!(found(&[a.clone(), b.clone()], "/runs/b"), [""; 0]);
+        assert_eq!(found(std::slice::from_ref(&b), "/runs/b"), ["the run in /runs/a ñ"]);
+        assert_eq!(found(&[a], "/runs/b"), ["an earlier run in /runs/b"]);
+        std::fs::write(folder.path().join("events.out.tfevents.1.h"), "x").unwrap();
+        std::fs::write(folder.path().join("notes"), "x").unwrap();
+        let third = "a run that events.out.tfevents.1.h does not name";
+        assert_eq!(found(&[b], "/runs/b"), [third, "the run in /runs/a ñ"]);
+    }
+
+    #[test]
     fn every_start_has_its_own_file() {
         let folder = tempfile::tempdir().unwrap();
-        let first = TensorBoard::create(folder.path()).unwrap();
-        let second = TensorBoard::create(folder.path()).unwrap();
+        let first = TensorBoard::create(folder.path(), Path::new("/runs/a")).unwrap();
+        let second = TensorBoard::create(folder.path(), Path::new("/runs/a")).unwrap();
         assert_ne!(first.path(), second.path());
         let name = first.path().file_name().unwrap().to_str().unwrap().to_owned();
         assert!(name.starts_with("events.out.tfevents.1") && name.ends_with(".0"), "{name}");
@@ -256,7 +328,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("taken");
         std::fs::write(&file, "x").unwrap();
-        let error = TensorBoard::create(&file.join("logs")).unwrap_err();
+        let error = TensorBoard::create(&file.join("logs"), Path::new("/runs/a")).unwrap_err();
         assert_eq!(error.exit_code(), 1);
         assert!(error.to_string().contains("taken/logs"), "{error}");
     }

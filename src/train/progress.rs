@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::checkpoint::Value;
+use crate::observe::run_folder::Best;
 use crate::{Error, Result};
 
 /// Where a run stands.
@@ -18,6 +19,8 @@ pub struct Progress {
     pub best_val_loss: f64,
     /// The epoch that it is of (from 1); 0 before the first, or where an older checkpoint does not tell.
     pub best_epoch: usize,
+    /// Its validation accuracy; `None` before the first, or where an older checkpoint does not tell.
+    pub best_val_accuracy: Option<f64>,
     /// Steps in a row, up to the last one, that were left out because their numbers were not finite.
     pub nonfinite_in_a_row: usize,
     /// The epoch that has begun.
@@ -72,6 +75,7 @@ impl Default for Progress {
             val_loss: f64::INFINITY,
             best_val_loss: f64::INFINITY,
             best_epoch: 0,
+            best_val_accuracy: None,
             nonfinite_in_a_row: 0,
             partial: Partial::default(),
         }
@@ -79,6 +83,22 @@ impl Default for Progress {
 }
 
 impl Progress {
+    /// The best epoch so far, where one is known.
+    #[must_use]
+    pub fn best(&self) -> Option<Best> {
+        let is_known = self.best_epoch > 0 && self.best_val_loss.is_finite();
+        is_known.then_some(Best {
+            epoch: self.best_epoch,
+            val_loss: self.best_val_loss,
+            val_accuracy: self.best_val_accuracy,
+        })
+    }
+
+    /// As if no epoch had been the best: the next one is.
+    pub fn forget_best(&mut self) {
+        (self.best_val_loss, self.best_epoch, self.best_val_accuracy) = (f64::INFINITY, 0, None);
+    }
+
     /// The keys that a checkpoint has for it, beside `epoch` and `val_loss`.
     #[must_use]
     pub fn to_values(&self) -> Vec<(String, Value<'static>)> {
@@ -88,13 +108,19 @@ impl Progress {
             ("grad_norm", self.partial.grad_norm.value()),
             ("skipped_steps", Value::whole(self.partial.skipped_steps as u64)),
         ]);
-        vec![
+        let accuracy = self.best_val_accuracy.map(Value::Float);
+        let accuracy = accuracy.map(|accuracy| ("best_val_accuracy".to_owned(), accuracy));
+        let mut values = vec![
             ("step".to_owned(), Value::whole(self.step)),
             ("best_val_loss".to_owned(), Value::Float(self.best_val_loss)),
             ("best_epoch".to_owned(), Value::whole(self.best_epoch as u64)),
+        ];
+        values.extend(accuracy);
+        values.extend([
             ("nonfinite_in_a_row".to_owned(), Value::whole(self.nonfinite_in_a_row as u64)),
             ("position".to_owned(), partial),
-        ]
+        ]);
+        values
     }
 
     /// Reads it from a checkpoint's `extra` keys. Format 1 has no `position`: it was written between epochs only.
@@ -125,6 +151,9 @@ impl Progress {
             val_loss,
             best_val_loss: keys.number("best_val_loss", find("best_val_loss"))?,
             best_epoch: or_zero("best_epoch")?,
+            best_val_accuracy: find("best_val_accuracy")
+                .map(|value| keys.number("best_val_accuracy", Some(value)))
+                .transpose()?,
             nonfinite_in_a_row: or_zero("nonfinite_in_a_row")?,
             partial,
         })
@@ -173,6 +202,7 @@ mod tests {
             val_loss: 0.25,
             best_val_loss: 0.125,
             best_epoch: 2,
+            best_val_accuracy: Some(0.75),
             nonfinite_in_a_row: 1,
             partial: Partial {
                 batches: 9,

@@ -7,13 +7,13 @@ use rayon::prelude::*;
 
 use crate::checkpoint::optimizer::{AdamMoments, AdamState, SgdState};
 use crate::checkpoint::{
-    Checkpoint, TensorData, Value, link_or_copy, load, match_parameters, model_state, save as save_file,
+    Checkpoint, TensorData, Value, link_or_copy, load, match_parameters, model_state, save_in, separate,
 };
 use crate::config::{OptimizerKind, SchedulerKind};
 use crate::error::{Kind, Problem};
 use crate::nn::Parameters;
 use crate::nn::parameters::with_slices;
-use crate::observe::run_folder::RunFolder;
+use crate::observe::run_folder::{BEST, LAST, RunFolder};
 use crate::optim::Optimizer;
 use crate::optim::gradients::GRAIN;
 use crate::optim::{BETA1, BETA2, EPS};
@@ -25,8 +25,9 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// Kind `Numbers` where a parameter or moment is not finite, so that what is on the disk stays healthy; kind `Run` where
-/// the file cannot be written. The earlier `last.pt` is whole then.
+/// the file cannot be written, or where the folder is another process's by now. The earlier `last.pt` is whole then.
 pub fn save(trainer: &Trainer, folder: &RunFolder) -> Result<()> {
+    folder.still_held()?;
     let parameters = trainer.engine.host().parameters();
     let tensors: Vec<&Tensor> = parameters.iter().map(|(_, var)| var.as_tensor()).collect();
     with_slices(&tensors, |slices| {
@@ -40,41 +41,64 @@ pub fn save(trainer: &Trainer, folder: &RunFolder) -> Result<()> {
             val_loss: trainer.progress.val_loss,
             extra: extra(trainer),
         };
-        save_file(&folder.last(), &checkpoint.into_value())
-    })?
+        save_in(folder.handle(), LAST, &checkpoint.into_value())
+    })??;
+    folder.note_saved()
 }
 
-/// Makes `best.pt` the same file as `last.pt`.
+/// Makes `best.pt` what `last.pt` is, without writing it again: see [`crate::files::Folder::link_or_copy`].
 ///
 /// # Errors
 /// Kind `Run` where the disk fails; the earlier `best.pt` is whole then.
 pub fn keep_as_best(folder: &RunFolder) -> Result<()> {
-    link_or_copy(&folder.last(), &folder.best())
+    folder.still_held()?;
+    link_or_copy(folder.handle(), LAST, BEST)
 }
 
-/// Makes up for a process that was killed between saving its best epoch and naming it `best.pt`.
+/// Makes a file of its own of a `best.pt` that is one file with `last.pt`, so that whoever edits one of them in place
+/// does not ruin the other.
+///
+/// # Errors
+/// Kind `Run` where the disk fails: they are one file still.
+pub fn separate_best(folder: &RunFolder) -> Result<()> {
+    folder.still_held()?;
+    separate(folder.handle(), LAST, BEST)
+}
+
+/// Makes up for a process that was killed between saving its best epoch and naming it `best.pt`, and for a `best.pt`
+/// that is gone. What to say where its epoch cannot be had any more: the best of those that can takes its place.
 ///
 /// # Errors
 /// As [`keep_as_best`].
-pub fn repair_best(trainer: &Trainer, folder: &RunFolder) -> Result<()> {
-    let progress = &trainer.progress;
-    let is_best = progress.epoch > 0 && progress.best_epoch == progress.epoch;
-    if is_best && progress.partial == Partial::default() && !same_file(&folder.last(), &folder.best()) {
-        keep_as_best(folder)?;
+pub fn repair_best(trainer: &mut Trainer, folder: &RunFolder) -> Result<Option<String>> {
+    let progress = &mut trainer.progress;
+    // What was saved inside an epoch has no validation loss that its weights could be known by.
+    let is_between = progress.partial == Partial::default() && progress.val_loss.is_finite();
+    if progress.best_val_loss.is_infinite() {
+        return Ok(None);
     }
-    Ok(())
-}
-
-#[cfg(unix)]
-fn same_file(a: &Path, b: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let id = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
-    matches!((id(a), id(b)), (Ok(a), Ok(b)) if a == b)
-}
-
-#[cfg(not(unix))]
-fn same_file(_: &Path, _: &Path) -> bool {
-    false
+    if is_between && progress.best_epoch == progress.epoch {
+        if !folder.handle().is_one_file(LAST, BEST) {
+            keep_as_best(folder)?;
+        }
+        return Ok(None);
+    }
+    if folder.has_best() {
+        return Ok(None);
+    }
+    let which = match progress.best_epoch {
+        0 => "the best epoch".to_owned(),
+        epoch => format!("epoch {epoch}, the best"),
+    };
+    let gone = format!("{BEST} is gone, and with it {which} (val_loss={:.4})", progress.best_val_loss);
+    progress.forget_best();
+    if !is_between {
+        return Ok(Some(format!("{gone}: the next epoch takes its place, and better ones after it")));
+    }
+    (progress.best_val_loss, progress.best_epoch) = (progress.val_loss, progress.epoch);
+    let now = progress.epoch;
+    keep_as_best(folder)?;
+    Ok(Some(format!("{gone}: epoch {now}, the last one, takes its place, and better ones after it")))
 }
 
 /// Refuses to save numbers that no training can go on from.

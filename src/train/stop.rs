@@ -1,4 +1,5 @@
-//! Being told to stop: SIGTERM, SIGINT and SIGUSR1, the last of which SLURM sends before a job's time is over.
+//! Being told to stop: SIGTERM, SIGINT, SIGHUP (the terminal is gone) and SIGUSR1, which SLURM sends before a job's
+//! time is over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -37,18 +38,19 @@ impl Signal {
 }
 
 impl Stop {
-    /// Takes the three signals over from now on. Each ends the process at once, with the same code as later, until
+    /// Takes these signals over from now on, but for a SIGHUP that `nohup` has told to be ignored. Each ends the process at once, with the same code as later, until
     /// [`Self::let_steps_end`].
     ///
     /// # Errors
     /// A run error where the system refuses.
     #[cfg(unix)]
     pub fn on_signals() -> Result<Self> {
-        use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
         use signal_hook::flag;
         let stop = Self::default();
         stop.at_once.store(true, Ordering::SeqCst);
-        for signal in [SIGTERM, SIGINT, SIGUSR1] {
+        let hang_up = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+        for signal in [SIGTERM, SIGINT, SIGUSR1].into_iter().chain(hang_up) {
             // In this order: the first signal to be noted finds `at_once` false, and sets it after that.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop.at_once))
                 .and_then(|_| flag::register(signal, Arc::clone(&stop.at_once)))
@@ -77,6 +79,17 @@ impl Stop {
     pub fn requested(&self) -> Option<Signal> {
         u8::try_from(self.signal.load(Ordering::Relaxed)).ok().filter(|&number| number > 0).map(Signal)
     }
+}
+
+/// Whether the process was started with `signal` ignored.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action nothing changes; the present one is written where there is room for it.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: it was written, as 0 says.
+    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
 #[cfg(test)]

@@ -220,7 +220,10 @@ impl Trainer {
         (self.progress.epoch, self.progress.val_loss) = (epoch, val_loss);
         if best {
             (self.progress.best_val_loss, self.progress.best_epoch) = (val_loss, epoch);
+            self.progress.best_val_accuracy = Some(val_accuracy);
         }
+        // What is another run's by now gets none of this one's lines.
+        with.folder.still_held()?;
         // The curves first: resuming cuts off what is ahead of the checkpoint, and could not make up what is missing.
         with.observer.record_epoch(&metrics);
         self.save(with, saved)?;
@@ -430,6 +433,6 @@ impl Trainer {
         with.observer.flush();
         state::save(self, with.folder)?;
         *saved = Saved { at: Instant::now(), progress: self.progress.clone() };
-        Ok(())
+        with.folder.still_there()
     }
 }

@@ -11,6 +11,7 @@ use slt_run::checkpoint::{
     AdamState, Checkpoint, Dtype, SgdState, TensorData, Value, link_or_copy, load, match_parameters,
     model_state, save, write,
 };
+use slt_run::files::Folder;
 
 fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
@@ -303,7 +304,7 @@ fn a_failed_save_leaves_the_old_file() {
     assert!(save(&taken, &Value::Int(2)).is_err());
     assert!(save(&folder.path().join("gone/last.pt"), &Value::Int(2)).is_err());
     let best = folder.path().join("best.pt");
-    link_or_copy(&path, &best).unwrap();
+    link_or_copy(&Folder::open(folder.path()).unwrap(), "last.pt", "best.pt").unwrap();
     save(&path, &Value::Int(3)).unwrap();
     assert_eq!((load(&path).unwrap(), load(&best).unwrap()), (Value::Int(3), Value::Int(1)));
     let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();

@@ -8,16 +8,15 @@
 //! few seconds, and a newcomer watches whether that still happens before it takes over: neither clocks nor process
 //! numbers of different machines are compared.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::fs::{File, TryLockError};
+use std::io::{self, Seek, Write};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{self, DiskFile};
+use crate::files::{DiskFile, Folder};
 
 /// The file, in the run's folder. It is removed when the run ends, unless the run is killed.
 pub(super) const LOCK: &str = ".slt-run.lock";
@@ -87,9 +86,15 @@ const TERMS: Terms = Terms {
 /// The lock. Dropping it gives it back.
 #[derive(Debug)]
 pub(super) struct RunLock {
-    path: PathBuf,
+    folder: Folder,
     owner: Owner,
-    heartbeat: Mutex<Option<Heartbeat>>,
+    held: Mutex<Held>,
+}
+
+/// What holds a lock.
+#[derive(Debug)]
+struct Held {
+    heartbeat: Option<Heartbeat>,
     /// Its being open is what holds the lock.
     file: DiskFile,
 }
@@ -97,7 +102,7 @@ pub(super) struct RunLock {
 impl RunLock {
     /// Takes the lock of `folder`, or finds out who has it. Where locks do not reach other machines this takes 2
     /// seconds, and 32 where an owner on another one did not end in order.
-    pub fn acquire(folder: &Path) -> Result<Self, Refused> {
+    pub fn acquire(folder: &Folder) -> Result<Self, Refused> {
         let started = jiff::Timestamp::try_from(SystemTime::now()).map_err(io::Error::other)?;
         let owner = Owner {
             pid: std::process::id(),
@@ -105,7 +110,33 @@ impl RunLock {
             started: format!("{started:.0}"),
             beat: 0,
         };
-        acquire(&folder.join(LOCK), owner, &TERMS)
+        acquire(folder, owner, &TERMS)
+    }
+
+    /// Makes sure that the lock in the folder is still this owner's. Where somebody has removed the file, it is taken
+    /// again, unless another process was faster.
+    ///
+    /// # Errors
+    /// [`Refused::Held`] where the folder is another process's now. A disk that does not answer is no error: it may be
+    /// back for the next write.
+    pub fn ensure(&self) -> Result<(), Refused> {
+        match self.folder.read(LOCK, MOST_BYTES) {
+            Ok(text) => match serde_json::from_slice::<Owner>(&text) {
+                Ok(owner) if self.owner.is(&owner) => Ok(()),
+                Ok(owner) => Err(Refused::Held(Some(owner))),
+                Err(_) if self.folder.names(LOCK, self.held().file.file()) => Ok(()),
+                Err(_) => Err(Refused::Held(None)),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match take(&self.folder, &self.owner, &TERMS) {
+                    Ok(held) => *self.held() = held,
+                    Err(Refused::Held(owner)) => return Err(Refused::Held(owner)),
+                    Err(Refused::Failed(_)) => {}
+                }
+                Ok(())
+            }
+            Err(_) => Ok(()),
+        }
     }
 
     /// Removes the file, if it is still this owner's. The lock itself goes with the value.
@@ -113,13 +144,18 @@ impl RunLock {
     /// Whoever has the old file open finds out that it is no longer the one in the folder.
     pub fn remove_file(&self) {
         // No beat may come after the file is gone.
-        drop(self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let mut held = self.held();
+        drop(held.heartbeat.take());
         // Where the process may open no more files, the one that it has open tells.
-        let here = || is_at(self.file.file(), &self.path).unwrap_or(false);
-        if read(&self.path).map_or_else(here, |owner| self.owner.is(&owner)) {
+        let here = self.folder.names(LOCK, held.file.file());
+        if read(&self.folder).map_or(here, |owner| self.owner.is(&owner)) {
             // Left over it harms nobody.
-            let _ = files::remove_file(&self.path);
+            let _ = self.folder.remove_file(LOCK);
         }
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -146,78 +182,81 @@ impl Owner {
 
 /// Whether anyone holds the lock of `folder` at this moment. Writes nothing. An owner whom the system's locks do not
 /// know is not seen.
-pub(super) fn look(folder: &Path) -> Result<(), Refused> {
-    let path = folder.join(LOCK);
+pub(super) fn look(folder: &Folder) -> Result<(), Refused> {
     let locked = |file: File| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
-    if File::open(&path).is_ok_and(locked) { Err(Refused::Held(read(&path))) } else { Ok(()) }
+    if folder.open_file(LOCK).is_ok_and(locked) { Err(Refused::Held(read(folder))) } else { Ok(()) }
 }
 
-fn acquire(path: &Path, owner: Owner, terms: &Terms) -> Result<RunLock, Refused> {
+fn acquire(folder: &Folder, owner: Owner, terms: &Terms) -> Result<RunLock, Refused> {
+    let held = Mutex::new(take(folder, &owner, terms)?);
+    Ok(RunLock { folder: folder.clone(), owner, held })
+}
+
+fn take(folder: &Folder, owner: &Owner, terms: &Terms) -> Result<Held, Refused> {
     let mut tried = 0;
     loop {
-        let mut file = DiskFile::update(path)?;
+        let mut file = folder.update(LOCK)?;
         let reach = match (terms.lock)(file.file()) {
             Ok(reach) => reach,
             Err(TryLockError::Error(error)) => return Err(error.into()),
             Err(TryLockError::WouldBlock) => {
                 tried += 1;
                 if tried >= terms.tries {
-                    return Err(Refused::Held(read(path)));
+                    return Err(Refused::Held(read(folder)));
                 }
                 std::thread::sleep(terms.pause);
                 continue;
             }
         };
         // An owner that ended in between has removed the file: a lock on that one keeps nobody out.
-        if reach != Reach::Nobody && !is_at(file.file(), path)? {
+        if reach != Reach::Nobody && !folder.names(LOCK, file.file()) {
             continue;
         }
         let heartbeat = match reach {
             Reach::Everyone => {
-                owner.write(&mut file).inspect_err(|_| _ = files::remove_file(path))?;
+                owner.write(&mut file).inspect_err(|_| _ = folder.remove_file(LOCK))?;
                 None
             }
-            _ => Some(take_over(path, &mut file, &owner, reach, terms)?),
+            _ => Some(take_over(folder, &mut file, owner, reach, terms)?),
         };
-        let heartbeat = Mutex::new(heartbeat);
-        return Ok(RunLock { path: path.to_owned(), owner, heartbeat, file });
+        return Ok(Held { heartbeat, file });
     }
 }
 
 /// Becomes the owner where the system's locks do not tell whether there is another one.
 fn take_over(
-    path: &Path,
+    folder: &Folder,
     file: &mut DiskFile,
     owner: &Owner,
     reach: Reach,
     terms: &Terms,
 ) -> Result<Heartbeat, Refused> {
-    if let Some(before) = read(path) {
+    if let Some(before) = read(folder) {
         // On this machine the lock that was granted says that it is gone.
         let known_dead = reach == Reach::Machine && before.host == owner.host;
         if !known_dead {
-            wait_for_silence(path, &before, terms)?;
+            wait_for_silence(folder, &before, terms)?;
         }
     }
     owner.write(file)?;
     std::thread::sleep(terms.settle);
     // Of several who came at once, the last one to write stays.
-    match read(path) {
+    match read(folder) {
         Some(found) if found.is(owner) => Ok(Heartbeat::start(file.try_clone()?, owner.clone(), terms.beat)?),
         other => Err(Refused::Held(other)),
     }
 }
 
-fn wait_for_silence(path: &Path, before: &Owner, terms: &Terms) -> Result<(), Refused> {
+fn wait_for_silence(folder: &Folder, before: &Owner, terms: &Terms) -> Result<(), Refused> {
     let mut left = terms.watch;
     while !left.is_zero() {
         let pause = left.min(terms.beat);
         std::thread::sleep(pause);
         left -= pause;
-        match read(path) {
+        match read(folder) {
             Some(now) if now == *before => {}
             // It ended in order, meanwhile.
-            None if !path.exists() => return Ok(()),
+            None if !folder.has(LOCK) => return Ok(()),
             now => return Err(Refused::Held(now)),
         }
     }
@@ -255,11 +294,12 @@ impl Drop for Heartbeat {
     }
 }
 
-/// What the file at `path` says. It is opened anew: a network file system looks for the newest content then.
-fn read(path: &Path) -> Option<Owner> {
-    let mut text = Vec::new();
-    File::open(path).ok()?.take(4096).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+/// More than any owner writes.
+const MOST_BYTES: u64 = 4096;
+
+/// What the folder's file says. It is opened anew: a network file system looks for the newest content then.
+fn read(folder: &Folder) -> Option<Owner> {
+    serde_json::from_slice(&folder.read(LOCK, MOST_BYTES).ok()?).ok()
 }
 
 /// Locks `file` if nobody else has it.
@@ -278,28 +318,10 @@ fn lock_file(file: &File) -> Result<Reach, TryLockError> {
     }
 }
 
-/// Whether `file` is the one that `path` names.
-#[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    let held = file.metadata()?;
-    match fs::metadata(path) {
-        Ok(named) => Ok((held.dev(), held.ino()) == (named.dev(), named.ino())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Elsewhere a file that is open is not removed.
-#[cfg(not(unix))]
-fn is_at(_file: &File, _path: &Path) -> io::Result<bool> {
-    Ok(true)
-}
-
 #[cfg(target_os = "linux")]
 fn stays_on_this_machine(file: &File) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     file.metadata().is_ok_and(|file| is_mounted_with_local_locks(&mounts, file.dev()))
 }
 
@@ -335,7 +357,12 @@ fn is_mounted_with_local_locks(mounts: &str, dev: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::OpenOptions;
+    use std::fs::{self, OpenOptions};
+    use std::path::Path;
+
+    fn open(folder: &Path) -> Folder {
+        Folder::open(folder).unwrap()
+    }
 
     fn owner(pid: u32, host: &str) -> Owner {
         Owner { pid, host: host.to_owned(), started: "2026-01-01T00:00:00Z".to_owned(), beat: 0 }
@@ -365,21 +392,23 @@ mod tests {
 
     #[test]
     fn one_has_it_until_it_is_dropped() {
-        let folder = tempfile::tempdir().unwrap();
-        let lock = RunLock::acquire(folder.path()).unwrap();
-        let seen = match look(folder.path()) {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = open(temporary.path());
+        let lock = RunLock::acquire(&folder).unwrap();
+        lock.ensure().unwrap();
+        let seen = match look(&folder) {
             Err(Refused::Held(owner)) => owner,
             other => panic!("{other:?}"),
         };
-        for owner in [held(RunLock::acquire(folder.path())), seen] {
+        for owner in [held(RunLock::acquire(&folder)), seen] {
             let owner = owner.unwrap();
             assert_eq!((owner.pid, Some(owner.host)), (std::process::id(), super::super::host_name()));
             assert!(owner.started.ends_with('Z'));
         }
         drop(lock);
-        look(folder.path()).unwrap();
+        look(&folder).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        RunLock::acquire(folder.path()).unwrap();
+        RunLock::acquire(&folder).unwrap();
     }
 
     #[test]
@@ -387,44 +416,67 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for left in ["", "{\"pid\":", &serde_json::to_string(&owner(1, "elsewhere")).unwrap().repeat(9)] {
             fs::write(folder.path().join(LOCK), left).unwrap();
-            look(folder.path()).unwrap();
-            let _lock = RunLock::acquire(folder.path()).unwrap();
-            assert_eq!(read(&folder.path().join(LOCK)).unwrap().pid, std::process::id());
+            look(&open(folder.path())).unwrap();
+            let _lock = RunLock::acquire(&open(folder.path())).unwrap();
+            assert_eq!(read(&open(folder.path())).unwrap().pid, std::process::id());
         }
     }
 
     #[test]
     fn a_lock_on_a_file_that_was_removed_is_none() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(LOCK);
+        let temporary = tempfile::tempdir().unwrap();
+        let (folder, path) = (open(temporary.path()), temporary.path().join(LOCK));
         let old = OpenOptions::new().write(true).create_new(true).open(&path).unwrap();
-        assert!(is_at(&old, &path).unwrap());
+        assert!(folder.names(LOCK, &old));
         fs::remove_file(&path).unwrap();
-        assert!(!is_at(&old, &path).unwrap());
+        assert!(!folder.names(LOCK, &old));
         fs::write(&path, "").unwrap();
-        assert!(!is_at(&old, &path).unwrap());
+        assert!(!folder.names(LOCK, &old));
         // Nor does an owner whose file was replaced remove the next one's.
-        let first = RunLock::acquire(folder.path()).unwrap();
+        let first = RunLock::acquire(&folder).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, serde_json::to_string(&owner(7, "next")).unwrap()).unwrap();
+        assert!(matches!(first.ensure(), Err(Refused::Held(Some(now))) if now.pid == 7));
         drop(first);
-        assert_eq!(read(&path), Some(owner(7, "next")));
+        assert_eq!(read(&folder), Some(owner(7, "next")));
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_removed_is_taken_again() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = open(temporary.path());
+        let lock = RunLock::acquire(&folder).unwrap();
+        fs::remove_file(temporary.path().join(LOCK)).unwrap();
+        lock.ensure().unwrap();
+        assert_eq!(held(RunLock::acquire(&folder)).unwrap().pid, std::process::id());
+        // A disk that fails is no other process.
+        fs::remove_dir_all(temporary.path()).unwrap();
+        lock.ensure().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_is_never_taken_through_a_link() {
+        let temporary = tempfile::tempdir().unwrap();
+        fs::write(temporary.path().join("theirs"), "theirs").unwrap();
+        std::os::unix::fs::symlink("theirs", temporary.path().join(LOCK)).unwrap();
+        assert!(matches!(RunLock::acquire(&open(temporary.path())), Err(Refused::Failed(_))));
+        assert_eq!(fs::read(temporary.path().join("theirs")).unwrap(), b"theirs");
     }
 
     #[test]
     fn many_at_once_leave_one_owner_at_a_time() {
         use std::sync::atomic::{AtomicUsize, Ordering};
-        let folder = tempfile::tempdir().unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = open(temporary.path());
         let (inside, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        if let Ok(lock) = acquire(
-                            &folder.path().join(LOCK),
-                            owner(1, "x"),
-                            &Terms { lock: lock_file, ..WITHOUT_LOCKS },
-                        ) {
+                        if let Ok(lock) =
+                            acquire(&folder, owner(1, "x"), &Terms { lock: lock_file, ..WITHOUT_LOCKS })
+                        {
                             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                             taken.fetch_add(1, Ordering::SeqCst);
                             std::thread::yield_now();
@@ -440,29 +492,29 @@ mod tests {
 
     #[test]
     fn without_locks_a_silent_owner_is_replaced_and_a_living_one_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(LOCK);
+        let temporary = tempfile::tempdir().unwrap();
+        let (folder, path) = (open(temporary.path()), temporary.path().join(LOCK));
         fs::write(&path, serde_json::to_string(&owner(7, "dead")).unwrap()).unwrap();
-        let first = acquire(&path, owner(1, "a"), &WITHOUT_LOCKS).unwrap();
+        let first = acquire(&folder, owner(1, "a"), &WITHOUT_LOCKS).unwrap();
         let patient = Terms { watch: Duration::from_mins(1), ..WITHOUT_LOCKS };
-        assert_eq!(held(acquire(&path, owner(2, "b"), &patient)).unwrap().pid, 1);
+        assert_eq!(held(acquire(&folder, owner(2, "b"), &patient)).unwrap().pid, 1);
         drop(first);
         assert!(!path.exists());
-        drop(acquire(&path, owner(2, "b"), &WITHOUT_LOCKS).unwrap());
+        drop(acquire(&folder, owner(2, "b"), &WITHOUT_LOCKS).unwrap());
     }
 
     #[test]
     fn without_locks_the_last_of_several_newcomers_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(LOCK);
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = open(temporary.path());
         let terms = Terms { settle: Duration::from_millis(500), ..WITHOUT_LOCKS };
         std::thread::scope(|scope| {
             let newcomers: Vec<_> = (1..=4)
                 .map(|pid| {
                     scope.spawn({
-                        let path = &path;
+                        let folder = &folder;
                         let terms = &terms;
-                        move || acquire(path, owner(pid, "h"), terms)
+                        move || acquire(folder, owner(pid, "h"), terms)
                     })
                 })
                 .collect();
@@ -473,15 +525,15 @@ mod tests {
 
     #[test]
     fn locks_of_one_machine_tell_its_own_dead_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(LOCK);
+        let temporary = tempfile::tempdir().unwrap();
+        let (folder, path) = (open(temporary.path()), temporary.path().join(LOCK));
         fs::write(&path, serde_json::to_string(&owner(7, "here")).unwrap()).unwrap();
-        let lock = acquire(&path, owner(1, "here"), &ONE_MACHINE).unwrap();
-        assert_eq!(held(acquire(&path, owner(2, "here"), &ONE_MACHINE)).unwrap().pid, 1);
+        let lock = acquire(&folder, owner(1, "here"), &ONE_MACHINE).unwrap();
+        assert_eq!(held(acquire(&folder, owner(2, "here"), &ONE_MACHINE)).unwrap().pid, 1);
         drop(lock);
         let terms = Terms { watch: Duration::from_millis(60), ..ONE_MACHINE };
         fs::write(&path, serde_json::to_string(&owner(7, "there")).unwrap()).unwrap();
-        assert!(acquire(&path, owner(1, "here"), &terms).is_ok());
+        assert!(acquire(&folder, owner(1, "here"), &terms).is_ok());
     }
 
     #[test]

@@ -20,14 +20,26 @@ fn claimed(work_dir: &Path) -> RunFolder {
     RunFolder::claim(work_dir, false, now()).unwrap().0
 }
 
-/// A folder with a run, TensorBoard's files and a person's notes in it.
+/// What makes a folder a run's, with these TensorBoard files.
+fn run_json(work_dir: &Path, event_files: &[&str]) -> Value {
+    let files: Vec<PathBuf> = event_files.iter().map(|file| work_dir.join(file)).collect();
+    json!({ "version": "0.1.0", "command_line": ["slt-run"], "work_dir": work_dir, "event_files": files })
+}
+
+/// A folder with a run, its TensorBoard files, another run's and a person's notes in it.
 fn old_run(work_dir: &Path) {
-    fs::create_dir_all(work_dir.join("tb")).unwrap();
-    fs::create_dir_all(work_dir.join("plots")).unwrap();
-    for name in ["last.pt", "best.pt", "run.json", "notes.md", "tb/events.out.tfevents.1.h", "plots/a.png"] {
+    for folder in ["tb/a", "tb/other", "plots", "sub/run"] {
+        fs::create_dir_all(work_dir.join(folder)).unwrap();
+    }
+    for name in ["last.pt", "best.pt", "notes.md", MINE, THEIRS, "plots/a.png", "sub/run/last.pt"] {
         fs::write(work_dir.join(name), name).unwrap();
     }
+    let run = run_json(&fs::canonicalize(work_dir).unwrap(), &[MINE]);
+    fs::write(work_dir.join("run.json"), run.to_string()).unwrap();
 }
+
+const MINE: &str = "tb/a/events.out.tfevents.1.h";
+const THEIRS: &str = "tb/other/events.out.tfevents.2.h";
 
 #[test]
 fn a_new_folder_and_one_with_other_files_are_claimed() {
@@ -55,10 +67,109 @@ fn a_folder_with_a_run_is_refused() {
     assert!(text.contains("holds a run already: last.pt, best.pt, run.json of 20"), "{text}");
     assert!(text.contains("--overwrite") && text.contains("another run.work_dir"), "{text}");
     assert_eq!(names(root.path()), before);
+}
+
+#[test]
+fn files_that_no_run_has_written_are_neither_replaced_nor_moved() {
     for name in RUN_FILES {
-        let other = tempfile::tempdir().unwrap();
-        fs::write(other.path().join(name), "").unwrap();
-        assert!(RunFolder::claim(other.path(), false, now()).is_err(), "{name}");
+        for text in ["", "{}", "{\"version\": 1, \"command_line\": []}", "x = 1"] {
+            let other = tempfile::tempdir().unwrap();
+            fs::write(other.path().join(name), text).unwrap();
+            let errors = [
+                RunFolder::claim(other.path(), false, now()).unwrap_err(),
+                RunFolder::claim(other.path(), true, now()).unwrap_err(),
+                RunFolder::reopen(other.path()).unwrap_err(),
+                RunFolder::look(other.path()).unwrap_err(),
+            ];
+            for error in errors {
+                assert_eq!(error.kind, Kind::Config);
+                let said = format!("has a {name} that no run has written");
+                assert!(error.to_string().contains(&said), "{error}");
+                assert!(error.to_string().contains("choose another run.work_dir"), "{error}");
+            }
+            assert!(!RunFolder::holds_run(other.path()).unwrap());
+            assert_eq!(names(other.path()), [name]);
+            assert_eq!(fs::read_to_string(other.path().join(name)).unwrap(), text);
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn names_of_a_run_that_are_no_regular_files_are_refused() {
+    use std::os::unix::fs::symlink;
+    let root = tempfile::tempdir().unwrap();
+    let work_dir = root.path().join("exp");
+    let refusals = |overwrite: bool| {
+        let mut errors = vec![RunFolder::claim(&work_dir, overwrite, now()).unwrap_err().to_string()];
+        errors.push(RunFolder::reopen(&work_dir).unwrap_err().to_string());
+        errors
+    };
+    for with_run in [false, true] {
+        for name in RUN_FILES.into_iter().filter(|name| *name != RUN_JSON).chain([lock::LOCK]) {
+            let path = work_dir.join(name);
+            let make_pipe = || assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+            let make_folder = || fs::create_dir(&path).unwrap();
+            let make_link = || symlink("pipes", &path).unwrap();
+            let make: [(&dyn Fn(), &str); 3] = [
+                (&make_pipe, "is a named pipe, not a regular file"),
+                (&make_folder, "is a folder, not"),
+                (&make_link, "is a link"),
+            ];
+            for (make, says) in make {
+                fs::create_dir_all(work_dir.join("pipes")).unwrap();
+                if with_run {
+                    old_run(&work_dir);
+                    let _ = fs::remove_file(&path);
+                }
+                make();
+                for error in refusals(true).into_iter().chain(refusals(false)) {
+                    assert!(error.contains(&format!("{name} {says}")), "{error}");
+                }
+                assert!(path.symlink_metadata().is_ok());
+                fs::remove_dir_all(&work_dir).unwrap();
+            }
+        }
+    }
+    // A link to a file on another disk is as good as the file, until it leads nowhere.
+    old_run(&work_dir);
+    fs::rename(work_dir.join("last.pt"), root.path().join("elsewhere.pt")).unwrap();
+    symlink(root.path().join("elsewhere.pt"), work_dir.join("last.pt")).unwrap();
+    drop(RunFolder::reopen(&work_dir).unwrap());
+    fs::remove_file(root.path().join("elsewhere.pt")).unwrap();
+    let before = names(&work_dir);
+    let error = RunFolder::reopen(&work_dir).unwrap_err().to_string();
+    assert!(
+        error.contains("last.pt is a link that leads nowhere") && error.contains("mount the disk"),
+        "{error}"
+    );
+    assert_eq!(names(&work_dir), before);
+    let aside = RunFolder::claim(&work_dir, true, now()).unwrap().1.unwrap();
+    assert!(aside.join("last.pt").is_symlink());
+}
+
+#[test]
+fn a_run_whose_checkpoints_are_gone_is_not_begun_anew() {
+    let root = tempfile::tempdir().unwrap();
+    let line = "{\"epoch\":1,\"train_loss\":2.5,\"val_loss\":2.5}\n";
+    let refused = |saved: Option<bool>, metrics: &str| {
+        let mut run = run_json(root.path(), &[]);
+        if let Some(saved) = saved {
+            run[SAVED] = saved.into();
+        }
+        fs::write(root.path().join(RUN_JSON), run.to_string()).unwrap();
+        fs::write(root.path().join(METRICS), metrics).unwrap();
+        let result = RunFolder::reopen(root.path());
+        assert_eq!(fs::read_to_string(root.path().join(METRICS)).unwrap(), metrics);
+        result.err().map(|error| error.to_string())
+    };
+    assert_eq!((refused(Some(false), ""), refused(Some(false), line), refused(None, "")), (None, None, None));
+    for (saved, text) in [(Some(true), ""), (Some(true), line), (None, line)] {
+        let error = refused(saved, text).unwrap();
+        let epochs = text.lines().count();
+        assert!(error.contains("holds a run whose checkpoints are gone"), "{error}");
+        assert!(error.contains(&format!("metrics.jsonl tells of {epochs} epochs")), "{error}");
+        assert!(error.contains("put last.pt back") && error.contains("--overwrite"), "{error}");
     }
 }
 
@@ -71,11 +182,12 @@ fn overwriting_moves_the_old_run_aside() {
         let aside = RunFolder::claim(&work_dir, true, now()).unwrap().1.unwrap();
         assert_eq!(aside, fs::canonicalize(root.path()).unwrap().join(expected));
         assert_eq!(names(&aside), ["best.pt", "last.pt", "run.json", "tb"]);
-        assert_eq!(
-            fs::read(aside.join("tb/events.out.tfevents.1.h")).unwrap(),
-            b"tb/events.out.tfevents.1.h"
-        );
-        assert_eq!(names(&work_dir), ["notes.md", "plots"]);
+        assert_eq!(fs::read_to_string(aside.join(MINE)).unwrap(), MINE);
+        assert_eq!(names(&aside.join("tb")), ["a"]);
+        // What belongs to another run, or to a person, stays.
+        assert_eq!(names(&work_dir), ["notes.md", "plots", "sub", "tb"]);
+        assert_eq!(names(&work_dir.join("tb")), ["other"]);
+        assert!(work_dir.join(THEIRS).exists() && work_dir.join("sub/run/last.pt").exists());
     }
     assert_eq!(names(root.path()).len(), 3);
 }
@@ -101,10 +213,11 @@ fn moving_is_all_or_nothing() {
     let (from, to) = (root.path().join("from"), root.path().join("to"));
     fs::create_dir(&from).unwrap();
     fs::create_dir(&to).unwrap();
-    fs::write(from.join("a"), "a").unwrap();
-    assert!(move_entries(&from, &to, &[&"a".to_owned(), &"missing".to_owned()]).is_err());
+    fs::create_dir(from.join("b")).unwrap();
+    fs::write(from.join("b/a"), "a").unwrap();
+    assert!(aside::move_entries(&from, &to, &["b/a".into(), "missing".into()]).is_err());
     assert_eq!(names(root.path()), ["from"]);
-    assert_eq!(names(&from), ["a"]);
+    assert_eq!(names(&from.join("b")), ["a"]);
 }
 
 #[test]
@@ -155,8 +268,9 @@ fn configuration_and_origin_are_kept() {
         started: now(),
         device: "cpu".into(),
         threads: 2,
-        experiment: None,
-        event_file: None,
+        experiment: Some(root.path().join("a.toml")),
+        files: vec![],
+        overrides: vec![Override { key: "optimization.lr", value: "0.5".into(), origin: "--lr .5".into() }],
         resumed: None,
     };
     folder.write_run_json(&info).unwrap();
@@ -166,7 +280,21 @@ fn configuration_and_origin_are_kept() {
     assert_eq!((&run["device"], &run["threads"]), (&json!("cpu"), &json!(2)));
     assert_eq!(run["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(run["git"], Value::Null);
+    assert_eq!(run["overrides"], json!([{"key": "optimization.lr", "value": "0.5", "origin": "--lr .5"}]));
+    assert_eq!((&run["saved"], &run["ended"], &run["best"]), (&json!(false), &Value::Null, &Value::Null));
     assert!(run["host"].is_string());
+    folder.note_event_file(&root.path().join("events.out.tfevents.1")).unwrap();
+    folder.note_saved().unwrap();
+    let best = Some(Best { epoch: 2, val_loss: 0.5, val_accuracy: Some(0.75) });
+    let how = "stopped by SIGTERM".to_owned();
+    folder.note_end(&Ending { how, at: now(), epoch: 3, step: 9, best }).unwrap();
+    let run: Value = serde_json::from_slice(&fs::read(root.path().join("run.json")).unwrap()).unwrap();
+    assert_eq!((&run["saved"], run["event_files"].as_array().map(Vec::len)), (&json!(true), Some(1)));
+    assert_eq!(
+        run["ended"],
+        json!({"how": "stopped by SIGTERM", "at": "2023-11-14T22:13:20Z", "epoch": 3, "step": 9})
+    );
+    assert_eq!(run["best"], json!({"epoch": 2, "val_loss": 0.5, "val_accuracy": 0.75}));
     assert_eq!(names(root.path()), [lock::LOCK, "config.json", "config.toml", "run.json"]);
     fs::remove_dir_all(root.path()).unwrap();
     assert_eq!(folder.write_config("", &Value::Null).unwrap_err().kind, Kind::Run);
@@ -198,14 +326,15 @@ fn the_repository_of_the_experiment_file_is_recorded() {
         device: "cpu".into(),
         threads: 1,
         experiment,
-        event_file: None,
+        files: vec![repository.join("a.toml"), repository.join("new.toml")],
+        overrides: vec![],
         resumed: None,
     };
-    let git_of_run = || {
-        folder.write_run_json(&info).unwrap();
-        let run: Value = serde_json::from_slice(&fs::read(folder.path().join("run.json")).unwrap()).unwrap();
-        run["git"].clone()
+    let run_of = |info: &RunInfo| -> Value {
+        folder.write_run_json(info).unwrap();
+        serde_json::from_slice(&fs::read(folder.path().join("run.json")).unwrap()).unwrap()
     };
+    let git_of_run = || run_of(&info)["git"].clone();
     let clean = git_of_run();
     assert_eq!((clean["commit"].as_str().map(str::len), &clean["dirty"]), (Some(40), &json!(false)));
     assert!(!folder.path().join("git.diff").exists());
@@ -213,6 +342,69 @@ fn the_repository_of_the_experiment_file_is_recorded() {
     assert_eq!(git_of_run()["dirty"], json!(true));
     let diff = fs::read_to_string(folder.path().join("git.diff")).unwrap();
     assert!(diff.contains("-x = 1\n+x = 2\n"), "{diff}");
+
+    // What is new at a resume is kept beside it; what is not is named.
+    let resumed = Some(Resumed { epoch: 1, step: 2, changes: vec![] });
+    let resumed = RunInfo { resumed, ..info.clone() };
+    let whole = run_of(&resumed);
+    assert_eq!(
+        (&whole["git"]["diff"], &whole["resumed"][0]["git"]["diff"]),
+        (&json!("git.diff"), &json!("git.diff"))
+    );
+    fs::write(repository.join("new.toml"), "y = 3\n").unwrap();
+    fs::write(folder.path().join("git-2.diff"), "a person's").unwrap();
+    let whole = run_of(&resumed);
+    assert_eq!(whole["resumed"][1]["git"]["diff"], json!("git-3.diff"));
+    assert_eq!(whole["resumed"][1]["git"]["dirty"], json!(true));
+    assert_eq!(fs::read_to_string(folder.path().join("git.diff")).unwrap(), diff);
+    let later = fs::read_to_string(folder.path().join("git-3.diff")).unwrap();
+    assert!(later.starts_with(&diff) && later.contains("+y = 3\n"), "{later}");
+    assert_eq!(fs::read_to_string(folder.path().join("git-2.diff")).unwrap(), "a person's");
+    drop(folder);
+    let aside = RunFolder::claim(&root.path().join("run"), true, now()).unwrap().1.unwrap();
+    assert_eq!(names(&aside), ["git-3.diff", "git.diff", "run.json"]);
+    assert_eq!(names(&root.path().join("run")), ["git-2.diff"]);
+}
+
+#[test]
+fn a_run_never_writes_into_another_one_s_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let (path, moved) = (root.path().join("run"), root.path().join("moved"));
+    let first = claimed(&path);
+    first.still_there().unwrap();
+    fs::rename(&path, &moved).unwrap();
+    assert!(first.still_there().is_err());
+    let second = claimed(&path);
+    second.write_config("second", &Value::Null).unwrap();
+    // The first one's writes go where its folder is.
+    first.still_held().unwrap();
+    first.write_config("first", &Value::Null).unwrap();
+    assert_eq!(fs::read_to_string(path.join("config.toml")).unwrap(), "second");
+    assert_eq!(fs::read_to_string(moved.join("config.toml")).unwrap(), "first");
+    let error = first.still_there().unwrap_err().to_string();
+    assert!(error.contains("was renamed or replaced"), "{error}");
+    if cfg!(target_os = "linux") {
+        let here = fs::canonicalize(&moved).unwrap();
+        assert!(error.contains(&format!("--work-dir {} --resume", here.display())), "{error}");
+    }
+    first.abandon();
+    drop(first);
+    assert_eq!(names(&path), [lock::LOCK, "config.json", "config.toml"]);
+
+    // A lock that somebody has removed, and another process that came for it.
+    fs::remove_file(path.join(lock::LOCK)).unwrap();
+    let third = RunLock::acquire(&Folder::open(&path).unwrap()).unwrap();
+    let other = "{\"pid\":7,\"host\":\"node\",\"started\":\"x\",\"beat\":0}";
+    fs::write(path.join(lock::LOCK), other).unwrap();
+    let error = second.still_held().unwrap_err().to_string();
+    assert!(error.contains("is process 7 on node's now"), "{error}");
+    second.abandon();
+    assert!(path.join("config.toml").exists() && second.note_end(&ending()).is_err());
+    drop(third);
+}
+
+fn ending() -> Ending {
+    Ending { how: "finished".into(), at: now(), epoch: 1, step: 1, best: None }
 }
 
 #[test]
@@ -250,11 +442,13 @@ fn a_run_is_reopened_without_the_leftovers_of_a_killed_process() {
     old_run(&work_dir);
     fs::write(work_dir.join(lock::LOCK), "{\"pid\":1,\"host\":\"gone\",\"started\":\"x\",\"beat\":0}\n")
         .unwrap();
-    for name in ["last.pt.tmp", "best.pt.tmp", "config.toml.tmp", ".slt-run.probe.tmp", "mine.tmp"] {
+    let leftovers = [".slt-run.last.pt.tmp", ".slt-run.config.toml.tmp", ".slt-run..slt-run.probe.tmp"];
+    for name in leftovers.into_iter().chain(["last.pt.tmp", "config.toml.tmp", "mine.tmp"]) {
         fs::write(work_dir.join(name), "x").unwrap();
     }
     let folder = RunFolder::reopen(&work_dir).unwrap();
-    let kept = ["best.pt", "last.pt", "mine.tmp", "notes.md", "plots", "run.json", "tb"];
+    let kept =
+        ["best.pt", "config.toml.tmp", "last.pt", "mine.tmp", "notes.md", "plots", "run.json", "sub", "tb"];
     assert_eq!(names(&work_dir)[1..], kept);
     folder.abandon();
     assert_eq!(names(&work_dir)[1..], kept);
@@ -267,7 +461,7 @@ fn a_run_is_reopened_without_the_leftovers_of_a_killed_process() {
     // A run that never saved anything is begun again, and given up with what it has.
     fs::remove_file(work_dir.join("best.pt")).unwrap();
     RunFolder::reopen(&work_dir).unwrap().abandon();
-    assert_eq!(names(&work_dir), ["mine.tmp", "notes.md", "plots", "tb"]);
+    assert_eq!(names(&work_dir), ["config.toml.tmp", "mine.tmp", "notes.md", "plots", "sub", "tb"]);
     // And a new folder is made, and goes when it is given up.
     let new = root.path().join("a/b");
     RunFolder::reopen(&new).unwrap().abandon();
