@@ -233,6 +233,25 @@ mod tests {
     }
 
     #[test]
+    fn an_experiment_file_that_a_person_changed_stays_when_the_dataset_is_drawn_again() {
+        let root = tempfile::tempdir().unwrap();
+        let (dir, options) = (root.path(), Options::default());
+        let drawn = |text: &str| {
+            let folder = open(dir, &options).unwrap();
+            folder.begin(&options).unwrap();
+            fs::write(folder.experiment(), text).unwrap();
+            open(dir, &options).unwrap().finish(&options).unwrap();
+            fs::read_to_string(folder.experiment()).unwrap()
+        };
+        assert_eq!(drawn("# mine\n"), "# mine\n");
+        let ours = experiment_file(dir.to_str().unwrap(), &options);
+        assert_eq!(drawn(&ours), ours);
+        fs::remove_file(dir.join(EXPERIMENT)).unwrap();
+        open(dir, &options).unwrap().finish(&options).unwrap();
+        assert_eq!(fs::read_to_string(dir.join(EXPERIMENT)).unwrap(), ours);
+    }
+
+    #[test]
     fn a_damaged_marker_or_another_version_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path();

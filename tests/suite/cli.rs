@@ -142,7 +142,9 @@ fn quiet_normal_and_verbose() {
     assert_eq!(run("a", &["--quiet"]), "");
     let normal = run("b", &[]);
     let lines: Vec<&str> = normal.lines().collect();
-    assert_eq!(lines.len(), 4, "{normal}");
+    assert_eq!(lines.len(), 5, "{normal}");
+    assert_eq!(lines[0], "override: run.work_dir = \"b\" (--work-dir b)");
+    let lines = &lines[1..];
     assert!(
         lines[0].starts_with("6 clips to train on and 2 to validate on, 2 texts in 2 classes; "),
         "{normal}"
@@ -179,7 +181,8 @@ fn warnings_come_once() {
     let outcome = Outcome::of(&world.command(&args).env("SLT_OPTIMIZATION_LR", "1").output().unwrap());
     assert_eq!(outcome.code, 0, "{}", outcome.stderr);
     for part in ["cuda:63", "--no-pin-memory has no effect", "SLT_OPTIMIZATION_LR sets no field"] {
-        let found: Vec<_> = outcome.stderr.lines().filter(|line| line.contains(part)).collect();
+        let lines = outcome.stderr.lines().filter(|line| !line.starts_with("override: "));
+        let found: Vec<_> = lines.filter(|line| line.contains(part)).collect();
         assert!(found.len() == 1 && found[0].starts_with("warning: "), "{}", outcome.stderr);
     }
     // Texts that share a class: one warning, and its numbers nowhere else.

@@ -24,8 +24,9 @@ struct Operation {
 }
 
 impl Operation {
-    fn is(&self, what: &str, file: &str) -> bool {
-        self.what == what && self.file == file
+    /// The file that it writes in the end, without what a temporary name adds.
+    fn target(&self) -> Option<&str> {
+        self.file.strip_prefix(".slt-run.")?.strip_suffix(".tmp")
     }
 
     /// Whether it belongs to a log, which may cost a warning and no more.
@@ -75,11 +76,46 @@ impl Repeated {
         Outcome::of(&self.world.command(&args).env("RAYON_NUM_THREADS", "1").output().unwrap())
     }
 
-    /// How often the checkpoint `name` was replaced before operation `number` was done.
+    /// How many epochs' checkpoints had replaced `name` before operation `number` was done. What replaces it after
+    /// both is a copy of what it is already.
     fn saved(&self, name: &str, number: usize) -> usize {
-        let moved = format!("{name}.tmp");
-        let before = self.operations.iter().take_while(|operation| operation.number < number);
-        before.filter(|operation| operation.is("rename", &moved)).count()
+        self.moves(name).filter(|&moved| moved < number).count().min(2)
+    }
+
+    /// The operations that put something in the place of `name`.
+    fn moves(&self, name: &str) -> impl Iterator<Item = usize> {
+        let moves = self.operations.iter().filter(move |o| o.what == "rename" && o.target() == Some(name));
+        moves.map(|operation| operation.number)
+    }
+
+    /// Whether it is part of making a file of its own of `best.pt` at the run's end, where the file system has no
+    /// clones: that may fail.
+    fn separates(&self, operation: &Operation) -> bool {
+        let synced = |number| {
+            self.operations.iter().find(|o| o.number > number && o.what == "sync folder").map(|o| o.number)
+        };
+        let moves: Vec<usize> = self.moves("best.pt").collect();
+        match moves[..] {
+            [_, second, third] => {
+                synced(second).is_some_and(|from| operation.number > from)
+                    && synced(third).is_some_and(|to| operation.number <= to)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it is part of a first try to make `best.pt` that another way follows: a clone, a link, a copy.
+    fn has_another_way(&self, operation: &Operation) -> bool {
+        let way = self.operations.iter().filter(|o| o.what == "link" || o.what == "clone");
+        operation.target() == Some("best.pt")
+            && operation.what != "rename"
+            && way.filter(|way| way.number >= operation.number).count() > 0
+            && self.moves("best.pt").find(|&moved| moved > operation.number).is_some_and(|moved| {
+                !self
+                    .operations
+                    .iter()
+                    .any(|o| o.what == "rename" && o.number > operation.number && o.number < moved)
+            })
     }
 
     /// Calls `check` with each of `faults` on each operation that it applies to, on two threads.
@@ -135,7 +171,7 @@ fn goes_on(runs: &Repeated, folder: &str, name: &str) {
     let known = ["config.toml", "config.json", "run.json", "metrics.jsonl", "last.pt", "best.pt"];
     let probe = [".slt-run.lock", ".slt-run.probe"];
     for file in left {
-        let stem = file.strip_suffix(".tmp").unwrap_or(&file);
+        let stem = file.strip_prefix(".slt-run.").and_then(|rest| rest.strip_suffix(".tmp")).unwrap_or(&file);
         assert!(known.contains(&stem) || probe.contains(&stem), "{name}: {file} is left");
     }
     let resumed = runs.resume(folder);
@@ -151,7 +187,7 @@ fn goes_on(runs: &Repeated, folder: &str, name: &str) {
 fn every_operation_may_fail() {
     let runs = Repeated::new();
     let counted = |what: &str| runs.operations.iter().filter(|operation| operation.what == what).count();
-    assert!(counted("write") > 20 && counted("sync") > 8 && counted("rename") >= 7 && counted("link") == 2);
+    assert!(counted("write") > 20 && counted("sync") > 8 && counted("rename") >= 7 && counted("clone") == 2);
     runs.each(&["ENOSPC", "half"], |operation, fault| {
         let (number, what, file) = (operation.number, &operation.what, &operation.file);
         let name = format!("{fault} at {number}, {what} {file}");
@@ -159,8 +195,8 @@ fn every_operation_may_fail() {
         let outcome = runs.run(&folder, &format!("{fault}:{number}"));
         let stderr = &outcome.stderr;
         let survives = operation.is_log()
-            // A copy takes the link's place.
-            || operation.what == "link"
+            || runs.has_another_way(operation)
+            || runs.separates(operation)
             // What cannot be cleaned up is for the next run.
             || what == "remove" && outcome.code == 0;
         if survives {
@@ -170,7 +206,7 @@ fn every_operation_may_fail() {
             checkpoints_are_whole(&runs, &folder, usize::MAX, &name);
         } else {
             assert_eq!(outcome.code, 1, "{name}: {stderr}");
-            let target = match file.strip_suffix(".tmp") {
+            let target = match operation.target() {
                 Some(file) if !file.starts_with('.') => format!("{folder}/{file}"),
                 _ => folder.clone(),
             };

@@ -14,6 +14,8 @@ mod demo;
 mod device;
 mod documents;
 mod faults;
+#[cfg(unix)]
+mod folder;
 #[cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
 mod gpu;
 mod gradients;

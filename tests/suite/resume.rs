@@ -163,9 +163,15 @@ fn with_nothing_to_go_on_from_it_starts() {
     let world = World::new();
     world.ok(&["tiny.toml", "--resume"]);
     let first = fs::read(world.path("run/last.pt")).unwrap();
-    // A run that was killed before its first checkpoint.
-    fs::remove_file(world.path("run/last.pt")).unwrap();
-    fs::remove_file(world.path("run/best.pt")).unwrap();
+    fs::remove_dir_all(world.path("run")).unwrap();
+    // A run that is killed when it is about to save its first checkpoint, with its first epoch in the metrics.
+    assert!(world.command(&["tiny.toml"]).env("SLTRUN_FAULT", "list:operations").status().unwrap().success());
+    fs::remove_dir_all(world.path("run")).unwrap();
+    let list = world.read("operations");
+    let save = list.lines().find(|line| line.contains("create\t") && line.ends_with("last.pt.tmp")).unwrap();
+    let fault = format!("kill:{}", save.split('\t').next().unwrap());
+    assert!(!world.command(&["tiny.toml"]).env("SLTRUN_FAULT", fault).status().unwrap().success());
+    assert_eq!((epochs(&world, "run").len(), world.path("run/last.pt").exists()), (1, false));
     world.ok(&["tiny.toml", "--set", "run.resume=auto"]);
     assert!(fs::read(world.path("run/last.pt")).unwrap() == first);
     assert_eq!(epochs(&world, "run").len(), 2);
@@ -374,11 +380,21 @@ fn a_copied_run_leaves_the_curves_of_the_original_alone() {
 }
 
 #[test]
-fn a_run_json_that_cannot_be_read_is_said() {
+fn a_run_json_that_cannot_be_read_makes_no_run() {
     let world = World::new();
     world.ok(&["tiny.toml"]);
     world.write("run/run.json", "{nonsense");
-    world.ok(&["tiny.toml", "--resume", "--epochs=3"]).says(&["warning: run/run.json cannot be read"]);
+    let before = world.files();
+    let refused = world.run(&["tiny.toml", "--resume", "--epochs=3"]);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    refused.says(&[
+        "has files of a run's names that no run has written",
+        "run.json, which would say whose they are, is not",
+    ]);
+    assert!(world.files() == before);
+    // As the hint says.
+    world.write("run/run.json", "{\"version\": \"0.1.0\", \"command_line\": []}");
+    world.ok(&["tiny.toml", "--resume", "--epochs=3"]);
 }
 
 #[test]

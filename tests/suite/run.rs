@@ -101,6 +101,7 @@ fn a_run_leaves_what_is_documented() {
         "step",
         "best_val_loss",
         "best_epoch",
+        "best_val_accuracy",
         "nonfinite_in_a_row",
         "position",
         "bad_clips",
