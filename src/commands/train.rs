@@ -109,7 +109,12 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     if is_resumed {
         observe::rewind(reporter, &folder, trainer.progress.epoch, trainer.progress.step);
     }
-    let info = RunInfo {
+    let resumed = is_resumed.then(|| Resumed {
+        epoch: trainer.progress.epoch,
+        step: trainer.progress.step,
+        changes: changes.into_iter().chain(place_changes).collect(),
+    });
+    let start = RunInfo {
         command_line: call.arguments.iter().map(|text| text.to_string_lossy().into_owned()).collect(),
         started,
         device: device.name(),
@@ -117,22 +122,9 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         experiment: call.experiment_file.clone(),
         files: resolved.files.clone(),
         overrides: resolved.overrides.clone(),
-        resumed: is_resumed.then(|| Resumed {
-            epoch: trainer.progress.epoch,
-            step: trainer.progress.step,
-            changes: changes.into_iter().chain(place_changes).collect(),
-        }),
+        resumed,
     };
-    folder.write_run_json(&info).inspect_err(|_| folder.abandon())?;
-    folder.write_config(&resolved.to_toml(), &resolved.to_json()).inspect_err(|_| folder.abandon())?;
-    let mut observer = Observer::open(reporter, &folder, c.data.tensorboard.as_deref());
-    if let Some(Err(error)) = observer.event_file().map(|file| folder.note_event_file(file)) {
-        if !folder.has_last() {
-            observer.discard();
-        }
-        folder.abandon();
-        return Err(error);
-    }
+    let mut observer = write_start(&folder, &start, resolved, reporter)?;
     let _words = at_the_end(last_words(Arc::clone(&folder), &observer));
     if trainer.progress != Progress::default() {
         reporter.info(&where_it_stands(&trainer, steps, &folder));
@@ -156,17 +148,42 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     let ended = trained.map_err(|error| with_checkpoint(error, &folder))?;
     match ended {
         Ended::Stopped(signal) => reporter.warn(&stopped(signal, &trainer, &folder)),
-        Ended::Finished => {
-            reporter.info(&format!(
-                "trained {} in {}{}; the run is in {}",
-                count(c.optimization.epochs, "epoch"),
-                about(begun.elapsed()),
-                best_epoch(&trainer, ": the best is"),
-                folder.path().display(),
-            ));
-        }
+        Ended::Finished => reporter.info(&finished(begun, &trainer, &folder)),
     }
     Ok(ended)
+}
+
+/// Writes what tells of a start, `run.json` first: it makes the folder the run's. Opens its logs.
+fn write_start<'r>(
+    folder: &RunFolder,
+    start: &RunInfo,
+    resolved: &Resolved,
+    reporter: &'r Reporter,
+) -> Result<Observer<'r>> {
+    // A start that fails leaves nothing behind, unless there is a checkpoint.
+    let abandon = |_: &Error| folder.abandon();
+    folder.write_run_json(start).inspect_err(abandon)?;
+    folder.write_config(&resolved.to_toml(), &resolved.to_json()).inspect_err(abandon)?;
+    let mut observer = Observer::open(reporter, folder, resolved.experiment.data.tensorboard.as_deref());
+    if let Some(Err(error)) = observer.event_file().map(|file| folder.note_event_file(file)) {
+        if !folder.has_last() {
+            observer.discard();
+        }
+        abandon(&error);
+        return Err(error);
+    }
+    Ok(observer)
+}
+
+/// What the last line of a run says.
+fn finished(begun: Instant, trainer: &Trainer, folder: &RunFolder) -> String {
+    format!(
+        "trained {} in {}{}; the run is in {}",
+        count(trainer.epochs(), "epoch"),
+        about(begun.elapsed()),
+        best_epoch(trainer, ": the best is"),
+        folder.path().display(),
+    )
 }
 
 /// Puts the run's folder in order, whatever ended the run; its own failure counts where nothing else has failed.

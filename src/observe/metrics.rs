@@ -166,7 +166,8 @@ mod tests {
 
     /// A run's lines of these epochs.
     fn lines(epochs: &[u64]) -> String {
-        epochs.iter().map(|of| format!("{{\"epoch\":{of},\"train_loss\":2.5,\"val_loss\":null}}\n")).collect()
+        let line = |of: &u64| format!("{{\"epoch\":{of},\"train_loss\":2.5,\"val_loss\":null}}\n");
+        epochs.iter().map(line).collect::<Vec<_>>().concat()
     }
 
     fn rewound(text: &str, epoch: usize) -> String {

@@ -177,12 +177,13 @@ pub fn rewind(reporter: &Reporter, folder: &RunFolder, epoch: usize, step: u64) 
 /// What to say where the curves of a run land beside those of `others`.
 fn shared_curves(folder: &Path, others: &BTreeSet<String>) -> String {
     const SHOWN: usize = 3;
-    let mut names = others.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-    if others.len() > SHOWN {
-        names += &format!(" and {} more", others.len() - SHOWN);
-    }
+    let names = others.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let more = match others.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
     format!(
-        "{} has the curves of {names}: TensorBoard shows them and this run's as one (data.tensorboard)",
+        "{} has the curves of {names}{more}: TensorBoard shows them and this run's as one (data.tensorboard)",
         folder.display()
     )
 }

@@ -565,9 +565,11 @@ fn event_files(record: &Value, here: &Path) -> EventFiles {
 fn diffs(record: &Value) -> impl Iterator<Item = &str> {
     let later = record["resumed"].as_array().into_iter().flatten();
     let named = std::iter::once(record).chain(later).filter_map(|start| start["git"]["diff"].as_str());
-    let is_diff =
-        |name: &&str| name.starts_with("git") && name.ends_with(".diff") && !name.contains(['/', '\\']);
-    std::iter::once(DIFF).chain(named.filter(is_diff).filter(|name| *name != DIFF))
+    let is_diff = |name: &&str| {
+        let number = name.strip_prefix("git-").and_then(|rest| rest.strip_suffix(".diff"));
+        number.is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    std::iter::once(DIFF).chain(named.filter(is_diff))
 }
 
 fn timestamp(time: SystemTime) -> Value {
