@@ -16,7 +16,7 @@ pub enum Command {
     /// `slt-run CONFIG…`: train.
     Train(TrainArgs),
     /// `slt-run check CONFIG…`: look at everything before a run, write nothing.
-    Check(ConfigArgs),
+    Check(CheckArgs),
     /// `slt-run config CONFIG…`: print the resolved experiment with the origin of each value.
     Config(ConfigArgs),
     /// `slt-run bench CONFIG…`: time training steps, validation or loading.
@@ -40,7 +40,18 @@ pub struct TrainArgs {
     pub verbosity: Verbosity,
 }
 
-/// `slt-run check CONFIG…` and `slt-run config CONFIG…`.
+/// `slt-run check CONFIG…`.
+#[derive(Clone, Debug)]
+pub struct CheckArgs {
+    /// The experiment; the caller fills in the environment.
+    pub layers: Layers,
+    /// Open every image, not only the first of each clip and stream.
+    pub all: bool,
+    /// How much to say.
+    pub verbosity: Verbosity,
+}
+
+/// `slt-run config CONFIG…`.
 #[derive(Clone, Debug)]
 pub struct ConfigArgs {
     /// The experiment; the caller fills in the environment.
@@ -111,7 +122,7 @@ const RESUME: &str = "run.resume";
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
     let matches = command().try_get_matches_from(with_negative_numbers(args))?;
     Ok(match matches.subcommand() {
-        Some(("check", matches)) => Command::Check(config_args(matches)),
+        Some(("check", matches)) => Command::Check(check_args(matches)),
         Some(("config", matches)) => Command::Config(config_args(matches)),
         Some(("bench", matches)) => Command::Bench(bench_args(matches)),
         Some(("demo", matches)) => Command::Demo(demo_args(matches)),
@@ -148,6 +159,7 @@ fn command() -> clap::Command {
     let check = clap::Command::new("check")
         .about("Check an experiment and its data, and say what a run will cost; writes nothing")
         .args(experiment_options())
+        .arg(all_option())
         .args(verbosity_options());
     let config = clap::Command::new("config")
         .about("Print the resolved experiment, each value with its origin, as a valid experiment file")
@@ -302,6 +314,13 @@ fn overwrite_option() -> Arg {
         .help("Move a run that is already in the work folder aside, under a dated name")
 }
 
+fn all_option() -> Arg {
+    Arg::new("all")
+        .long("all")
+        .action(ArgAction::SetTrue)
+        .help("Open every image, not only the first of each clip and stream")
+}
+
 fn allow_changes_option() -> Arg {
     Arg::new("allow-changes")
         .long("allow-changes")
@@ -327,6 +346,10 @@ fn verbosity_options() -> [Arg; 2] {
 
 fn config_args(matches: &ArgMatches) -> ConfigArgs {
     ConfigArgs { layers: layers(matches), verbosity: verbosity(matches) }
+}
+
+fn check_args(matches: &ArgMatches) -> CheckArgs {
+    CheckArgs { layers: layers(matches), all: matches.get_flag("all"), verbosity: verbosity(matches) }
 }
 
 fn bench_args(matches: &ArgMatches) -> BenchArgs {
@@ -502,7 +525,9 @@ mod tests {
     #[test]
     fn subcommands() {
         let Command::Check(args) = parsed("check a.toml --epochs 1 -q").unwrap() else { panic!() };
-        assert_eq!((args.layers.settings.len(), args.verbosity), (1, Verbosity::Quiet));
+        assert_eq!((args.layers.settings.len(), args.verbosity, args.all), (1, Verbosity::Quiet, false));
+        let Command::Check(args) = parsed("check --all a.toml").unwrap() else { panic!() };
+        assert!(args.all && args.layers.files == [PathBuf::from("a.toml")]);
         assert!(matches!(parsed("config a.toml b.toml --set a.b=c").unwrap(), Command::Config(_)));
         let bench = |line| match parsed(line).unwrap() {
             Command::Bench(args) => (args.subject, args.steps, args.json),

@@ -4,12 +4,13 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::text::{about, amount, bytes, count, table};
+use super::text::{about, amount, bytes, count, table, wrapped};
 use super::train::{look_into_files, open_dataset};
 use super::{origins, print, resolve, select_device};
+use crate::cli::CheckArgs;
 use crate::config::streams::{STREAMS, image_streams};
-use crate::config::{Experiment, Layers, Resolved, Resume};
-use crate::data::{Dataset, Loader, Phase, Request, Summary};
+use crate::config::{Experiment, Resolved, Resume};
+use crate::data::{Dataset, Depth, Loader, Phase, Request, Summary, Verified};
 use crate::engine::{Engine, Placed, Step, memory::Plan, threads};
 use crate::error::{Kind, Problem};
 use crate::nn::Pass;
@@ -18,47 +19,68 @@ use crate::train::Trainer;
 use crate::train::feed::default_workers;
 use crate::{Error, Result};
 
-pub fn check(layers: Layers, reporter: &Reporter) -> Result<()> {
-    let resolved = resolve(layers, reporter)?;
-    check_resolved(&resolved, reporter).map_err(|error| origins::in_error(error, &resolved))
+pub fn check(args: CheckArgs, reporter: &Reporter) -> Result<()> {
+    let resolved = resolve(args.layers, reporter)?;
+    let depth = if args.all { Depth::EveryImage } else { Depth::FirstImages };
+    check_resolved(&resolved, depth, reporter).map_err(|error| origins::in_error(error, &resolved))
 }
 
-fn check_resolved(resolved: &Resolved, reporter: &Reporter) -> Result<()> {
+fn check_resolved(resolved: &Resolved, depth: Depth, reporter: &Reporter) -> Result<()> {
     let c = &resolved.experiment;
     let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads)?)?;
     let dataset = open_dataset(resolved, reporter)?;
-    let problems = look_into_files(&dataset, c, reporter);
+    let found = look_into_files(&dataset, resolved, depth, reporter);
     let mut trainer = Trainer::new(c, &device, &dataset)?;
 
     let device = format!("{}, {}", device.describe(), count(threads, "thread"));
+    let summary = dataset.summary();
     print(&format!(
         "{}\n{}",
-        describe_data(&dataset.summary(), c),
-        describe_network(c, &trainer, &dataset, &device)
+        describe_data(&summary, c),
+        wrapped(&describe_network(c, &trainer, &dataset, &device), LABEL)
     ))?;
-    Error::all(Kind::Data, problems)?;
+    let looked_at = describe_look(&found, &summary, dataset.unindexed_files);
+    Error::all(Kind::Data, found.problems)?;
     let engine = trainer.engine.as_mut();
     engine.plan().refuse_more_than_the_budget()?;
     let before = engine.chunk();
-    print(&one_step(c, &dataset, engine)?)?;
+    print(&wrapped(&one_step(c, &dataset, engine)?, LABEL))?;
     if let (Some(frames), true) = (engine.chunk(), engine.chunk() != before) {
         reporter.warn(&observe::smaller_chunk(frames));
     }
     check_work_dir(c, reporter)?;
-    print("everything is in order\n")
+    let end = match reporter.warnings() {
+        0 => "everything is in order".to_owned(),
+        warnings => format!("in order, with {}", count(warnings, "warning")),
+    };
+    print(&format!("{}{end}\n", wrapped(&looked_at, LABEL)))
 }
 
+/// The width of the words before each line on the network and the run.
+const LABEL: usize = 13;
+
+/// What the columns of the tables mean.
+const LEGEND: &str = "\
+longer         has more frames than model.sequence_length: some are left out
+repeated       share of the network's frames that show a clip's last one again
+clips without  have nothing in this stream: black images, or a pose of zeros
+cut short      the stream ends before the clip: its last frame is shown again
+with gaps      the stream lacks frames before its last one: black images there
+";
+
 fn describe_data(s: &Summary, c: &Experiment) -> String {
-    let longer = format!("longer than {}", c.model.sequence_length);
-    let mut splits = vec![["split", "clips", "frames: min", "median", "max", &longer].map(str::to_owned)];
+    let title = ["split", "clips", "frames: min", "median", "max", "longer", "repeated"];
+    let mut splits = vec![title.map(str::to_owned)];
     for (name, split) in [("train", &s.train), ("validation", &s.val)] {
-        let numbers = [split.clips, split.min, split.median, split.max, split.longer_than_sequence];
-        splits.push(row(name, numbers));
+        let share = format!("{:.0} %", 100.0 * split.repeated as f64 / split.shown.max(1) as f64);
+        let [clips, min, median, max, longer] =
+            [split.clips, split.min, split.median, split.max, split.longer_than_sequence]
+                .map(|number| number.to_string());
+        splits.push([name.to_owned(), clips, min, median, max, longer, share]);
     }
-    let titles =
-        ["stream", "frames", "clips without", "clips cut short", "clips with gaps", "frames in gaps"];
-    let mut streams = vec![titles.map(str::to_owned)];
+    let title = ["stream", "frames", "clips without", "cut short", "with gaps", "frames in gaps"];
+    let mut streams = vec![title.map(str::to_owned)];
     for stream in &s.streams {
         let numbers = [stream.frames, stream.empty, stream.short, stream.with_gaps, stream.missing_frames];
         streams.push(row(stream.name, numbers));
@@ -70,19 +92,21 @@ fn describe_data(s: &Summary, c: &Experiment) -> String {
     streams.push(pose);
 
     let t = &s.texts;
-    let mut text = format!("{}\n{}\n", table(&splits), table(&streams));
-    let _ = write!(text, "{} on {} of {} classes", count(t.texts, "text"), t.classes, c.model.vocab_size);
+    let mut text = format!("{}\n{}\n{LEGEND}\n", table(&splits), table(&streams));
+    let mut texts = String::new();
+    let _ = write!(texts, "{} on {} of {} classes", count(t.texts, "text"), t.classes, c.model.vocab_size);
     if s.unseen_val_texts > 0 {
         let _ = write!(
-            text,
+            texts,
             "; {} with a text that no training clip has",
             count(s.unseen_val_texts, "validation clip")
         );
     }
     if t.colliding > 0 {
-        let _ = write!(text, "; {} share a class with another, for example", count(t.colliding, "text"));
+        let _ = write!(texts, "; {} share a class with another, for example", count(t.colliding, "text"));
     }
-    text.push('\n');
+    texts.push('\n');
+    text.push_str(&wrapped(&texts, 2));
     for [a, b] in &t.examples {
         let _ = writeln!(text, "  {a:?} and {b:?}");
     }
@@ -143,6 +167,26 @@ fn describe_network(c: &Experiment, trainer: &Trainer, dataset: &Dataset, device
         count(epochs, "epoch"),
         count(epochs.saturating_mul(batches), "step"),
     )
+}
+
+/// Which files were opened, and which were not.
+fn describe_look(found: &Verified, s: &Summary, unindexed: usize) -> String {
+    let images: usize = s.streams.iter().map(|stream| stream.frames).sum();
+    let (poses, opened) = (count(found.poses, "pose"), count(found.images, "image"));
+    let mut text = format!("looked into  {poses} and {opened}");
+    let mut not = Vec::new();
+    if found.images < images {
+        text.push_str(": the first of each clip and stream");
+        not.push(format!("{}, which check --all opens", count(images - found.images, "more image")));
+    }
+    text.push('\n');
+    if unindexed > 0 {
+        not.push(format!("{} of clips that neither index names", count(unindexed, "file")));
+    }
+    if !not.is_empty() {
+        let _ = writeln!(text, "not into     {}", not.join(", and "));
+    }
+    text
 }
 
 /// One training step on the first batch, without an update, and what it says about a run's time.

@@ -25,14 +25,15 @@ use crate::{Error, Result};
 pub fn run(command: Command, arguments: &[OsString]) -> Result<u8, Box<(Error, Reporter)>> {
     let verbosity = match &command {
         Command::Train(args) => args.verbosity,
-        Command::Check(args) | Command::Config(args) => args.verbosity,
+        Command::Check(args) => args.verbosity,
+        Command::Config(args) => args.verbosity,
         Command::Bench(args) => args.verbosity,
         Command::Demo(args) => args.verbosity,
     };
     let reporter = Reporter::new(verbosity);
     let result = match command {
         Command::Train(args) => train::train(args, arguments, &reporter),
-        Command::Check(args) => check::check(args.layers, &reporter).map(|()| Ended::Finished),
+        Command::Check(args) => check::check(args, &reporter).map(|()| Ended::Finished),
         Command::Config(args) => show::show(args.layers, &reporter).map(|()| Ended::Finished),
         Command::Bench(args) => bench::bench(args, &reporter).map(|()| Ended::Finished),
         Command::Demo(args) => demo::demo(args, arguments, &reporter),

@@ -41,6 +41,55 @@ pub fn amount(number: usize) -> String {
     }
 }
 
+/// What a terminal shows in a line without wrapping it by itself.
+const COLUMNS: usize = 80;
+
+/// Each line of `text` in lines of at most 80 columns, cut behind commas, semicolons and colons where that can be, else at
+/// spaces; the later ones begin with `indent` spaces. A longer word stays whole.
+pub fn wrapped(text: &str, indent: usize) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        let mut wrapping = Wrapping { out: &mut out, column: 0, indent };
+        for phrase in line.split_inclusive(", ").flat_map(|part| part.split_inclusive("; ")) {
+            for phrase in phrase.split_inclusive(": ") {
+                wrapping.phrase(phrase);
+            }
+        }
+        out.truncate(out.trim_end_matches(' ').len());
+        out.push('\n');
+    }
+    out
+}
+
+/// A line that is being cut.
+struct Wrapping<'a> {
+    out: &'a mut String,
+    column: usize,
+    indent: usize,
+}
+
+impl Wrapping<'_> {
+    fn phrase(&mut self, phrase: &str) {
+        let width = |text: &str| text.trim_end().chars().count();
+        if self.column + width(phrase) <= COLUMNS || self.indent + width(phrase) <= COLUMNS {
+            return self.part(phrase);
+        }
+        // Several spaces in a row, as behind a label, stay as they are.
+        phrase.split_inclusive(' ').for_each(|word| self.part(word));
+    }
+
+    fn part(&mut self, part: &str) {
+        if self.column + part.trim_end().chars().count() > COLUMNS && self.column > self.indent {
+            self.out.truncate(self.out.trim_end().len());
+            self.out.push('\n');
+            self.out.push_str(&" ".repeat(self.indent));
+            self.column = self.indent;
+        }
+        self.out.push_str(part);
+        self.column += part.chars().count();
+    }
+}
+
 /// Rows with their columns below one another: the first column to the left, the others to the right.
 pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -73,6 +122,26 @@ mod tests {
         assert_eq!(times, ["40 ms", "10 s", "2 min", "1 h 0 min", "2 days 7 h"]);
         assert_eq!([bytes(1 << 19), bytes(3 << 30)], ["0.5 MiB", "3.0 GiB"]);
         assert_eq!([950, 38_400, 101_000_000].map(amount), ["950", "38.4 k", "101.0 M"]);
+    }
+
+    #[test]
+    fn long_lines_are_cut_at_spaces() {
+        let words = "abcdefghi ".repeat(9);
+        let text = wrapped(&format!("label  {words}\nshort  line\n"), 7);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                format!("label  {}", words[..70].trim_end()).as_str(),
+                &format!("       {}", words[70..].trim_end()),
+                "short  line"
+            ]
+        );
+        let phrases = format!("label  {}, 0.1 MiB; 0.2 MiB", "a".repeat(60));
+        assert_eq!(wrapped(&phrases, 7), format!("label  {}, 0.1 MiB;\n       0.2 MiB\n", "a".repeat(60)));
+        let long = "x".repeat(100);
+        assert_eq!(wrapped(&format!("label  {long} y"), 7), format!("label  {long}\n       y\n"));
+        assert_eq!(wrapped("\n", 3), "\n");
     }
 
     #[test]

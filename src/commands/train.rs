@@ -9,7 +9,7 @@ use super::text::{about, amount, count};
 use super::{origins, resolve, select_device};
 use crate::cli::TrainArgs;
 use crate::config::{Change, Experiment, FIELDS, OnBadClip, Override, Resolved, Resume};
-use crate::data::Dataset;
+use crate::data::{Dataset, Depth, Verified};
 use crate::engine::threads;
 use crate::error::{Kind, Problem};
 use crate::limits::allocator::at_the_end;
@@ -63,15 +63,17 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         earlier.refuse_other_data(&dataset, resolved, call, reporter)?;
     }
     // A look into each clip's files costs a hundredth of an epoch, and may save one.
-    let problems = look_into_files(&dataset, c, reporter);
+    let mut found = look_into_files(&dataset, resolved, Depth::FirstImages, reporter);
     if earlier.is_some() && c.data.on_bad_clip == OnBadClip::Skip {
-        // What broke while the run trained must not keep it from going on: it is counted when its turn comes.
-        for problem in problems {
-            reporter.warn(&problem.what);
+        // What broke while the run trained must not keep it from going on, as long as there is something to go on with:
+        // it is counted when its turn comes.
+        let lost = found.lost_splits(&dataset);
+        if lost.is_empty() {
+            found.problems.drain(..).for_each(|problem| reporter.warn(&problem.line()));
         }
-    } else {
-        Error::all(Kind::Data, problems)?;
+        found.problems.extend(lost);
     }
+    Error::all(Kind::Data, found.problems)?;
     let mut trainer = Trainer::new(c, &device, &dataset)?;
     let steps = dataset.train.len().div_ceil(c.data.batch_size);
     let is_resumed = earlier.is_some();
@@ -394,12 +396,21 @@ pub fn open_dataset(resolved: &Resolved, reporter: &Reporter) -> Result<Arc<Data
     Ok(Arc::new(dataset))
 }
 
-/// Opens every pose and the first image of each clip in each stream; all that is wrong with them.
-pub fn look_into_files(dataset: &Dataset, c: &Experiment, reporter: &Reporter) -> Vec<Problem> {
-    let threads = c.data.num_workers.unwrap_or_else(default_workers).max(1);
-    let problems = dataset.verify(threads, &|done, all| reporter.stage("looking into the clips", done, all));
+/// Opens every pose and as many images as `depth` says, on the loader's threads, and passes on what is odd about them.
+pub fn look_into_files(
+    dataset: &Dataset,
+    resolved: &Resolved,
+    depth: Depth,
+    reporter: &Reporter,
+) -> Verified {
+    let threads = resolved.experiment.data.num_workers.unwrap_or_else(default_workers).max(1);
+    let progress = |done, all| reporter.stage("looking into the files", done, all);
+    let found = dataset.verify(threads, depth, &progress);
     reporter.finish();
-    problems
+    for warning in &found.warnings {
+        reporter.warn(&origins::in_line(warning, resolved));
+    }
+    found
 }
 
 fn summary(c: &Experiment, dataset: &Dataset, trainer: &Trainer, device: &str, threads: usize) -> String {

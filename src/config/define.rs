@@ -149,10 +149,11 @@ impl Field {
     /// Whether the numbers of a run depend on it; the others say where it runs, how it loads and when it saves.
     #[must_use]
     pub fn decides_numbers(&self) -> bool {
-        const NO_NUMBER: [&str; 8] = [
+        const NO_NUMBER: [&str; 9] = [
             "data.num_workers",
             "data.tensorboard",
             "data.on_bad_clip",
+            "data.max_empty_clips",
             "run.work_dir",
             "run.threads",
             "run.memory_budget",

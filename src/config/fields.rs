@@ -52,6 +52,9 @@ sections! {
         /// What a clip costs that cannot be loaded during training: the run, or itself, where no more than 1 % of them are
         /// so.
         on_bad_clip: OnBadClip = error,
+        /// Share of the clips that may have no image in any stream, and are black ones to the network; a run with more
+        /// of them does not start.
+        max_empty_clips: f64 = 0.01 => Rule::Share,
         /// Folder for TensorBoard's event files.
         tensorboard: Option<PathBuf> = unset ("off"),
     }

@@ -1,13 +1,13 @@
 //! The dataset: opened once, shared by the loader's threads, one clip decoded at a time.
 
 use super::batch::{Phase, Sample, Sizes};
-use super::frames::{FrameTable, Listing, list_frames, list_poses};
+use super::frames::{FrameTable, Listing, PassedOver, PoseListing, list_frames, list_poses};
 use super::image::Decoder;
 use super::manifest::{Index, Metadata, Source, read_index, read_metadata};
 use super::pose::{self, Pose};
 use super::sampling::{frame_at, sample_indices, stride, union};
 use super::target::text_target;
-use super::{count, some_of};
+use super::{count, shortened, some_of};
 use crate::config::{self, OnBadClip};
 use crate::error::{Error, Kind, Problem, Result};
 use crate::random::{Purpose, stream};
@@ -71,7 +71,9 @@ pub struct Dataset {
     pub on_bad_clip: OnBadClip,
     pub(super) landmarks: usize,
     seed: u64,
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    /// Frames and poses in its folders that are of clips which neither index names.
+    pub unindexed_files: usize,
 }
 
 impl Dataset {
@@ -118,7 +120,8 @@ impl Dataset {
     /// Reads the CSVs and lists the folders, each once.
     ///
     /// # Errors
-    /// All that is wrong with the CSVs and folders, as one error of kind `Data`.
+    /// All that is wrong with the CSVs and folders, as one error of kind `Data`; so is a share of clips without images
+    /// above `data.max_empty_clips`.
     pub fn open(data: &config::Data, model: &config::Model, seed: u64) -> Result<Self> {
         let sources = Sources::new(data);
         let mut problems = Vec::new();
@@ -144,7 +147,7 @@ impl Dataset {
             return Err(Error::data("the dataset cannot be opened"));
         };
         let mut dataset = Self {
-            clips: join(&splits.ids, &metadata, folders.0, &folders.1, model.vocab_size),
+            clips: join(&splits.ids, &metadata, folders.streams, &folders.poses, model.vocab_size),
             train: splits.train,
             val: splits.val,
             streams: sources.streams.map(|s| Stream {
@@ -163,60 +166,18 @@ impl Dataset {
             landmarks: model.pose_landmarks,
             seed,
             warnings,
+            unindexed_files: folders.unindexed,
         };
-        dataset.warnings.extend(folders.2);
-        dataset.check_contents()?;
+        dataset.warnings.extend(folders.warnings);
+        dataset.check_contents(data.max_empty_clips)?;
         Ok(dataset)
     }
 
     /// What is odd and does not stop a run: ids without metadata, repeated rows, files with odd names, clips without
-    /// frames, clips in both splits, texts that share a class.
+    /// images, clips in both splits, streams without files, frames that are mostly repeated, texts that share a class.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
-    }
-
-    /// Refuses a dataset without any frame; warns of clips and streams without any, and of shared classes.
-    fn check_contents(&mut self) -> Result<()> {
-        let frameless = |clip: &Clip| clip.frames.iter().all(|table| table.numbers().is_empty());
-        if self.clips.iter().all(frameless) {
-            let example = self.clips.first().map_or("", |clip| clip.id.as_str());
-            return Err(Error::data(format!("none of the {} has a frame", count(self.clips.len(), "clip")))
-                .cause(format!(
-                    "no file named {example}_f<number>.jpg, for example, in {}",
-                    some_of(&self.streams.each_ref().map(|s| format!("{} ({})", s.dir.display(), s.key)))
-                ))
-                .hint("is data.face_dir right, and are the frames named <video_id>_f<number>.jpg?"));
-        }
-        for (at, stream) in self.streams.iter().enumerate() {
-            if self
-                .clips
-                .iter()
-                .all(|clip| clip.frames.get(at).is_none_or(|table| table.numbers().is_empty()))
-            {
-                let folder = stream.dir.display();
-                self.warnings.push(format!("no clip has a frame in {folder} ({}): is it right?", stream.key));
-            }
-        }
-        if !self.clips.iter().any(|clip| clip.has_pose) {
-            let folder = self.pose_dir.display();
-            self.warnings.push(format!("no clip has a pose in {folder} (data.pose_dir): is it right?"));
-        }
-        let empty = self.clips.iter().filter(|clip| frameless(clip) && !clip.has_pose);
-        let empty: Vec<&str> = empty.map(|clip| clip.id.as_str()).collect();
-        if !empty.is_empty() {
-            let clips = count(empty.len(), "clip");
-            self.warnings.push(format!("{clips} without any frame or pose: {}", some_of(&empty)));
-        }
-        let collisions = self.collisions();
-        if collisions.colliding > 0 {
-            self.warnings.push(format!(
-                "{} of {} texts share a class with another text and cannot be told apart: a larger \
-                 model.vocab_size separates them",
-                collisions.colliding, collisions.texts
-            ));
-        }
-        Ok(())
     }
 
     /// Decodes one clip as `phase` of `epoch` (counted from 0) samples it. It depends on the seed, the epoch and the
@@ -441,8 +402,16 @@ fn note_unknown(
     )))
 }
 
-/// The streams' frames, the poses, and warnings of odd names.
-type Folders = ([Listing; 3], Vec<bool>, Vec<String>);
+/// What the folders hold.
+struct Folders {
+    streams: [Listing; 3],
+    /// For each clip, whether it has a pose.
+    poses: Vec<bool>,
+    /// Of odd names.
+    warnings: Vec<String>,
+    /// Files of clips that neither index names.
+    unindexed: usize,
+}
 
 /// Lists the four folders, side by side: most of the time is the system's.
 fn list_folders(sources: &Sources, ids: &HashMap<&str, usize>) -> Result<Folders, Vec<Problem>> {
@@ -466,10 +435,11 @@ fn list_folders(sources: &Sources, ids: &HashMap<&str, usize>) -> Result<Folders
         let problem = Problem::new(format!("cannot list the folder {source}")).io(error);
         problems.push(problem.hint(format!("correct {}", source.key)));
     };
-    let mut warnings = Vec::new();
+    let (mut warnings, mut unindexed) = (Vec::new(), 0);
     let mut streams = streams.into_iter().zip(&sources.streams).map(|(listing, source)| match listing {
         Ok(listing) => {
-            warnings.extend(odd_names(source, &listing));
+            warnings.extend(odd_frames(source, &listing));
+            unindexed += listing.other_clips;
             listing
         }
         Err(error) => {
@@ -480,24 +450,38 @@ fn list_folders(sources: &Sources, ids: &HashMap<&str, usize>) -> Result<Folders
     let streams = [(); 3].map(|()| streams.next().unwrap_or_default());
     let poses = poses.unwrap_or_else(|error| {
         failed(&sources.pose, &error);
-        Vec::new()
+        PoseListing::default()
     });
-    if problems.is_empty() { Ok((streams, poses, warnings)) } else { Err(problems) }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    warnings.extend(odd_names(&sources.pose, &poses.other_files, "not named <video_id>.npz, ignored"));
+    unindexed += poses.other_clips;
+    Ok(Folders { streams, poses: poses.found, warnings, unindexed })
 }
 
 /// One warning for each kind of odd name in a stream's folder.
-fn odd_names(source: &Source, listing: &Listing) -> Vec<String> {
+fn odd_frames(source: &Source, listing: &Listing) -> Vec<String> {
     let kinds = [
-        (listing.other_files, "not named <video_id>_f<number>.jpg, ignored"),
-        (listing.not_utf8, "with a name that is not UTF-8, ignored"),
-        (listing.huge_numbers, "with a frame number beyond 4294967295, ignored"),
+        (&listing.other_files, "not named <video_id>_f<number>.jpg, ignored"),
+        (&listing.not_utf8, "with a name that is not UTF-8, ignored"),
+        (&listing.huge_numbers, "with a frame number beyond 4294967295, ignored"),
         (
-            listing.repeated,
+            &listing.repeated,
             "with a frame number that another file of the clip has (in more or fewer zeros), ignored",
         ),
     ];
-    let found = kinds.into_iter().filter(|(number, _)| *number > 0);
-    found.map(|(number, what)| format!("{source}: {} {what}", count(number, "file"))).collect()
+    kinds.into_iter().filter_map(|(files, what)| odd_names(source, files, what)).collect()
+}
+
+/// The warning of files that are passed over because `what`; none where there are none.
+fn odd_names(source: &Source, passed: &PassedOver, what: &str) -> Option<String> {
+    let (files, example) = (count(passed.files, "file"), shortened(&passed.example));
+    match passed.files {
+        0 => None,
+        1 => Some(format!("{source}: {files} {what}: {example}")),
+        _ => Some(format!("{source}: {files} {what}, for example {example}")),
+    }
 }
 
 /// Puts the parts of each clip together.

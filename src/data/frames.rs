@@ -41,11 +41,15 @@ impl Written {
 }
 
 impl FrameTable {
-    /// Sorts the files of one clip. Of two files with one number the shorter name stays; returns how many went.
-    fn new(mut files: Vec<Written>) -> (Self, usize) {
+    /// Sorts the files of one clip. Of two files with one number the shorter name stays; returns those that went.
+    fn new(mut files: Vec<Written>) -> (Self, Vec<Written>) {
         files.sort_unstable();
-        let all = files.len();
-        files.dedup_by_key(|file| file.number);
+        let mut dropped = Vec::new();
+        files.dedup_by(|file, before| {
+            let repeats = file.number == before.number;
+            dropped.extend(repeats.then_some(*file));
+            repeats
+        });
         let padded = files.iter().filter(|file| file.digits > file.own_digits());
         let width = padded.map(|file| file.digits).max().unwrap_or(1);
         let regular = files.iter().all(|file| file.digits == width.max(file.own_digits()));
@@ -55,7 +59,6 @@ impl FrameTable {
             Digits::Each(files.iter().map(|file| file.digits).collect())
         };
         let numbers: Box<[u32]> = files.iter().map(|file| file.number).collect();
-        let dropped = all - numbers.len();
         (Self { numbers, digits }, dropped)
     }
 
@@ -75,7 +78,29 @@ impl FrameTable {
                 at.and_then(|at| widths.get(at)).copied().unwrap_or(1)
             }
         };
-        format!("{id}_f{number:0width$}.jpg", width = usize::from(width))
+        frame_name(id, number, width)
+    }
+}
+
+fn frame_name(id: &str, number: u32, digits: u8) -> String {
+    format!("{id}_f{number:0width$}.jpg", width = usize::from(digits))
+}
+
+/// Files that a listing passes over for one reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PassedOver {
+    /// How many.
+    pub files: usize,
+    /// The name of the first of them, in the alphabet's order; a folder's own order is anyone's.
+    pub example: String,
+}
+
+impl PassedOver {
+    fn add(&mut self, name: &str) {
+        if self.files == 0 || name < self.example.as_str() {
+            name.clone_into(&mut self.example);
+        }
+        self.files += 1;
     }
 }
 
@@ -85,13 +110,26 @@ pub struct Listing {
     /// The frames of each clip, in the order of the clips.
     pub tables: Vec<FrameTable>,
     /// Files that are not named `<id>_f<digits>.jpg`.
-    pub other_files: usize,
+    pub other_files: PassedOver,
     /// Names that are not UTF-8.
-    pub not_utf8: usize,
+    pub not_utf8: PassedOver,
     /// Names whose number is beyond 4294967295.
-    pub huge_numbers: usize,
+    pub huge_numbers: PassedOver,
     /// Names that repeat a clip's number with other leading zeros; one file of each is used.
-    pub repeated: usize,
+    pub repeated: PassedOver,
+    /// Frames of clips that are not asked for.
+    pub other_clips: usize,
+}
+
+/// What one listing of the poses' folder found.
+#[derive(Debug, Default)]
+pub struct PoseListing {
+    /// For each clip, in the order of the clips, whether it has a file.
+    pub found: Vec<bool>,
+    /// Files that are not named `<id>.npz`.
+    pub other_files: PassedOver,
+    /// Poses of clips that are not asked for.
+    pub other_clips: usize,
 }
 
 /// The id and the digits of `<id>_f<digits>.jpg`; the digits are those between the last `_f` and `.jpg`.
@@ -111,42 +149,54 @@ pub fn list_frames(dir: &Path, ids: &HashMap<&str, usize>, clips: usize) -> io::
     for entry in std::fs::read_dir(dir)? {
         let name = entry?.file_name();
         let Some(name) = name.to_str() else {
-            listing.not_utf8 += 1;
+            listing.not_utf8.add(&name.to_string_lossy());
             continue;
         };
         let Some((id, digits)) = split_name(name) else {
-            listing.other_files += 1;
+            listing.other_files.add(name);
             continue;
         };
-        let Some(clip) = ids.get(id).and_then(|&clip| files.get_mut(clip)) else { continue };
+        let Some(clip) = ids.get(id).and_then(|&clip| files.get_mut(clip)) else {
+            listing.other_clips += 1;
+            continue;
+        };
         match digits.parse() {
             // A file's name has at most 255 bytes.
             Ok(number) => clip.push(Written { number, digits: digits.len() as u8 }),
-            Err(_) => listing.huge_numbers += 1,
+            Err(_) => listing.huge_numbers.add(name),
         }
     }
-    for clip in files {
-        let (table, dropped) = FrameTable::new(clip);
+    for (clip, files) in files.into_iter().enumerate() {
+        let (table, dropped) = FrameTable::new(files);
         listing.tables.push(table);
-        listing.repeated += dropped;
+        if dropped.is_empty() {
+            continue;
+        }
+        let id = ids.iter().find(|(_, at)| **at == clip).map_or("", |(id, _)| *id);
+        let names = dropped.iter().map(|file| frame_name(id, file.number, file.digits));
+        names.for_each(|name| listing.repeated.add(&name));
     }
     Ok(listing)
 }
 
-/// Lists the pose folder once: for each clip, whether `<id>.npz` is there.
+/// Lists the pose folder once, as [`list_frames`] does a stream's.
 ///
 /// # Errors
 /// The folder is missing, is a file, or cannot be read.
-pub fn list_poses(dir: &Path, ids: &HashMap<&str, usize>, clips: usize) -> io::Result<Vec<bool>> {
-    let mut found = vec![false; clips];
+pub fn list_poses(dir: &Path, ids: &HashMap<&str, usize>, clips: usize) -> io::Result<PoseListing> {
+    let mut listing = PoseListing { found: vec![false; clips], ..PoseListing::default() };
     for entry in std::fs::read_dir(dir)? {
         let name = entry?.file_name();
-        let id = name.to_str().and_then(|name| name.strip_suffix(".npz"));
-        if let Some(seen) = id.and_then(|id| ids.get(id)).and_then(|&clip| found.get_mut(clip)) {
-            *seen = true;
+        let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".npz")) else {
+            listing.other_files.add(&name.to_string_lossy());
+            continue;
+        };
+        match ids.get(id).and_then(|&clip| listing.found.get_mut(clip)) {
+            Some(seen) => *seen = true,
+            None => listing.other_clips += 1,
         }
     }
-    Ok(found)
+    Ok(listing)
 }
 
 #[cfg(test)]
@@ -209,7 +259,11 @@ mod tests {
         let got = list(&names, &["a"]);
         assert_eq!(got.tables[0].numbers(), [1, u32::MAX]);
         assert_eq!(got.tables[0].file_name("a", 1), "a_f1.jpg");
-        assert_eq!((got.repeated, got.huge_numbers, got.other_files), (2, 1, 6));
+        let seen = |passed: PassedOver| (passed.files, passed.example);
+        assert_eq!(seen(got.repeated), (2, "a_f001.jpg".into()));
+        assert_eq!(seen(got.huge_numbers), (1, "a_f4294967296.jpg".into()));
+        assert_eq!(seen(got.other_files), (6, "Thumbs.db".into()));
+        assert_eq!(got.other_clips, 1);
     }
 
     #[cfg(unix)]
@@ -219,8 +273,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(std::ffi::OsStr::from_bytes(b"a_\xff_f1.jpg")), b"").unwrap();
         let got = list_frames(dir.path(), &HashMap::from([("a", 0)]), 1).unwrap();
-        assert_eq!(got.not_utf8, 1);
+        assert_eq!((got.not_utf8.files, got.not_utf8.example.as_str()), (1, "a_\u{fffd}_f1.jpg"));
         assert!(got.tables[0].numbers().is_empty());
+    }
+
+    #[test]
+    fn poses_are_found_and_the_rest_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["b.npz", "a.npz", "c.npy", "c.NPZ", ".npz"] {
+            std::fs::write(dir.path().join(name), b"").unwrap();
+        }
+        let got = list_poses(dir.path(), &HashMap::from([("c", 0), ("a", 1)]), 2).unwrap();
+        assert_eq!((got.found, got.other_clips), (vec![false, true], 2));
+        assert_eq!(got.other_files, PassedOver { files: 2, example: "c.NPZ".into() });
     }
 
     #[test]

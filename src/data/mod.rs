@@ -6,16 +6,19 @@
 
 mod bad_clips;
 mod batch;
+mod contents;
 mod dataset;
 mod frames;
 mod image;
 mod loader;
 mod manifest;
 mod pose;
+mod same_streams;
 mod sampling;
 mod summary;
 mod table;
 mod target;
+mod verify;
 
 use std::cell::Cell;
 
@@ -30,6 +33,7 @@ pub use pose::{Pose, read as read_pose};
 pub use sampling::{frame_at, sample_indices, stride};
 pub use summary::{Collisions, Frames, StreamSummary, Summary};
 pub use target::{normalize, text_hash, text_target};
+pub use verify::{Depth, Verified};
 
 thread_local! {
     /// Whether this thread is inside [`guarded`].

@@ -19,6 +19,12 @@ pub fn sample_indices(frames: usize, length: usize, offset: usize) -> Vec<usize>
     indices
 }
 
+/// How many different frames [`sample_indices`] takes from `frames` frames at an offset of 0; the rest repeat the last.
+#[must_use]
+pub fn distinct(frames: usize, length: usize) -> usize {
+    frames.div_ceil(stride(frames, length))
+}
+
 /// The numbers that any of the three image streams has, sorted. Each stream's own numbers are sorted and distinct.
 #[must_use]
 pub fn union(streams: [&[u32]; 3]) -> Vec<u32> {
@@ -70,6 +76,16 @@ mod tests {
         assert_eq!(sample_indices(9, 4, 7), sample_indices(9, 4, 2));
         assert_eq!(sample_indices(3, 4, 2), [0, 1, 2, 2]);
         assert_eq!(sample_indices(0, 2, 5), [0, 0]);
+    }
+
+    #[test]
+    fn different_frames_are_counted() {
+        for (frames, length) in (0..40).flat_map(|frames| (1..12).map(move |length| (frames, length))) {
+            let mut indices = sample_indices(frames, length, 0);
+            indices.dedup();
+            let expected = if frames == 0 { 0 } else { indices.len() };
+            assert_eq!(distinct(frames, length), expected, "{frames} frames to {length}");
+        }
     }
 
     #[test]

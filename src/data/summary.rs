@@ -1,13 +1,11 @@
-//! What a person wants to know of a dataset before a run of days: counts, and a look into the files.
+//! What a person wants to know of a dataset before a run of days: counts.
 
+use super::contents::repeated;
 use super::dataset::{Clip, Dataset};
 use super::frames::FrameTable;
-use super::image::Decoder;
 use super::sampling::frame_at;
 use super::target::normalize;
-use crate::error::Problem;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The lengths of a split's clips in frames (`T0`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +22,10 @@ pub struct Frames {
     pub total: usize,
     /// Clips that are longer than `model.sequence_length`, so that frames are skipped.
     pub longer_than_sequence: usize,
+    /// How many frames the clips that have images are shown as: `model.sequence_length` each.
+    pub shown: usize,
+    /// How many of these repeat the clip's last frame.
+    pub repeated: usize,
 }
 
 /// What one image stream lacks.
@@ -132,6 +134,7 @@ impl Dataset {
         let mut lengths: Vec<usize> = split.iter().filter_map(|&at| lengths.get(at).copied()).collect();
         lengths.sort_unstable();
         let at = |position: usize| lengths.get(position).copied().unwrap_or(0);
+        let (shown, repeated) = repeated(&lengths, self.sizes.frames);
         Frames {
             clips: lengths.len(),
             min: at(0),
@@ -139,56 +142,9 @@ impl Dataset {
             max: lengths.last().copied().unwrap_or(0),
             total: lengths.iter().sum(),
             longer_than_sequence: lengths.iter().filter(|&&length| length > self.sizes.frames).count(),
+            shown,
+            repeated,
         }
-    }
-
-    /// Opens every pose file, and the first image of each clip in each stream, on `threads` threads. All that is
-    /// wrong with them, in the order of the clips; empty where all is well. `progress` is told how many clips of all
-    /// are done, by whichever thread is done with one.
-    #[must_use]
-    pub fn verify(&self, threads: usize, progress: &(dyn Fn(usize, usize) + Sync)) -> Vec<Problem> {
-        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let work = || {
-            let (mut decoder, mut found) = (Decoder::default(), Vec::new());
-            let mut image = vec![0; self.sizes.image_bytes()];
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(clip) = self.clips.get(at) else { return found };
-                found.extend(self.verify_clip(clip, &mut decoder, &mut image).into_iter().map(|p| (at, p)));
-                progress(1 + done.fetch_add(1, Ordering::Relaxed), self.clips.len());
-            }
-        };
-        let mut found = std::thread::scope(|scope| {
-            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
-            let threads: Vec<_> = (1..threads).map_while(spawn).collect();
-            let mut found = work();
-            found.extend(threads.into_iter().filter_map(|thread| thread.join().ok()).flatten());
-            found
-        });
-        found.sort_by_key(|(clip, _)| *clip);
-        let mut problems: Vec<Problem> = found.into_iter().map(|(_, problem)| problem).collect();
-        if let Some(at) = problems.iter().position(|problem| problem.limit.is_some()) {
-            // It strikes whichever clips are being read.
-            problems = vec![problems.swap_remove(at)];
-        }
-        problems
-    }
-
-    fn verify_clip(&self, clip: &Clip, decoder: &mut Decoder, image: &mut [u8]) -> Vec<Problem> {
-        let mut found = Vec::new();
-        for (stream, table) in self.streams.iter().zip(&clip.frames) {
-            let Some(&first) = table.numbers().first() else { continue };
-            let path = stream.dir.join(table.file_name(&clip.id, first));
-            if let Err(error) = decoder.read(&path, self.sizes.image_size, image) {
-                found.extend(error.problems);
-            }
-        }
-        if clip.has_pose
-            && let Err(error) = self.read_pose(clip)
-        {
-            found.extend(error.problems);
-        }
-        found
     }
 }
 
@@ -198,7 +154,7 @@ impl StreamSummary {
         let own = table.numbers();
         self.frames += own.len();
         if own.is_empty() {
-            self.empty += usize::from(!clip.is_empty());
+            self.empty += 1;
             return;
         }
         self.short += usize::from(own.last() < clip.last());

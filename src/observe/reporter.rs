@@ -58,6 +58,7 @@ struct State {
     steps: usize,
     validation: Option<Validation>,
     pace: Pace,
+    warnings: usize,
 }
 
 /// Where a validation stands.
@@ -127,6 +128,7 @@ impl Reporter {
             steps: 0,
             validation: None,
             pace: Pace::default(),
+            warnings: 0,
         };
         Self { verbosity, color, state: Mutex::new(state) }
     }
@@ -147,7 +149,15 @@ impl Reporter {
 
     /// Something that a person should know although the work goes on; shown always, after `warning:`.
     pub fn warn(&self, line: &str) {
-        self.lock().line(&warning(line, self.color));
+        let mut state = self.lock();
+        state.warnings += 1;
+        state.line(&warning(line, self.color));
+    }
+
+    /// How many warnings there have been.
+    #[must_use]
+    pub fn warnings(&self) -> usize {
+        self.lock().warnings
     }
 
     /// Why the work ends; shown always, after the bars are gone.

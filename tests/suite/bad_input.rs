@@ -343,8 +343,161 @@ fn check_lists_every_broken_file() {
     let ids: Vec<String> = world.read("data/index/val.csv").lines().skip(1).map(str::to_owned).collect();
     world.write(&format!("data/pose/{}.npz", ids[0]), "x");
     let outcome = world.run(&["check", "tiny.toml"]);
-    assert_eq!((outcome.code, errors(&outcome)), (3, 3), "{}", outcome.stderr);
+    // The two poses are one error.
+    assert_eq!((outcome.code, errors(&outcome)), (3, 2), "{}", outcome.stderr);
+    outcome.says(&[
+        "cannot read 2 of the 8 poses opened in data/pose",
+        &id,
+        &ids[0],
+        "cannot read the image ",
+    ]);
     assert!(!outcome.stdout.contains("in order"));
+}
+
+#[test]
+fn check_all_opens_every_frame() {
+    let world = World::new();
+    let images = ["face", "hand_l", "hand_r"].map(|stream| names(&world, stream).len()).iter().sum::<usize>();
+    let outcome = world.ok(&["check", "tiny.toml", "--all"]);
+    let says = format!("looked into  8 poses and {images} images\neverything is in order\n");
+    assert!(outcome.stdout.ends_with(&says), "{}", outcome.stdout);
+
+    // All but the first frame of each clip, which a look at the first ones misses; not of the clip of the one step.
+    let (id, _) = world.clip();
+    let is_later = |name: &String| !name.starts_with(&id) && !is_first(&world, name);
+    let later: Vec<String> = names(&world, "face").into_iter().filter(is_later).collect();
+    assert!(later.len() > 10, "{later:?}");
+    later.iter().for_each(|name| world.write(&format!("data/face/{name}"), "GIF89a"));
+    let outcome = world.ok(&["check", "tiny.toml", "--batch-size=1"]);
+    assert!(outcome.stdout.contains("\nnot into "), "{}", outcome.stdout);
+    let outcome = world.run(&["check", "tiny.toml", "--all", "--num-workers=3"]);
+    assert_eq!((outcome.code, errors(&outcome)), (3, 1), "{}", outcome.stderr);
+    outcome.says(&[
+        &format!(
+            "cannot read {} of the {} images opened in data/face",
+            later.len(),
+            names(&world, "face").len()
+        ),
+        &format!("(data.face_dir, from tiny.toml:{})", line_of("face_dir")),
+        "caused by: it is a GIF, not a JPEG",
+        &format!("and {} more\n", later.len() - 10),
+    ]);
+    assert_eq!(later.iter().filter(|name| outcome.stderr.contains(name.as_str())).count(), 10);
+}
+
+/// The files of a stream, sorted.
+fn names(world: &World, stream: &str) -> Vec<String> {
+    let entries = fs::read_dir(world.path("data").join(stream)).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn is_first(world: &World, name: &str) -> bool {
+    let clip = |name: &str| name.rsplit_once("_f").unwrap().0.to_owned();
+    names(world, "face").iter().find(|other| clip(other) == clip(name)).unwrap() == name
+}
+
+/// Twelve files, twelve messages: nobody reads those.
+#[test]
+fn what_every_clip_has_is_one_error() {
+    let world = World::new();
+    let bytes: Vec<u8> = [0.5_f32; 2 * 39].iter().flat_map(|x| x.to_le_bytes()).collect();
+    for name in names(&world, "pose") {
+        world.write(&format!("data/pose/{name}"), npz("pose", "'<f4'", "(3, 24)", &bytes));
+    }
+    for args in [&["tiny.toml"][..], &["check", "tiny.toml"], &["check", "tiny.toml", "--all"]] {
+        let outcome = world.run(args);
+        assert_eq!((outcome.code, errors(&outcome)), (3, 1), "{}", outcome.stderr);
+        outcome.says(&[
+            &format!(
+                "cannot read 8 of the 8 poses opened in data/pose (data.pose_dir, from tiny.toml:{})",
+                line_of("pose_dir")
+            ),
+            "caused by: it has 24 values a frame, and model.pose_landmarks = 13 needs 39",
+            "caused by: for example ",
+            "hint: set model.pose_landmarks = 8",
+        ]);
+    }
+}
+
+#[test]
+fn data_that_look_healthy_and_are_not() {
+    let world = World::new();
+    let warned = |args: &[&str], warnings: &[&str]| {
+        let outcome = world.ok(&[&["check", "tiny.toml"], args].concat());
+        assert_eq!(outcome.stderr.lines().count(), warnings.len(), "{}", outcome.stderr);
+        outcome.says(warnings);
+        let number = match warnings.len() {
+            1 => "1 warning".to_owned(),
+            number => format!("{number} warnings"),
+        };
+        assert!(outcome.stdout.ends_with(&format!("\nin order, with {number}\n")), "{}", outcome.stdout);
+        // A run says the same.
+        let dir = tempfile::tempdir().unwrap();
+        let work_dir = format!("--work-dir={}", dir.path().join("run").display());
+        world.ok(&[&["tiny.toml", "--epochs=1", &work_dir], args].concat()).says(warnings);
+    };
+    let (left, right) = ("data/hand_l (data.hand_left_dir, from ", "data/hand_r (data.hand_right_dir, from ");
+    warned(
+        &["--hand-right-dir=data/pose/../hand_l"],
+        &[
+            "warning: data/hand_l (data.hand_left_dir, from tiny.toml:3) and data/pose/../hand_l (data.hand_right_dir, ",
+        ],
+    );
+    warned(
+        &["--sequence-length=128"],
+        &["stretched to 128 (model.sequence_length, from --sequence-length 128)"],
+    );
+    world.write("data/face/Thumbs.db", "");
+    warned(&[], &["1 file not named <video_id>_f<number>.jpg, ignored: Thumbs.db"]);
+    fs::remove_file(world.path("data/face/Thumbs.db")).unwrap();
+
+    fs::rename(world.path("data/hand_r"), world.path("right")).unwrap();
+    fs::create_dir(world.path("data/hand_r")).unwrap();
+    warned(&[], &[&format!("warning: no clip has a frame in {right}")]);
+    for name in names(&world, "hand_l") {
+        std::os::unix::fs::symlink(format!("../hand_l/{name}"), world.path("data/hand_r").join(name))
+            .unwrap();
+    }
+    warned(&[], &[&format!("warning: {left}")]);
+    fs::remove_dir_all(world.path("data/hand_r")).unwrap();
+    fs::create_dir(world.path("data/hand_r")).unwrap();
+    for name in names(&world, "hand_l") {
+        fs::copy(world.path("data/hand_l").join(&name), world.path("data/hand_r").join(&name)).unwrap();
+    }
+    warned(&[], &["and data/hand_r (data.hand_right_dir, from tiny.toml:4) hold the same files, "]);
+}
+
+#[test]
+fn crops_that_were_deleted_are_no_clips() {
+    let world = World::new();
+    let (id, _) = world.clip();
+    for stream in ["face", "hand_l", "hand_r"] {
+        let start = format!("{id}_f");
+        for name in names(&world, stream).iter().filter(|name| !name.starts_with(&start)) {
+            fs::remove_file(world.path("data").join(stream).join(name)).unwrap();
+        }
+    }
+    refused_by_both(
+        &world,
+        3,
+        &["7 of 8 clips have no image in any stream", "data.max_empty_clips = 0.01", "without any image: "],
+    );
+    // The validation split has nothing at all, whatever share may be so.
+    let most = ["check", "tiny.toml", "--max-empty-clips=0.9"];
+    assert_eq!(world.run(&most).says(&["no clip of the validation split (data.val_index, "]).code, 3);
+    world.write("data/index/val.csv", format!("{id}\n"));
+    let outcome = world.ok(&most);
+    outcome
+        .says(&["warning: 5 of 6 clips have no image in any stream: they are black images to the network: "]);
+    for stream in ["face", "hand_left", "hand_right"] {
+        let row = outcome.stdout.lines().find(|line| line.starts_with(stream)).unwrap();
+        let without: usize = row.split_whitespace().nth(2).unwrap().parse().unwrap();
+        assert!(without >= 5, "{row}");
+    }
+    refused(&world, &["tiny.toml", "--max-empty-clips=1.5"], 2, &["must be from 0 to 1, not 1.5"]);
 }
 
 #[test]

@@ -96,20 +96,30 @@ fn check_says_what_a_run_needs_and_writes_nothing() {
     let outcome = world.ok(&["check", "tiny.toml"]);
     assert_eq!(outcome.stderr, "");
     assert!(world.files() == before);
-    let expected = "split clips frames: min median max longer than N\n\
-        train N N N N N\n\
-        validation N N N N N\n\
+    assert!(outcome.stdout.lines().all(|line| line.chars().count() <= 80), "{}", outcome.stdout);
+    let expected = "split clips frames: min median max longer repeated\n\
+        train N N N N N N %\n\
+        validation N N N N N N %\n\
         \n\
-        stream frames clips without clips cut short clips with gaps frames in gaps\n\
+        stream frames clips without cut short with gaps frames in gaps\n\
         face N N N N N\n\
         hand_left N N N N N\n\
         hand_right N N N N N\n\
         pose - N - - -\n\
         \n\
+        longer has more frames than model.sequence_length: some are left out\n\
+        repeated share of the network's frames that show a clip's last one again\n\
+        clips without have nothing in this stream: black images, or a pose of zeros\n\
+        cut short the stream ends before the clip: its last frame is shown again\n\
+        with gaps the stream lacks frames before its last one: black images there\n\
+        \n\
         N texts on N of N classes\n\
         \n";
     let shown = masked(&outcome.stdout);
     assert!(shown.starts_with(expected), "{shown}");
+    // Lines that would be longer than 80 columns go on below, behind spaces.
+    let first_lines = outcome.stdout.lines().filter(|line| !line.starts_with(' '));
+    let shown = masked(&first_lines.collect::<Vec<_>>().join("\n"));
     let starts = [
         "parameters N k: backbones",
         "memory N MiB",
@@ -118,16 +128,20 @@ fn check_says_what_a_run_needs_and_writes_nothing() {
         "epoch N steps of",
         "one step loss N; N",
         "a run about N",
+        "looked into N poses and N images: the first of each clip and stream",
+        "not into N more images, which check --all opens",
         "everything is in order",
     ];
-    for (line, start) in shown.lines().skip(12).zip(starts) {
+    for (line, start) in shown.lines().skip(18).zip(starts) {
         assert!(line.starts_with(start), "{line}");
     }
-    assert_eq!(shown.lines().count(), 12 + starts.len(), "{shown}");
+    assert_eq!(shown.lines().count(), 18 + starts.len(), "{shown}");
     assert!(outcome.stdout.lines().nth(1).unwrap().starts_with("train            6 "), "{}", outcome.stdout);
     // A run that is there already is worth a warning.
     world.ok(&["tiny.toml", "--epochs", "1"]);
-    world.ok(&["check", "tiny.toml"]).says(&["warning: run.work_dir run holds a run already"]);
+    let outcome = world.ok(&["check", "tiny.toml"]);
+    outcome.says(&["warning: run.work_dir run holds a run already"]);
+    assert!(outcome.stdout.ends_with("\nin order, with 1 warning\n"), "{}", outcome.stdout);
 }
 
 #[test]

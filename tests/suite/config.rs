@@ -206,6 +206,7 @@ batch_size = 4                              # default
 val_batch_size = ""                         # default (unset: as `batch_size`)
 num_workers = ""                            # default (unset: the cores at hand, at most 8)
 on_bad_clip = "error"                       # default
+max_empty_clips = 0.01                      # default
 tensorboard = ""                            # a.toml:3 (unset: off)
 
 [model]

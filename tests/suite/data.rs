@@ -4,7 +4,7 @@
 
 use jpeg_encoder::{ColorType, Encoder};
 use slt_run::config;
-use slt_run::data::{Dataset, Loader, Phase, Request, Sample, requests, stride, training_order};
+use slt_run::data::{Dataset, Depth, Loader, Phase, Request, Sample, requests, stride, training_order};
 use slt_run::random::{Purpose, stream};
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -51,6 +51,7 @@ impl Little {
             num_workers: None,
             tensorboard: None,
             on_bad_clip: config::OnBadClip::Error,
+            max_empty_clips: 0.01,
         };
         Self { dir, data, model: model() }
     }
@@ -205,16 +206,120 @@ fn streams_are_matched_by_number() {
 
 #[test]
 fn a_clip_without_any_frame_is_zeros_and_a_warning() {
-    let little = Little::new(&[("a", "uno"), ("b", "dos")], &["a", "b"], &["a"]);
+    let mut little = Little::new(&[("a", "uno"), ("b", "dos")], &["a", "b"], &["a"]);
     little.frames("a", 1..2);
+    little.data.max_empty_clips = 0.5;
     let dataset = little.open();
     let sample = dataset.load(1, Phase::Train, 0).unwrap();
     let empty = Sample { target: sample.target, ..Sample::new(dataset.sizes) };
     assert!(sample == empty);
     let warnings = dataset.warnings().join("\n");
-    assert!(warnings.contains("1 clip without any frame or pose: b"), "{warnings}");
+    assert!(warnings.contains("1 of 2 clips has no image in any stream: it is black images"), "{warnings}");
+    assert!(warnings.contains("to the network: b"), "{warnings}");
     assert!(warnings.contains("1 clip in both"), "{warnings}");
     assert!(warnings.contains("no clip has a pose"), "{warnings}");
+}
+
+#[test]
+fn clips_without_any_image_count_whatever_else_they_have() {
+    let ids: Vec<String> = (0..100).map(|number| format!("clip{number}")).collect();
+    let rows: Vec<(&str, &str)> = ids.iter().map(|id| (id.as_str(), "hola")).collect();
+    let all: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let mut little = Little::new(&rows, &all[..80], &all[80..]);
+    for id in &all[29..] {
+        little.frame("face", &format!("{id}_f1.jpg"), 20);
+    }
+    // A pose is no image.
+    all.iter().for_each(|id| little.pose(id, 2));
+    for (most, refused) in [(0.01, true), (0.28, true), (0.29, false), (1.0, false)] {
+        little.data.max_empty_clips = most;
+        let opened = Dataset::open(&little.data, &little.model, 7);
+        assert_eq!(opened.is_err(), refused, "{most}");
+    }
+    let summary = little.open().summary();
+    assert_eq!(summary.streams.map(|stream| stream.empty), [29, 100, 100]);
+    assert!(little.open().warnings().join("\n").contains("29 of 100 clips have no image in any stream"));
+    little.data.max_empty_clips = 0.1;
+    let error = little.error();
+    for part in
+        ["29 of 100 clips have no image", "data.max_empty_clips = 0.1", "clip0, clip1, ", "clip9 and 19 more"]
+    {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    // One of a hundred is borne; a whole split is not, however small.
+    all[..28].iter().for_each(|id| little.frame("hand_l", &format!("{id}_f1.jpg"), 20));
+    little.data.max_empty_clips = 0.01;
+    assert!(little.open().warnings().join("\n").contains("1 of 100 clips has no image in any stream"));
+    std::fs::write(little.path("val.csv"), "clip28\n").unwrap();
+    little.data.max_empty_clips = 0.9;
+    let error = little.error();
+    assert!(error.contains("no clip of the validation split (data.val_index) has an image"), "{error}");
+}
+
+#[test]
+fn a_stream_that_one_split_lacks_is_a_warning() {
+    let little = Little::new(&[("a", "uno"), ("b", "dos")], &["a"], &["b"]);
+    little.frames("a", 1..2);
+    little.frame("face", "b_f1.jpg", 20);
+    little.pose("b", 1);
+    let warnings = little.open().warnings().join("\n");
+    assert_eq!(warnings.matches("no clip of the ").count(), 3, "{warnings}");
+    for (split, what, folder) in [
+        ("validation", "a frame", "hand_l (data.hand_left_dir)"),
+        ("validation", "a frame", "hand_r (data.hand_right_dir)"),
+        ("training", "a pose", "pose (data.pose_dir)"),
+    ] {
+        let line = warnings.lines().find(|line| line.ends_with(folder)).unwrap();
+        assert!(line.starts_with(&format!("no clip of the {split} split has {what} in ")), "{warnings}");
+    }
+}
+
+#[test]
+fn frames_that_are_mostly_repeated_are_a_warning() {
+    let mut little = five();
+    let said = |little: &Little| little.open().warnings().join("\n").contains("are repetitions");
+    // Clips of 3, 5, 7, 9 and 11 frames.
+    for (length, warned) in [(4, false), (11, false), (13, false), (16, true), (128, true)] {
+        little.model.sequence_length = length;
+        assert_eq!(said(&little), warned, "{length}");
+    }
+    let dataset = little.open();
+    let warning = dataset.warnings().iter().find(|line| line.contains("are repetitions")).unwrap();
+    assert!(warning.starts_with("95 % of the frames") && warning.contains("half of the clips have 7 frames"));
+    assert!(warning.contains("stretched to 128 (model.sequence_length)"), "{warning}");
+    let summary = dataset.summary();
+    assert_eq!((summary.train.shown, summary.train.repeated), (4 * 128, 4 * 128 - 3 - 5 - 7 - 9));
+    assert_eq!((summary.val.shown, summary.val.repeated), (2 * 128, 2 * 128 - 9 - 11));
+}
+
+#[test]
+fn streams_with_the_same_files_are_warnings() {
+    let mut little = five();
+    assert_eq!(little.open().same_streams(), [] as [String; 0]);
+    // A copy that lacks a file, with other zeros in the names.
+    let names = |stream: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(little.path(stream)).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let right = little.path("hand_r");
+    names("hand_r").iter().for_each(|name| std::fs::remove_file(right.join(name)).unwrap());
+    for name in names("hand_l").iter().skip(1) {
+        let other = name.replace("_f0", "_f00");
+        std::fs::copy(little.path("hand_l").join(name), right.join(other)).unwrap();
+    }
+    let found = little.open().same_streams();
+    assert!(found.len() == 1 && found[0].contains("hold the same files"), "{found:?}");
+    assert!(found[0].contains("hand_l (data.hand_left_dir) and "), "{found:?}");
+    assert!(found[0].contains("hand_r (data.hand_right_dir)"), "{found:?}");
+    // A few frames that are alike, such as black ones, are none.
+    for name in names("hand_r").iter().skip(6) {
+        std::fs::write(right.join(name), grey(1)).unwrap();
+    }
+    assert_eq!(little.open().same_streams(), [] as [String; 0]);
+    // One folder under two names.
+    little.data.hand_left_dir = little.path("pose/../face");
+    let found = little.open().same_streams();
+    assert!(found.len() == 1 && found[0].contains("are one folder"), "{found:?}");
 }
 
 #[test]
@@ -233,8 +338,12 @@ fn unknown_and_repeated_ids_are_warnings() {
     let little = Little::new(&[("a", "uno"), ("b", "dos")], &["a", "x", "b", "a"], &["y", "b"]);
     little.frames("a", 1..2);
     little.frames("b", 1..2);
-    std::fs::write(little.path("face").join("notes.txt"), b"").unwrap();
+    for name in ["notes.txt", "b_f1.jpeg", "z_f1.jpg"] {
+        std::fs::write(little.path("face").join(name), b"").unwrap();
+    }
+    std::fs::write(little.path("pose").join("a.npy"), b"").unwrap();
     let dataset = little.open();
+    assert_eq!(dataset.unindexed_files, 1);
     assert_eq!((dataset.train.as_slice(), dataset.val.as_slice()), (&[0, 1][..], &[1][..]));
     let warnings = dataset.warnings().join("\n");
     for expected in [
@@ -242,7 +351,8 @@ fn unknown_and_repeated_ids_are_warnings() {
         "left out: x",
         "left out: y",
         "repeats 1 id, kept once: a",
-        "1 file not named <video_id>_f",
+        "(data.face_dir): 2 files not named <video_id>_f<number>.jpg, ignored, for example b_f1.jpeg",
+        "(data.pose_dir): 1 file not named <video_id>.npz, ignored: a.npy",
     ] {
         assert!(warnings.contains(expected), "{expected}: {warnings}");
     }
@@ -280,13 +390,18 @@ fn verify_lists_every_bad_file() {
         little.frames(id, 1..3);
         little.pose(id, 2);
     }
-    assert_eq!(little.open().verify(3, &|_, _| ()), []);
+    let verify = |threads, depth| {
+        let found = little.open().verify(threads, depth, &|_, _| ());
+        found.problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(verify(3, Depth::FirstImages), [] as [&str; 0]);
     std::fs::write(little.path("face").join("a_f001.jpg"), b"\x89PNG\r\n\x1a\n").unwrap();
     std::fs::write(little.path("hand_r").join("b_f001.jpg"), b"").unwrap();
     write_pose(&little.path("pose").join("b.npz"), "pose", 1, &[0.0; 39]);
     write_pose(&little.path("pose").join("c.npz"), "points", 1, &[0.0; 3]);
-    let dataset = little.open();
-    let found: Vec<String> = dataset.verify(2, &|_, _| ()).iter().map(ToString::to_string).collect();
+    // Behind the first frame.
+    std::fs::write(little.path("hand_l").join("c_f002.jpg"), b"GIF89a").unwrap();
+    let found = verify(2, Depth::FirstImages);
     let expected = ["a_f001.jpg", "b_f001.jpg", "b.npz", "c.npz"];
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(expected) {
@@ -294,7 +409,33 @@ fn verify_lists_every_bad_file() {
     }
     assert!(found[0].contains("a PNG") && found[1].contains("empty"));
     assert!(found[2].contains("39 values") && found[2].contains("model.pose_landmarks = 1"));
-    assert_eq!(found, dataset.verify(1, &|_, _| ()).iter().map(ToString::to_string).collect::<Vec<_>>());
+    assert_eq!(found, verify(1, Depth::FirstImages));
+    let every = verify(3, Depth::EveryImage);
+    assert_eq!(every.len(), 5);
+    assert!(every[3].contains("c_f002.jpg") && every[3].contains("a GIF"), "{}", every[3]);
+}
+
+#[test]
+fn verify_says_how_far_it_is_and_which_splits_are_lost() {
+    let little = five();
+    std::fs::write(little.path("face").join("e_f009.jpg"), b"").unwrap();
+    let dataset = little.open();
+    let told = std::sync::Mutex::new(Vec::new());
+    let found = dataset.verify(2, Depth::EveryImage, &|done, all| told.lock().unwrap().push((done, all)));
+    let images = dataset.summary().streams.iter().map(|stream| stream.frames).sum::<usize>();
+    assert_eq!((found.images, found.poses), (images, 4));
+    let told = told.into_inner().unwrap();
+    assert!(told.iter().all(|(_, all)| *all == images + 4) && told.contains(&(images + 4, images + 4)));
+    assert_eq!(found.problems.len(), 1);
+    assert_eq!(found.lost_splits(&dataset), []);
+    // The other clip of the validation split.
+    std::fs::write(little.path("pose").join("d.npz"), b"").unwrap();
+    let found = dataset.verify(2, Depth::EveryImage, &|_, _| ());
+    let lost: Vec<String> = found.lost_splits(&dataset).iter().map(ToString::to_string).collect();
+    let what = "error: no clip of the validation split (data.val_index) is left: none of 2 can be loaded";
+    assert_eq!(lost, [what]);
+    let first = dataset.verify(2, Depth::FirstImages, &|_, _| ());
+    assert_eq!((first.images, first.problems.len(), first.lost_splits(&dataset).len()), (15, 1, 0));
 }
 
 /// Five clips of different lengths, with a missing hand and a missing pose among them.
@@ -485,7 +626,9 @@ fn the_real_clips_load() {
     assert_eq!((summary.train.clips, summary.val.clips), (17, 7));
     assert_eq!((summary.train.min, summary.train.max, summary.missing_poses), (8, 8, 0));
     assert_eq!((summary.texts.texts, summary.texts.colliding, stride(8, 8)), (4, 0, 1));
-    assert_eq!(dataset.verify(2, &|_, _| ()), []);
+    let found = dataset.verify(2, Depth::EveryImage, &|_, _| ());
+    assert_eq!((found.images, found.poses), (3 * 24 * 8, 24));
+    assert!(found.problems.is_empty() && found.warnings.is_empty(), "{found:?}");
     assert_eq!(dataset.warnings(), [] as [String; 0]);
     let mut loader = Loader::new(Arc::new(dataset), 2, vec![].into_iter());
     assert!(loader.next().is_none());

@@ -495,9 +495,19 @@ fn clips_of_every_length_with_parts_missing() {
     for name in hands.iter().filter(|name| name.starts_with(&id)) {
         fs::remove_file(world.path("data/hand_r").join(name)).unwrap();
     }
-    world
-        .ok(&["tiny.toml", "--epochs", "1", "--work-dir", "gone"])
-        .says(&["1 clip without any frame or pose", &id]);
+    let args = ["tiny.toml", "--epochs", "1", "--work-dir", "gone"];
+    let outcome = world.run(&args);
+    assert_eq!(outcome.code, 3, "{}", outcome.stderr);
+    outcome.says(&[
+        "1 of 8 clips has no image in any stream: more than the share that data.max_empty_clips = 0.01 allows",
+        &format!("without any image: {id}"),
+        "a larger data.max_empty_clips (the default) makes",
+    ]);
+    assert!(!world.path("gone").exists());
+    world.ok(&[&args[..], &["--max-empty-clips=0.2"]].concat()).says(&[
+        "warning: 1 of 8 clips has no image in any stream: it is black images to the network: ",
+        &id,
+    ]);
 }
 
 #[test]
