@@ -243,7 +243,8 @@ fn unfit(id: &str) -> Option<String> {
         Some("empty".into())
     } else if id.contains(['/', '\\']) {
         Some(format!("{:?}: a path separator", shortened(id)))
-    } else if id.contains("..") {
+    } else if id == ".." {
+        // Files could have it in their names; as a folder's name it is the folder above.
         Some(format!("{:?}: `..`", shortened(id)))
     } else if id.contains(char::is_control) {
         Some(format!("{:?}: a control character", shortened(id)))
@@ -335,6 +336,11 @@ mod tests {
             let error = index(&format!("video_id\nok\n{id}\n")).unwrap_err();
             assert!(error.contains("no file can have: lines 3"), "{error}");
         }
+        // Dots and spaces inside are part of a name.
+        assert_eq!(
+            index("video_id\n..x\na..b\nx...\n.\nx y\n").unwrap().ids,
+            ["..x", "a..b", "x...", ".", "x y"]
+        );
         assert!(index("video_id\n").unwrap_err().contains("lists no ids"));
         assert!(index("").unwrap_err().contains("is empty"));
     }

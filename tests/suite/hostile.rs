@@ -118,10 +118,15 @@ fn ids_cannot_leave_their_folders() {
         let outcome = refused(&world, &[], &["check", "tiny.toml"], 3, &says);
         assert!(!outcome.stderr.contains('\u{1b}'), "{}", outcome.stderr);
     }
-    // A dot is only a name.
-    world.write("data/index/train.csv", format!("video_id\n{id}\n.\n"));
-    world.write("data/subs.csv", format!("{texts}.,hola\n"));
-    assert!(world.ok(&["check", "tiny.toml"]).stderr.contains("without any frame or pose: ."));
+    // Dots alone are only names.
+    for name in [".", "..secret", "secret..", "se..cret"] {
+        world.write("data/index/train.csv", format!("video_id\n{id}\n{name}\n"));
+        world.write("data/subs.csv", format!("{texts}{name},hola\n"));
+        let outcome = world.ok(&["check", "tiny.toml", "--max-empty-clips=0.5"]);
+        outcome.says(&[&format!("no image in any stream: it is black images to the network: {name}")]);
+        fs::copy(&frames[0], world.path(&format!("data/face/{name}_f1.jpg"))).unwrap();
+        assert!(!world.ok(&["check", "tiny.toml"]).stderr.contains("no image"));
+    }
 }
 
 /// Files of a gigabyte that are nothing but a hole: what reads them whole is over its limit, or slow.
