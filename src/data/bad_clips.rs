@@ -64,6 +64,18 @@ impl BadClips {
         self.ids.extend(ids);
     }
 
+    /// The error of a pass over a split, of which `ids` are the clips and which comes from the field `key`, that had to
+    /// do without all of them: there is no loss of nothing.
+    #[must_use]
+    pub fn none_left(&self, split: &str, key: &str, ids: &[String]) -> Error {
+        let line = |id: &String| self.ids.get(id).map(|problem| format!("{id}: {problem}"));
+        let lines: Vec<String> = ids.iter().filter_map(line).collect();
+        let what =
+            format!("no clip of the {split} split ({key}) is left: none of {} can be loaded", ids.len());
+        let hint = "put the files back, and go on with --resume; data.on_bad_clip = \"skip\" skips some clips, not all";
+        Error::new(Kind::Data, Problem::new(what).cause(some_of(&lines)).hint(hint))
+    }
+
     fn too_many(&self) -> Error {
         let what = format!(
             "{} of {} clips cannot be loaded, and data.on_bad_clip = \"skip\" allows for {} (1 %)",
@@ -105,6 +117,17 @@ mod tests {
         assert_eq!(error.kind, Kind::Data);
         assert!(text.contains("3 of 200 clips") && text.contains("allows for 2"), "{text}");
         assert!(text.contains("a: cannot read x.jpg: it is empty, b: ") && text.contains("hint: "), "{text}");
+    }
+
+    #[test]
+    fn a_split_without_a_clip_names_its_own() {
+        let mut bad = BadClips::new(300);
+        assert_eq!(["a", "v"].map(|id| bad.add(&clip(id)).unwrap()), [true, true]);
+        let error = bad.none_left("validation", "data.val_index", &["v".to_owned()]);
+        let text = error.to_string();
+        assert_eq!(error.kind, Kind::Data);
+        assert!(text.contains("the validation split (data.val_index) is left: none of 1 "), "{text}");
+        assert!(text.contains("v: cannot read x.jpg") && !text.contains("a: cannot"), "{text}");
     }
 
     #[test]

@@ -51,6 +51,15 @@ impl Feed {
         self.validation_steps
     }
 
+    /// The ids of the split that batches of `phase` are of.
+    #[must_use]
+    pub fn split(&self, phase: Phase) -> Vec<String> {
+        self.ids(match phase {
+            Phase::Train => &self.dataset.train,
+            Phase::Validation => &self.dataset.val,
+        })
+    }
+
     /// The ids of the clips at `positions`.
     #[must_use]
     pub fn ids(&self, positions: &[usize]) -> Vec<String> {

@@ -15,7 +15,7 @@ use crate::observe::metrics::EpochMetrics;
 use crate::observe::{Observer, run_folder::RunFolder};
 use crate::optim::Schedule;
 use crate::train::nonfinite::Nonfinite;
-use crate::train::progress::Mean;
+use crate::train::progress::{Mean, Partial};
 use crate::train::stop::{Signal, Stop};
 use crate::train::{Feed, Progress, state};
 
@@ -195,6 +195,7 @@ impl Trainer {
                 self.save(with, saved)?;
             }
         }
+        self.require_clips(with.feed)?;
         let train_seconds = begun.elapsed().as_secs_f64();
         let (val_loss, val_accuracy) = match self.validate(epoch, with)? {
             Ok(scores) => scores,
@@ -232,6 +233,18 @@ impl Trainer {
         }
         with.observer.end_epoch(&metrics, self.rules.epochs, best);
         Ok(None)
+    }
+
+    /// Refuses an epoch in which no clip could be trained on.
+    fn require_clips(&mut self, feed: &Feed) -> Result<()> {
+        let partial = &self.progress.partial;
+        // A step with clips adds to the loss, or is left out and counted.
+        if partial.loss.weight > 0 || partial.skipped_steps > 0 {
+            return Ok(());
+        }
+        // So that the epoch begins anew once there are clips again.
+        self.progress.partial = Partial::default();
+        Err(self.bad_clips.none_left("training", "data.train_index", &feed.split(Phase::Train)))
     }
 
     /// One training step, of as many batches as the experiment says or as the epoch still has.
@@ -404,6 +417,10 @@ impl Trainer {
             loss.add(score.loss, score.weight);
             correct += score.correct;
             with.observer.validation_step();
+        }
+        if loss.weight == 0 {
+            let ids = with.feed.split(Phase::Validation);
+            return Err(self.bad_clips.none_left("validation", "data.val_index", &ids));
         }
         Ok(Ok((loss.get(), correct as f64 / loss.weight as f64)))
     }

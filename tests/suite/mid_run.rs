@@ -80,6 +80,57 @@ fn a_bad_clip_can_be_left_out_but_not_many() {
     stopped.says(&["2 of 8 clips cannot be loaded", &id, &other, "the last checkpoint is run/last.pt"]);
 }
 
+/// Skipping goes on until nothing is left of a split; then there is no loss to speak of.
+#[test]
+fn a_split_without_a_clip_is_an_error_and_no_nan() {
+    for (split, name) in [("train", "training"), ("val", "validation")] {
+        let world = World::new();
+        let index = format!("data/index/{split}.csv");
+        let id = world.read(&index).lines().nth(1).unwrap().to_owned();
+        world.write(&index, format!("video_id\n{id}\n"));
+        let args = ["tiny.toml", "--epochs=400", "--batch-size=1", "--on-bad-clip=skip"];
+        world.ok(&args);
+        let whole = fs::read(world.path("run/last.pt")).unwrap();
+        fs::remove_dir_all(world.path("run")).unwrap();
+
+        let pose = format!("data/pose/{id}.npz");
+        let good = fs::read(world.path(&pose)).unwrap();
+        let left = format!("no clip of the {name} split (data.{split}_index, from tiny.toml:");
+        let stopped = disturbed(&world, &args, 2, || world.write(&pose, "PK"));
+        assert_eq!(stopped.code, 3, "{}", stopped.stderr);
+        let parts = [left.as_str(), "is left: none of 1 can be loaded", &id, &pose, "run/last.pt; --resume"];
+        stopped.says(&parts);
+        let metrics = world.read("run/metrics.jsonl");
+        assert!(!metrics.contains("null") && !metrics.contains("NaN"), "{metrics}");
+        // Nor does it go on with nothing.
+        let resume: Vec<&str> = args.iter().copied().chain(["--resume"]).collect();
+        let refused = world.run(&resume);
+        assert_eq!(refused.code, 3, "{}", refused.stderr);
+        refused.says(&["cannot read the pose", &left]);
+        world.write(&pose, good);
+        world.ok(&resume);
+        // But for the clip that it remembers, it is as if nothing had happened.
+        if split == "train" {
+            assert!(fs::read(world.path("run/last.pt")).unwrap() == whole);
+        }
+        assert_eq!(lines(&world), 400);
+    }
+}
+
+/// A frame that a look at the first ones does not see.
+#[test]
+fn a_split_without_a_clip_from_the_start() {
+    let world = World::new();
+    let (id, frames) = world.clip();
+    fs::write(frames.last().unwrap(), "").unwrap();
+    let args = ["tiny.toml", "--on-bad-clip=skip", "--sequence-length=9"];
+    world.write("data/index/train.csv", format!("video_id\n{id}\n"));
+    let outcome = world.run(&args);
+    assert_eq!(outcome.code, 3, "{}", outcome.stderr);
+    outcome.says(&["no clip of the training split", &id]);
+    assert!(!world.path("run").exists());
+}
+
 #[test]
 fn kill_9_at_200_moments() {
     let world = World::new();
