@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::text::{about, amount, count};
 use super::{origins, resolve, select_device};
@@ -132,6 +132,8 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         reporter.info(&where_it_stands(&trainer, steps, &folder));
     }
 
+    let from = trainer.progress.epoch;
+    let earlier_seconds = observe::metrics::seconds(&folder.metrics(), from);
     let progress = &trainer.progress;
     let epochs = progress.epoch..c.optimization.epochs.max(progress.epoch);
     let mut feed = Feed::new(&dataset, &c.data, c.run.seed, epochs, progress.partial.batches);
@@ -150,7 +152,10 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     let ended = trained.map_err(|error| with_checkpoint(error, &folder))?;
     match ended {
         Ended::Stopped(signal) => reporter.warn(&stopped(signal, &trainer, &folder)),
-        Ended::Finished => reporter.info(&finished(begun, &trainer, &folder)),
+        Ended::Finished => {
+            let time = epochs_in(c.optimization.epochs, from, earlier_seconds, begun.elapsed());
+            reporter.info(&finished(&time, &trainer, &folder));
+        }
     }
     Ok(ended)
 }
@@ -178,11 +183,9 @@ fn write_start<'r>(
 }
 
 /// What the last line of a run says.
-fn finished(begun: Instant, trainer: &Trainer, folder: &RunFolder) -> String {
+fn finished(time: &str, trainer: &Trainer, folder: &RunFolder) -> String {
     format!(
-        "trained {} in {}{}; the run is in {}",
-        count(trainer.epochs(), "epoch"),
-        about(begun.elapsed()),
+        "trained {time}{}; the run is in {}",
         best_epoch(trainer, ": the best is"),
         folder.path().display(),
     )
@@ -347,6 +350,21 @@ fn last_words(
 
 fn go_on_from(folder: &RunFolder) -> String {
     format!("the last checkpoint is {}; --resume goes on from it", folder.last().display())
+}
+
+/// How many epochs took how long: those after the first `from` in `time`, and all of them where there were earlier ones, of
+/// which the metrics have the seconds.
+fn epochs_in(epochs: usize, from: usize, earlier_seconds: Option<f64>, time: Duration) -> String {
+    let (here, first) = (about(time), from + 1);
+    let part = match first {
+        1 => return format!("{} in {here}", count(epochs, "epoch")),
+        _ if first == epochs => format!("epoch {first} in {here}"),
+        _ => format!("epochs {first} to {epochs} in {here}"),
+    };
+    match earlier_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
+        Some(earlier) => format!("{part}, all {epochs} in {}", about(earlier.saturating_add(time))),
+        None => part,
+    }
 }
 
 fn nothing_left(epochs: usize, trainer: &Trainer) -> String {

@@ -1,5 +1,6 @@
 //! `metrics.jsonl`: a line of JSON an epoch, for people with `jq` and pandas.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -128,6 +129,19 @@ fn is_torn(line: &[u8]) -> bool {
     !line.ends_with(b"\n") && begins && serde_json::from_slice::<serde_json::Value>(line).is_err()
 }
 
+/// The wall-clock seconds of the first `epochs` epochs that the file at `path` tells of, as far as it does; a resumed
+/// epoch's are those of what was left of it. `None` where one of them is missing.
+#[must_use]
+pub fn seconds(path: &Path, epochs: usize) -> Option<f64> {
+    let text = input::read(path, MOST_BYTES).ok()?;
+    let of_line = |line: &[u8]| {
+        let line: serde_json::Value = serde_json::from_slice(line).ok()?;
+        Some((usize::try_from(line["epoch"].as_u64()?).ok()?, line["seconds"].as_f64()?))
+    };
+    let all: BTreeMap<usize, f64> = text.split(|byte| *byte == b'\n').filter_map(of_line).collect();
+    (1..=epochs).map(|epoch| all.get(&epoch).copied()).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,6 +216,20 @@ mod tests {
         let text = format!("{a}\n{}{b}\n{c}\n{}{d}\n{e}", lines(&[1]), lines(&[2, 3]));
         assert_eq!(rewound(&text, 1), format!("{a}\n{}{b}\n{c}\n{d}\n{e}\n", lines(&[1])));
         assert_eq!(rewound("a {", 1), "a {\n");
+    }
+
+    #[test]
+    fn seconds_of_the_first_epochs_are_added_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let text =
+            "{\"epoch\":1,\"seconds\":1.5}\nnote\n{\"epoch\":2,\"seconds\":2}\n{\"epoch\":4,\"seconds\":9}\n";
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(
+            [0, 1, 2, 3].map(|epochs| seconds(&path, epochs)),
+            [Some(0.0), Some(1.5), Some(3.5), None]
+        );
+        assert_eq!(seconds(&folder.path().join("none"), 1), None);
     }
 
     #[test]

@@ -106,16 +106,7 @@ impl<'a> Observer<'a> {
 
     /// An epoch of `epochs` is done and saved; `best` where its validation loss is the lowest so far.
     pub fn end_epoch(&self, m: &EpochMetrics, epochs: usize, best: bool) {
-        self.reporter.end_epoch(&format!(
-            "Epoch {}/{epochs} - train_loss={:.4} - val_loss={:.4} - val_accuracy={:.4} - lr={:.3e} - {:.1} s{}",
-            m.epoch,
-            m.train_loss,
-            m.val_loss,
-            m.val_accuracy,
-            m.lr,
-            m.seconds,
-            if best { " - best" } else { "" },
-        ));
+        self.reporter.end_epoch(&reporter::epoch_line(m, epochs, best));
     }
 
     /// Writes an epoch's line and points.

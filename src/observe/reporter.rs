@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use bars::Bars;
-pub use format::render_error;
-use format::{duration, loss, printable, rate, speed, warning};
+use format::{duration, fitting, loss, printable, rate, speed, warning};
+pub use format::{epoch_line, render_error};
 use pace::{Left, Pace};
 
 /// The longest time without a line while training, where there are no bars.
@@ -314,9 +314,12 @@ impl State {
             bars.step(step, format!("loss {loss}  lr {lr}  {speed}"), left);
         } else if self.line_is_due(self.pace.last_step()) {
             let (epoch, epochs, steps) = (self.epoch, self.epochs, self.steps);
-            self.line(&format!(
-                "epoch {epoch}/{epochs} step {step}/{steps} loss {loss} lr {lr} {speed}, {left}"
-            ));
+            let start = format!("epoch {epoch}/{epochs} step {step}/{steps} loss {loss}");
+            self.line(&fitting([
+                format!("{start} lr {lr} {speed}, {left}"),
+                format!("{start} {speed}, {left}"),
+                format!("{start}, {left}"),
+            ]));
         }
     }
 

@@ -3,7 +3,7 @@
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 const EPOCHS: &str = "{prefix:>12} [{bar:30}] {msg}";
-const BATCHES: &str = "{prefix:>12} [{bar:30}] {pos}/{len}  {msg}";
+const BATCHES: &str = "{prefix:>12} [{bar:14}] {pos}/{len}  {wide_msg}";
 
 /// The bars. Nothing is drawn before work is reported, and nothing after [`Bars::finish`].
 pub(super) struct Bars {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 
 use crate::error::Error;
+use crate::observe::metrics::EpochMetrics;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();
@@ -58,6 +59,50 @@ pub(super) fn duration(time: Duration) -> String {
     }
 }
 
+/// What a terminal shows of a line at least. Longer ones wrap, and their columns no longer stand below one another.
+const COLUMNS: usize = 80;
+
+/// The first of `lines` that fits a terminal, or else the last one.
+pub(super) fn fitting<const N: usize>(lines: [String; N]) -> String {
+    let last = lines.last().cloned().unwrap_or_default();
+    lines.into_iter().find(|line| line.chars().count() <= COLUMNS).unwrap_or(last)
+}
+
+/// What one epoch of `epochs` gave, in a line of at most 80 characters: where it is a long one, first the time and then the
+/// learning rate are left out. A `*` is behind the lowest validation loss so far.
+#[must_use]
+pub fn epoch_line(m: &EpochMetrics, epochs: usize, best: bool) -> String {
+    let (train_loss, val_loss) = (six_characters(m.train_loss), six_characters(m.val_loss));
+    let losses = format!("Epoch {}/{epochs} - train_loss={train_loss} - val_loss={val_loss}", m.epoch);
+    let start = format!("{losses} - acc={:.3}", m.val_accuracy);
+    let (lr, time) = (format!(" lr={}", rate(m.lr)), format!(" {}", short_time(m.seconds)));
+    let star = if best { " *" } else { "" };
+    fitting([format!("{start}{lr}{time}{star}"), format!("{start}{lr}{star}"), format!("{start}{star}")])
+}
+
+/// A loss with four decimals, or as many as six characters leave room for.
+fn six_characters(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1e4 => format!("{value:.1e}"),
+        size if size >= 1e3 => format!("{value:.1}"),
+        size if size >= 1e2 => format!("{value:.2}"),
+        size if size >= 1e1 => format!("{value:.3}"),
+        _ => format!("{value:.4}"),
+    }
+}
+
+/// How long something took, in four characters: `40ms`, `0.3s`, `12s`, `20m`, `5.3h`, `2.1d`.
+fn short_time(seconds: f64) -> String {
+    let (number, unit) = match seconds {
+        s if s < 0.0995 => (1e3 * s, "ms"),
+        s if s < 99.5 => (s, "s"),
+        s if s < 99.5 * 60.0 => (s / 60.0, "m"),
+        s if s < 99.5 * 3600.0 => (s / 3600.0, "h"),
+        s => (s / 86_400.0, "d"),
+    };
+    if number < 9.95 && unit != "ms" { format!("{number:.1}{unit}") } else { format!("{number:.0}{unit}") }
+}
+
 /// A learning rate as short as three digits allow: `3e-4`, `1.25e-5`, `0`.
 pub(super) fn rate(value: f64) -> String {
     if value == 0.0 {
@@ -101,6 +146,46 @@ mod tests {
         assert_eq!(
             [0, 59, 61, 600, 4320, 183_600].map(|s| duration(Duration::from_secs(s))),
             ["0 s", "59 s", "1 min 1 s", "10 min", "1 h 12 min", "2 d 3 h"]
+        );
+    }
+
+    #[test]
+    fn an_epoch_is_a_line_of_80_columns() {
+        let mut m = EpochMetrics {
+            epoch: 1,
+            train_loss: 5.16291,
+            val_loss: 3.20367,
+            val_accuracy: 4.0 / 7.0,
+            lr: 5e-4,
+            grad_norm: 1.0,
+            skipped_steps: 0,
+            bad_clips: Vec::new(),
+            seconds: 0.42,
+            images_per_second: 1.0,
+            data_wait_seconds: 0.0,
+        };
+        let line = "Epoch 1/20 - train_loss=5.1629 - val_loss=3.2037 - acc=0.571 lr=5e-4 0.4s";
+        assert_eq!(epoch_line(&m, 20, false), line);
+        assert_eq!(epoch_line(&m, 20, true), format!("{line} *"));
+        // A cosine that has come to its end.
+        m.lr = 0.0;
+        assert!(epoch_line(&m, 20, false).contains(" lr=0 "));
+        for epochs in [1, 40, 999, 10_000, usize::MAX] {
+            for loss in [0.0, 9.999_96, 10.3735, 123.456, 98_765.4, 1e-9, 1e300, f64::NAN, f64::INFINITY] {
+                for (lr, seconds) in
+                    [(4.97e-4, 0.01), (1.25e-5, 99.4), (1e-300, 5.9e3), (0.1, 3.5e5), (0.0, 1e7)]
+                {
+                    m = EpochMetrics { epoch: epochs, train_loss: loss, val_loss: loss, lr, seconds, ..m };
+                    let line = epoch_line(&m, epochs, true);
+                    assert!(line.chars().count() <= 80 || epochs == usize::MAX, "{line}");
+                    assert!(line.contains(" - acc=0.571") && line.ends_with(" *"), "{line}");
+                    assert!(line.contains(" lr=") || epochs > 9999 || lr < 1e-99, "{line}");
+                }
+            }
+        }
+        assert_eq!(
+            [0.04, 0.42, 12.0, 1200.0, 19_000.0, 180_000.0, 1e6].map(short_time),
+            ["40ms", "0.4s", "12s", "20m", "5.3h", "50h", "12d"]
         );
     }
 

@@ -19,10 +19,10 @@ impl Write for Writes {
     }
 }
 
-/// A terminal 100 columns wide that keeps what is written to it.
+/// A terminal 80 columns wide that keeps what is written to it.
 impl indicatif::TermLike for Writes {
     fn width(&self) -> u16 {
-        100
+        80
     }
     fn move_cursor_up(&self, n: usize) -> io::Result<()> {
         if n > 0 { self.write_str(&format!("<up {n}>")) } else { Ok(()) }
@@ -188,6 +188,25 @@ fn bars_show_the_numbers_and_make_way_for_lines() {
     let after = written(&writes).len();
     reporter.info("last");
     assert_eq!(written(&writes)[after..].concat().replace("<clear>", ""), "last\n");
+}
+
+#[test]
+fn bars_and_lines_fit_a_terminal() {
+    for bars in [true, false] {
+        let (reporter, writes, time) = reporter(Verbosity::Normal, bars);
+        reporter.stage("looking into the clips", 1, 123_456);
+        reporter.start(1000, 1000, 12_345);
+        reporter.begin_epoch(1000, 12_345);
+        for step in 12_343..=12_345 {
+            time.fetch_add(40_000, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(60));
+            reporter.step(step, 10.3735, 4.97e-4, 16_480);
+        }
+        let text = written(&writes).concat().replace("<clear>", "").replace("<up 1>", "\n");
+        assert!(text.contains("12345/12345") && text.contains("lr 4.97e-4"), "{text}");
+        assert!(text.contains("412 images/s"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
 }
 
 #[test]
