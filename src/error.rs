@@ -1,7 +1,8 @@
 //! Errors as values up to `main`: what failed and where, the causes below it, and the cure.
 
 use std::fmt;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::limits::Limit;
 
@@ -34,6 +35,8 @@ pub struct Problem {
     pub hint: Option<String>,
     /// The limit of this process that is the cause, where one is: then it is nobody else's fault.
     pub limit: Option<Limit>,
+    /// The path where nothing is, if that is what failed: whoever knows the experiment says where else it was looked for.
+    pub missing: Option<PathBuf>,
 }
 
 /// One or more problems of one kind. There is always at least one.
@@ -48,7 +51,7 @@ pub struct Error {
 impl Problem {
     /// A problem without a cause or a hint.
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), causes: Vec::new(), hint: None, limit: None }
+        Self { what: what.into(), causes: Vec::new(), hint: None, limit: None, missing: None }
     }
 
     /// Adds the next deeper cause.
@@ -58,10 +61,13 @@ impl Problem {
         self
     }
 
-    /// Adds the system's error as the next deeper cause. Where it is a limit of this process, that is named, with the
-    /// hint that fits.
+    /// Adds why the file operation on `path` failed. Where that is a limit of this process, it is named, with the hint
+    /// that fits.
     #[must_use]
-    pub fn io(mut self, error: &std::io::Error) -> Self {
+    pub fn io(mut self, path: &Path, error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotFound {
+            self.missing = Some(path.to_owned());
+        }
         self.limit = Limit::of(error);
         match self.limit {
             None => self.cause(error),
@@ -142,8 +148,8 @@ impl Error {
 
     /// A failed file operation: `what` ("cannot write", …) on `path`.
     #[must_use]
-    pub fn io(kind: Kind, what: &str, path: &Path, cause: &std::io::Error) -> Self {
-        Self::new(kind, Problem::new(format!("{what} {}", path.display())).io(cause))
+    pub fn io(kind: Kind, what: &str, path: &Path, cause: &io::Error) -> Self {
+        Self::new(kind, Problem::new(format!("{what} {}", path.display())).io(path, cause))
     }
 
     /// All of `problems` as one error, or `Ok` where there are none.

@@ -44,9 +44,9 @@ impl Archive {
     /// A data error that says what the file looks like where it is not a zip-format PyTorch file. None of the
     /// messages names the path: the caller puts it in front.
     pub fn open(path: &Path) -> Result<Self> {
-        let opened = |e: io::Error| Error::new(Kind::Data, Problem::new("it cannot be opened").io(&e));
+        let opened = |e: io::Error| Error::new(Kind::Data, Problem::new("it cannot be opened").io(path, &e));
         let (mut file, file_size) = input::open(path).map_err(opened)?;
-        sniff(&mut file)?;
+        sniff(path, &mut file)?;
         let zip = Zip::open(file).map_err(unreadable)?;
         let top = top_folder(&zip)?;
         let mut archive = Self { zip, top, file_size };
@@ -112,10 +112,10 @@ fn unreadable(fault: Fault) -> Error {
 }
 
 /// Refuses what is not a zip file, saying what it is instead.
-fn sniff(file: &mut File) -> Result<()> {
+fn sniff(path: &Path, file: &mut File) -> Result<()> {
     let mut start = Vec::new();
     let read = file.take(64).read_to_end(&mut start).and_then(|_| file.seek(SeekFrom::Start(0)));
-    read.map_err(|e: io::Error| Error::new(Kind::Data, Problem::new("it cannot be read").io(&e)))?;
+    read.map_err(|e: io::Error| Error::new(Kind::Data, Problem::new("it cannot be read").io(path, &e)))?;
     if start.starts_with(b"PK\x03\x04") {
         return Ok(());
     }

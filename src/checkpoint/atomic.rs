@@ -47,7 +47,7 @@ pub fn separate(folder: &Folder, of: &str, name: &str) -> Result<()> {
 }
 
 fn failed(path: &Path, error: &io::Error) -> Error {
-    let problem = Problem::new(format!("cannot save {}", path.display())).io(error);
+    let problem = Problem::new(format!("cannot save {}", path.display())).io(path, error);
     let hint = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "make room on that disk; what was saved before is whole"

@@ -90,7 +90,7 @@ fn write_pickled(out: impl Write, pickled: &Pickled) -> io::Result<()> {
 /// A data error that names the path and says what is wrong with the file.
 pub fn load(path: &Path) -> Result<Value<'static>> {
     read(path).map_err(|mut e| {
-        for problem in &mut e.problems {
+        for problem in e.problems.iter_mut().filter(|problem| problem.missing.is_none()) {
             problem.hint.get_or_insert_with(|| {
                 "take another checkpoint, or save this one anew with torch.save".into()
             });

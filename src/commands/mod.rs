@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use crate::cli::Command;
-use crate::config::{self, Layers, Resolved};
+use crate::config::{self, Device, Layers, Resolved};
 use crate::engine::device::{self, Compute};
 use crate::observe::reporter::Reporter;
 use crate::train::trainer::Ended;
@@ -56,7 +56,9 @@ fn resolve(mut layers: Layers, reporter: &Reporter) -> Result<Resolved> {
 /// Where an experiment computes; what it has to do without is a warning that says where its value came from.
 fn select_device(resolved: &Resolved, reporter: &Reporter) -> Compute {
     let (device, warning) = device::select(&resolved.experiment);
-    if let Some(warning) = warning {
+    // On a CPU that was asked for, there is nothing to say but that mixed precision is for GPUs.
+    let cpu = resolved.experiment.run.device == Device::Cpu;
+    if let Some(warning) = warning.filter(|_| !cpu || resolved.is_asked_for("run.precision")) {
         reporter.warn(&origins::in_line(&warning, resolved));
     }
     device

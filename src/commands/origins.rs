@@ -2,6 +2,7 @@
 
 use crate::config::{FIELDS, Field, Kind, Resolved};
 use crate::error::{Error, Problem};
+use crate::input;
 
 /// Adds the origin of each value that the error speaks of.
 pub fn in_error(mut error: Error, resolved: &Resolved) -> Error {
@@ -30,6 +31,13 @@ fn in_problem(problem: &mut Problem, resolved: &Resolved) {
     }
     if !named {
         note_path(problem, resolved);
+    }
+    let missing = problem.missing.as_deref();
+    if let Some(said) = missing.and_then(|path| input::whereabouts(path, resolved.folders())) {
+        match &mut problem.hint {
+            Some(hint) => hint.extend(["; ", &said]),
+            None => problem.hint = Some(said),
+        }
     }
 }
 

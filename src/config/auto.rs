@@ -50,20 +50,18 @@ impl Chunk {
 }
 
 impl MemoryBudget {
-    /// Reads `auto` or a size such as `8GiB`, `500 MB` or a number of bytes; `None` for anything else.
+    /// Reads `auto` or a size with its unit, such as `8GiB` or `500 MB`; `None` for anything else.
     #[must_use]
     pub fn from_text(text: &str) -> Option<Self> {
         if text.eq_ignore_ascii_case("auto") {
             return Some(Self::Auto);
         }
-        let unit =
-            UNITS.iter().find(|(unit, _)| text.to_ascii_lowercase().ends_with(&unit.to_ascii_lowercase()));
-        let (number, factor) = match unit {
-            Some((unit, factor)) => (text.get(..text.len() - unit.len())?, *factor),
-            None => (text, 1),
-        };
-        let number = number.trim().parse::<f64>().ok().filter(|n| n.is_finite())?;
-        let bytes = number * factor as f64;
+        // A number alone would be bytes, and is never meant to be.
+        let (unit, factor) =
+            UNITS.iter().find(|(unit, _)| text.to_ascii_lowercase().ends_with(&unit.to_ascii_lowercase()))?;
+        let number =
+            text.get(..text.len() - unit.len())?.trim().parse::<f64>().ok().filter(|n| n.is_finite())?;
+        let bytes = number * *factor as f64;
         // The largest whole number that f64 holds exactly is far above any machine.
         (bytes >= 1.0 && bytes < 2_f64.powi(53)).then_some(Self::Bytes(bytes as usize))
     }
@@ -125,11 +123,11 @@ mod tests {
     #[test]
     fn sizes_are_read_in_their_units() {
         for (text, bytes) in
-            [("8GiB", 8 << 30), ("1.5 gib", 3 << 29), ("500MB", 500_000_000), ("4096", 4096), ("12 B", 12)]
+            [("8GiB", 8 << 30), ("1.5 gib", 3 << 29), ("500MB", 500_000_000), ("4096b", 4096), ("12 B", 12)]
         {
             assert_eq!(MemoryBudget::from_text(text), Some(MemoryBudget::Bytes(bytes)), "{text}");
         }
-        for text in ["", "GiB", "-1GiB", "0", "nan", "inf", "1e300", "8 apples"] {
+        for text in ["", "GiB", "-1GiB", "0B", "8", "4096", "nanB", "infB", "1e300B", "8 apples"] {
             assert_eq!(MemoryBudget::from_text(text), None, "{text}");
         }
     }

@@ -1,5 +1,6 @@
 //! Experiment files: TOML with a line for every value, and `extends`.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -7,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Document, Item, TableLike, TomlError, Value as Toml};
 
-use super::fields::SECTIONS;
+use super::define::Kind;
+use super::fields::{FIELDS, SECTIONS};
 use super::merge::{Merge, field};
+use super::snapshot;
 use super::suggest::{self, nearest};
-use super::value::{from_toml, one_line, quoted, shorten};
+use super::value::{self, from_toml, one_line, quoted, shorten};
 use crate::error::Problem;
 use crate::input;
 
@@ -20,45 +23,76 @@ const MOST_BYTES: u64 = 256 * 1024;
 const MOST_FILES: usize = 100;
 /// Nobody corrects more at a time; a file of nothing but unknown keys has tens of thousands.
 const MOST_PROBLEMS: usize = 1000;
+/// What the first word of a command line may be instead of a file.
+const COMMANDS: [&str; 7] = ["train", "resume", "check", "config", "bench", "demo", "help"];
 
-/// Puts the experiment file at `path`, and before it those that it extends, on top of `merge`.
-pub(super) fn read(path: &Path, merge: &mut Merge) {
-    Reader { merge, chain: Vec::new(), files: 0 }.file(path, None);
+/// Puts the experiment files at `paths`, and before each those that it extends, on top of `merge`. A file counts once, at
+/// its first place: a base that two files share must not undo what the first of them says.
+pub(super) fn read(paths: &[PathBuf], merge: &mut Merge) {
+    let mut reader = Reader { merge, chain: Vec::new(), read: BTreeSet::new(), files: 0 };
+    for path in paths {
+        reader.files = 0;
+        reader.file(path, None);
+    }
+}
+
+/// Who wants a file.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    /// The line that extends it, such as `configs/a.toml:1`.
+    line: &'a str,
+    /// The file as that line has it.
+    base: &'a Path,
 }
 
 struct Reader<'a> {
     merge: &'a mut Merge,
     /// The files that are being read, each extended by the one before: real path, and as shown.
     chain: Vec<(PathBuf, String)>,
+    /// The real paths of all files so far.
+    read: BTreeSet<PathBuf>,
+    /// How many of them one file of the command line, and what it extends, has been.
     files: usize,
 }
 
 impl Reader<'_> {
-    /// Reads one file; `asked_by` is the line that extends it.
-    fn file(&mut self, path: &Path, asked_by: Option<&str>) {
+    /// Reads one file; `asked_by` is what extends it.
+    fn file(&mut self, path: &Path, asked_by: Option<Asked>) {
         // A list of files may be long, and each may have one: nothing is read that is not needed.
         if self.files > MOST_FILES || self.full() {
             return;
         }
         let shown = one_line(&path.display().to_string());
-        let text = match text(path, &shown, asked_by) {
-            Ok(text) => text,
-            Err(problem) => return self.unreadable(problem),
-        };
         let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if let Some(start) = self.chain.iter().position(|(other, _)| *other == real) {
             let mut names: Vec<_> = self.chain[start..].iter().map(|(_, name)| name.as_str()).collect();
             names.push(&shown);
-            let what = format!("{}: extends goes in a circle", asked_by.unwrap_or(&shown));
+            let what = format!("{}: extends goes in a circle", asked_by.map_or(&*shown, |asked| asked.line));
             let problem = Problem::new(what).cause(names.join(" -> ")).hint("take one of these extends out");
             return self.unreadable(problem);
         }
+        if !self.read.insert(real.clone()) {
+            if asked_by.is_none() {
+                self.merge.warnings.push(format!(
+                    "{shown} was read already: a file counts once, at its first place, so it wins over nothing that \
+                     came after that"
+                ));
+            }
+            return;
+        }
         self.files += 1;
         if self.files > MOST_FILES {
-            let what = format!("{}: more than {MOST_FILES} files are extended", asked_by.unwrap_or(&shown));
-            return self.unreadable(Problem::new(what).hint("extend fewer files"));
+            return self.too_many(asked_by.map_or(&*shown, |asked| asked.line));
         }
+        let text = match text(path, &shown, asked_by) {
+            Ok(text) => text,
+            Err(problem) => return self.unreadable(problem),
+        };
+        self.merge.folders.push(path.parent().unwrap_or(Path::new("")).to_owned());
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        if text.starts_with(snapshot::HEADER) {
+            self.merge.snapshots.insert(shown.clone());
+        }
         let lines = Lines::new(text);
         match Document::parse(text) {
             Ok(document) => {
@@ -71,6 +105,24 @@ impl Reader<'_> {
             }
             Err(error) => self.unreadable(syntax(&shown, &lines, &error)),
         }
+    }
+
+    /// Reads what the file at `path` extends.
+    fn base(&mut self, path: &Path, base: &str, origin: &str) {
+        match input::expand_home(Path::new(base)) {
+            Ok(base) => {
+                let asked = Asked { line: origin, base: &base };
+                self.file(&path.parent().unwrap_or(Path::new("")).join(&base), Some(asked));
+            }
+            Err(why) => {
+                self.unreadable(Problem::new(format!("{origin}: extends: {}", why.what)).hint(why.hint));
+            }
+        }
+    }
+
+    fn too_many(&mut self, place: &str) {
+        let what = format!("{place}: more than {MOST_FILES} files are extended");
+        self.unreadable(Problem::new(what).hint("extend fewer files"));
     }
 
     /// Whether so much is wrong that the rest need not be looked at; says so once.
@@ -94,9 +146,10 @@ impl Reader<'_> {
         if let Some(item) = root.get("extends") {
             let origin = page.origin(root, "extends");
             match bases(item) {
+                Some(bases) if bases.len() > MOST_FILES => self.too_many(&origin),
                 Some(bases) => {
                     for base in bases {
-                        self.file(&path.parent().unwrap_or(Path::new("")).join(base), Some(&origin));
+                        self.base(path, base, &origin);
                     }
                 }
                 None => self.merge.problems.push(
@@ -182,13 +235,14 @@ fn bases(item: &Item) -> Option<Vec<&str>> {
 }
 
 /// The file's text, or why there is none.
-fn text(path: &Path, shown: &str, asked_by: Option<&str>) -> Result<String, Problem> {
+fn text(path: &Path, shown: &str, asked_by: Option<Asked>) -> Result<String, Problem> {
     let what = match asked_by {
-        Some(line) => format!("{line}: extends: cannot read {shown}"),
+        Some(Asked { line, .. }) => format!("{line}: extends: cannot read {shown}"),
         None => format!("cannot read the experiment file {shown}"),
     };
     let fail = |error: &std::io::Error| {
-        let problem = Problem::new(&what).io(error);
+        // The hint below says where it was looked for.
+        let problem = Problem { missing: None, ..Problem::new(&what).io(path, error) };
         if path.is_dir() {
             let inside = path.join("config.toml");
             let hint = if inside.exists() {
@@ -198,14 +252,10 @@ fn text(path: &Path, shown: &str, asked_by: Option<&str>) -> Result<String, Prob
             };
             return problem.hint(hint);
         }
-        // A misspelt command reads like a file's name.
-        let command = path.to_str().and_then(|word| nearest(word, ["check", "config", "demo"]));
-        problem.hint(match (asked_by, command) {
-            (Some(_), _) => "paths in extends are relative to the file that they stand in".to_owned(),
-            (None, Some(command)) => format!("did you mean the command {command}?"),
-            (None, None) => {
-                "give the path of a TOML file; it is relative to the working directory".to_owned()
-            }
+        let missing = error.kind() == io::ErrorKind::NotFound;
+        problem.hint(match asked_by {
+            Some(asked) => base_not_readable(asked.base, missing),
+            None => not_readable(path, missing),
         })
     };
     let mut bytes = Vec::new();
@@ -214,15 +264,64 @@ fn text(path: &Path, shown: &str, asked_by: Option<&str>) -> Result<String, Prob
         .map_err(|error| fail(&error))?;
     if bytes.len() as u64 > MOST_BYTES {
         let cause = format!("it is larger than {} KiB", MOST_BYTES / 1024);
-        return Err(Problem::new(what).cause(cause).hint("give an experiment file in TOML"));
+        return Err(Problem::new(what)
+            .cause(cause)
+            .hint(no_experiment(path, "give an experiment file in TOML")));
     }
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes().iter().take(valid).filter(|b| **b == b'\n').count();
         Problem::new(&what)
             .cause(format!("line {line} is not UTF-8 text"))
-            .hint("save the file in the encoding UTF-8")
+            .hint(no_experiment(path, "save the file in the encoding UTF-8"))
     })
+}
+
+/// What to do about a file that is no TOML: `hint`, unless it is a checkpoint by its name.
+fn no_experiment<'a>(path: &Path, hint: &'a str) -> &'a str {
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    if ending.is_some_and(|ending| ["pt", "pth", "ckpt"].contains(&ending)) {
+        "a checkpoint is no experiment: --init-from takes its weights, and --resume, without a file, goes on with the \
+         run in run.work_dir"
+    } else {
+        hint
+    }
+}
+
+/// What to do about a base that cannot be opened.
+fn base_not_readable(base: &Path, missing: bool) -> String {
+    let hint = "paths in extends are relative to the file that they stand in";
+    match std::env::current_dir() {
+        Ok(here) if missing && base.is_relative() => {
+            let there = if here.join(base).exists() { "where it is" } else { "where it is not, either" };
+            format!("{hint}, not to the working directory, {}, {there}", here.display())
+        }
+        _ => hint.to_owned(),
+    }
+}
+
+/// What to do about a file of the command line that cannot be opened.
+fn not_readable(path: &Path, missing: bool) -> String {
+    // A misspelt command, or an assignment without its flag, reads like a file's name.
+    let word = path.to_str().filter(|_| missing).unwrap_or_default();
+    if let Some((key, _)) = word.split_once('=')
+        && let Some(field) = suggest::meant(key.trim_start_matches('-'))
+    {
+        let value = &word[key.len() + 1..];
+        return format!("did you mean --set {}={}?", field.key, shorten(value));
+    }
+    if let Some(command) = nearest(word, COMMANDS) {
+        return format!("did you mean the command {command}?");
+    }
+    let hint = if word.contains(['.', '/']) || word.is_empty() {
+        "give the path of a TOML file".to_owned()
+    } else {
+        format!("give the path of a TOML file, or a command: {}", COMMANDS.join(", "))
+    };
+    match input::whereabouts(path, &[]).filter(|_| missing) {
+        Some(where_it_is) => format!("{hint}; {where_it_is}"),
+        None => hint,
+    }
 }
 
 /// Opens an experiment file: a regular one, or what a shell opened for a person's own command line, as in
@@ -293,7 +392,35 @@ fn syntax(shown: &str, lines: &Lines, error: &TomlError) -> Problem {
     let margin = " ".repeat(number.to_string().len());
     let mark = " ".repeat(before.chars().count());
     let message = one_line(&error.message().replace('\n', ", "));
-    Problem::new(format!(
+    let problem = Problem::new(format!(
         "{shown}:{number}:{column}: not valid TOML: {message}\n  {number} | {before}{after}\n  {margin} | {mark}^"
-    ))
+    ));
+    let (start, rest) = lines.split(number, at);
+    match for_bare_word(&format!("{start}{rest}")) {
+        Some(hint) => problem.hint(hint),
+        None => problem,
+    }
+}
+
+/// What to write instead of a line such as `scheduler = None` or `device = cuda`; `None` for any other line.
+fn for_bare_word(line: &str) -> Option<String> {
+    let (name, value) = line.split_once('=')?;
+    let name = name.trim().rsplit('.').next()?;
+    let word = value.split('#').next()?.trim();
+    let of_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '/' | '~' | ':');
+    if word.is_empty() || !word.chars().all(of_word) || name.contains(['"', '\'']) {
+        return None;
+    }
+    let field = FIELDS.iter().find(|field| field.name == name);
+    let in_quotes = || format!("put it in quotes: {name} = \"{word}\"");
+    match (field, word.to_ascii_lowercase().as_str()) {
+        (Some(field), "none" | "null" | "nil" | "true" | "false" | "yes" | "no" | "on" | "off") => {
+            Some(value::instead_of(field, word))
+        }
+        (None, "true" | "false") => Some("TOML writes true and false in lower case".to_owned()),
+        (None, "none" | "null" | "nil") => Some("TOML has no such value: leave the line out".to_owned()),
+        (Some(field), _) if !matches!(field.kind, Kind::Whole | Kind::Number) => Some(in_quotes()),
+        (None, _) if word.starts_with(char::is_alphabetic) => Some(in_quotes()),
+        _ => None,
+    }
 }

@@ -30,6 +30,10 @@ pub(super) struct Merge {
     pub(super) files: Vec<PathBuf>,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<String>,
+    /// The folders of the experiment files, as they were given.
+    pub(super) folders: Vec<PathBuf>,
+    /// The files among them that are resolved experiments, which say everything, as they are shown.
+    pub(super) snapshots: BTreeSet<String>,
 }
 
 /// One value for one field, from one place.
@@ -60,6 +64,8 @@ impl Merge {
             files: Vec::new(),
             problems: Vec::new(),
             warnings: Vec::new(),
+            folders: Vec::new(),
+            snapshots: BTreeSet::new(),
         };
         for field in FIELDS {
             match field.default {
@@ -116,6 +122,19 @@ impl Merge {
     /// Where a field's winning value came from.
     pub(super) fn origin(&self, field: &Field) -> String {
         self.figment.find_metadata(field.key).map_or_else(|| DEFAULT.to_owned(), |m| m.name.to_string())
+    }
+
+    /// Whether the field's value is a person's: given by a layer, and not as a default in a resolved experiment.
+    pub(super) fn asked(&self, field: &Field) -> bool {
+        let origin = self.origin(field);
+        let file = origin.rsplit_once(':').map_or("", |(file, _)| file);
+        let is_default = || match field.default {
+            Preset::Text(text) => {
+                value::from_text(field, text).ok() == self.figment.find_value(field.key).ok()
+            }
+            _ => false,
+        };
+        origin != DEFAULT && !(self.snapshots.contains(file) && is_default())
     }
 
     /// The values as the section structs; they fit, unless a kind and its type disagree.

@@ -36,7 +36,7 @@ pub(crate) fn for_tests(settings: &[(&str, &str)]) -> Experiment {
 mod tests;
 mod value;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -50,6 +50,7 @@ pub use fields::{
 pub use interval::CheckpointEvery;
 pub use reference::reference_table;
 pub use streams::Stream;
+pub use suggest::for_flag;
 
 use crate::error::{Error, Kind as ErrorKind, Result};
 use merge::Merge;
@@ -93,6 +94,9 @@ pub struct Resolved {
     pub overrides: Vec<Override>,
     /// The origin of each field's value, by key.
     origins: BTreeMap<&'static str, String>,
+    /// The fields that a person gave a value.
+    asked: BTreeSet<&'static str>,
+    folders: Vec<PathBuf>,
 }
 
 /// A value that is neither a default nor from an experiment file.
@@ -112,6 +116,19 @@ impl Resolved {
     pub fn origin(&self, key: &str) -> &str {
         self.origins.get(key).map_or(merge::DEFAULT, String::as_str)
     }
+
+    /// Whether a person gave the field its value. A resolved experiment that is read again says everything, so that what
+    /// it has of the defaults is nobody's wish.
+    #[must_use]
+    pub fn is_asked_for(&self, key: &str) -> bool {
+        self.asked.contains(key)
+    }
+
+    /// The folders of the experiment files, those that they extend included, as they were given.
+    #[must_use]
+    pub fn folders(&self) -> &[PathBuf] {
+        &self.folders
+    }
 }
 
 /// Merges the layers and checks the result.
@@ -123,9 +140,7 @@ pub fn resolve(layers: &Layers) -> Result<Resolved> {
     let mut merge = Merge::defaults();
     merge.warnings.clone_from(&layers.warnings);
     settle(&layers.presets, &mut merge);
-    for path in &layers.files {
-        file::read(path, &mut merge);
-    }
+    file::read(&layers.files, &mut merge);
     environment::read(&layers.env, &mut merge);
     settle(&layers.settings, &mut merge);
     check::check(&mut merge);
@@ -133,7 +148,9 @@ pub fn resolve(layers: &Layers) -> Result<Resolved> {
     let experiment = merge.extract()?;
     let origins = FIELDS.iter().map(|field| (field.key, merge.origin(field))).collect();
     let overrides = overrides(layers, &experiment, &origins);
-    Ok(Resolved { experiment, warnings: merge.warnings, files: merge.files, overrides, origins })
+    let asked = FIELDS.iter().filter(|field| merge.asked(field)).map(|field| field.key).collect();
+    let (warnings, files, folders) = (merge.warnings, merge.files, merge.folders);
+    Ok(Resolved { experiment, warnings, files, overrides, folders, origins, asked })
 }
 
 fn overrides(

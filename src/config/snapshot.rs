@@ -6,7 +6,8 @@ use super::Resolved;
 use super::define::{Field, Kind, Preset};
 use super::fields::{Experiment, FIELDS, SECTIONS};
 
-const HEADER: &str =
+/// How a resolved experiment begins.
+pub(super) const HEADER: &str =
     "# Every value of the experiment. Relative paths are relative to the working directory.\n";
 
 impl Experiment {

@@ -2,6 +2,7 @@
 
 use super::define::Field;
 use super::fields::{FIELDS, SECTIONS};
+use super::value;
 
 /// A longer word is nobody's misspelling, and comparing costs its length times each candidate's.
 const LONGEST: usize = 100;
@@ -23,66 +24,250 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
 }
 
 /// What other programs call some fields.
-const ELSEWHERE: [(&str, &str); 8] = [
+const ELSEWHERE: [(&str, &str); 44] = [
     ("learning_rate", "optimization.lr"),
+    ("base_lr", "optimization.lr"),
     ("max_epochs", "optimization.epochs"),
     ("num_epochs", "optimization.epochs"),
+    ("num_train_epochs", "optimization.epochs"),
+    ("optim", "optimization.optimizer"),
+    ("wd", "optimization.weight_decay"),
+    ("lr_scheduler", "optimization.scheduler"),
+    ("lr_scheduler_type", "optimization.scheduler"),
+    ("sched", "optimization.scheduler"),
+    ("step_size", "optimization.scheduler_step_size"),
+    ("gamma", "optimization.scheduler_gamma"),
+    ("t_max", "optimization.scheduler_tmax"),
+    ("tmax", "optimization.scheduler_tmax"),
+    ("clip_grad_norm", "optimization.grad_clip"),
+    ("max_grad_norm", "optimization.grad_clip"),
+    ("max_norm", "optimization.grad_clip"),
+    ("gradient_clip", "optimization.grad_clip"),
+    ("gradient_clip_val", "optimization.grad_clip"),
+    ("gradient_clipping", "optimization.grad_clip"),
+    ("gradient_accumulation_steps", "optimization.accumulate"),
+    ("accumulate_grad_batches", "optimization.accumulate"),
+    ("accumulation_steps", "optimization.accumulate"),
+    ("grad_accum", "optimization.accumulate"),
+    ("bs", "data.batch_size"),
+    ("train_batch_size", "data.batch_size"),
+    ("per_device_train_batch_size", "data.batch_size"),
+    ("eval_batch_size", "data.val_batch_size"),
+    ("per_device_eval_batch_size", "data.val_batch_size"),
     ("workers", "data.num_workers"),
+    ("log_dir", "data.tensorboard"),
+    ("logdir", "data.tensorboard"),
+    ("seq_len", "model.sequence_length"),
+    ("num_frames", "model.sequence_length"),
+    ("max_frames", "model.sequence_length"),
+    ("num_classes", "model.vocab_size"),
+    ("drop_path", "model.backbone.stochastic_depth"),
+    ("drop_path_rate", "model.backbone.stochastic_depth"),
     ("output_dir", "run.work_dir"),
     ("out_dir", "run.work_dir"),
+    ("save_dir", "run.work_dir"),
     ("gpu", "run.device"),
     ("amp", "run.precision"),
+    ("resume_from_checkpoint", "run.resume"),
+];
+
+/// Switches of other programs, and the values that stand for them here.
+const SWITCHES: [(&str, &[(&str, &str)]); 12] = [
+    ("fp16", &[("run.precision", "amp"), ("optimization.amp_dtype", "float16")]),
+    ("half", &[("run.precision", "amp"), ("optimization.amp_dtype", "float16")]),
+    ("bf16", &[("run.precision", "amp"), ("optimization.amp_dtype", "bfloat16")]),
+    ("bfloat16", &[("run.precision", "amp"), ("optimization.amp_dtype", "bfloat16")]),
+    ("float16", &[("run.precision", "amp"), ("optimization.amp_dtype", "float16")]),
+    ("use_amp", &[("run.precision", "amp")]),
+    ("mixed_precision", &[("run.precision", "amp")]),
+    ("fp32", &[("run.precision", "fp32")]),
+    ("no_amp", &[("run.precision", "fp32")]),
+    ("cuda", &[("run.device", "cuda")]),
+    ("cpu", &[("run.device", "cpu")]),
+    ("no_cuda", &[("run.device", "cpu")]),
+];
+
+/// What other programs have and this one has not. A field that is made for one of these comes before.
+const NOT_THERE: [(&str, &str); 13] = [
+    ("patience", "early stopping"),
+    ("early_stopping", "early stopping"),
+    ("early_stop", "early stopping"),
+    ("early_stopping_patience", "early stopping"),
+    ("warmup", "warmup of the learning rate"),
+    ("warmup_steps", "warmup of the learning rate"),
+    ("warmup_epochs", "warmup of the learning rate"),
+    ("warmup_ratio", "warmup of the learning rate"),
+    ("momentum", "momentum: sgd is without"),
+    ("nesterov", "momentum: sgd is without"),
+    ("betas", "choice of betas: they are 0.9 and 0.999"),
+    ("eps", "choice of eps: it is 1e-8"),
+    ("ema", "average of the weights"),
+];
+
+/// What other programs call some sections.
+const SECTIONS_ELSEWHERE: [(&str, &str); 12] = [
+    ("solver", "optimization"),
+    ("train", "optimization"),
+    ("training", "optimization"),
+    ("scheduler", "optimization"),
+    ("lr_scheduler", "optimization"),
+    ("optimizer", "optimization"),
+    ("dataset", "data"),
+    ("dataloader", "data"),
+    ("network", "model"),
+    ("vit", "model.backbone"),
+    ("trainer", "run"),
+    ("experiment", "run"),
 ];
 
 /// The field that an unknown key, such as `optimization.learning_rate` or `lr`, was probably meant to be.
 pub(super) fn meant(key: &str) -> Option<&'static Field> {
+    if key.len() > LONGEST {
+        return None;
+    }
     let key = normal(key);
     let (section, name) = key.rsplit_once('.').unwrap_or(("", &key));
-    if let Some(field) = FIELDS.iter().find(|f| f.name == name && f.section != section) {
-        return Some(field);
-    }
-    let of_key = |key: &str| FIELDS.iter().find(|f| f.key == key);
-    if let Some((_, key)) = ELSEWHERE.iter().find(|(other, _)| *other == name) {
-        return of_key(key);
-    }
-    let keys = FIELDS.iter().map(|f| f.key);
-    let here = || nearest(&key, keys).filter(|near| near.starts_with(section));
-    let there = || {
-        let name = nearest(name, FIELDS.iter().map(|f| f.name))?;
-        FIELDS.iter().find(|f| f.name == name)
+    let find = |is: &dyn Fn(&Field) -> bool| FIELDS.iter().find(|field| is(field));
+    let of_key = |key: &str| find(&|field| field.key == key);
+    let elsewhere = || of_key(ELSEWHERE.iter().find(|(other, _)| *other == name)?.1);
+    let near = |is: &dyn Fn(&Field) -> bool| {
+        let name = nearest(name, FIELDS.iter().filter(|field| is(field)).map(|field| field.name))?;
+        find(&|field| field.name == name && is(field))
     };
-    here().and_then(of_key).or_else(there)
+    let alike = || {
+        let looks_like = || near(&|field| field.section == section).or_else(|| near(&|_| true));
+        if not_there(name).is_some() { None } else { looks_like().or_else(|| part(name)) }
+    };
+    of_key(&key)
+        .or_else(|| find(&|field| field.name == name && field.section != section))
+        .or_else(|| find(&|field| is_joined(field, name)))
+        .or_else(|| find(&|field| has_same_words(field, name)))
+        .or_else(elsewhere)
+        .or_else(alike)
+}
+
+/// Whether `name` is the field's key, or the end of it, without its dots: `backbone_depth`, `model_backbone_depth`.
+fn is_joined(field: &Field, name: &str) -> bool {
+    let ends = field.key.match_indices('.').map(|(at, _)| &field.key[at + 1..]);
+    std::iter::once(field.key).chain(ends).any(|end| end.contains('.') && end.replace('.', "_") == name)
+}
+
+/// Whether `name` has the words of the field's name in another order: `clip_grad`.
+fn has_same_words(field: &Field, name: &str) -> bool {
+    let words = |text: &str| {
+        let mut words: Vec<String> = text.split('_').map(str::to_owned).collect();
+        words.sort_unstable();
+        words
+    };
+    words(field.name) == words(name)
+}
+
+/// The one field of which `name` is the beginning or the end, and not the lesser part: `batch`, `smoothing`.
+fn part(name: &str) -> Option<&'static Field> {
+    let is_part = |field: &&Field| {
+        let rest = field.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('_'))
+            || field.name.strip_suffix(name).is_some_and(|rest| rest.ends_with('_'));
+        rest && name.len() >= 4 && 2 * name.len() >= field.name.len()
+    };
+    let mut found = FIELDS.iter().filter(is_part);
+    found.next().filter(|_| found.next().is_none())
+}
+
+/// What is missing here that `name` asks for, as in "there is no early stopping".
+fn not_there(name: &str) -> Option<String> {
+    let (_, what) = NOT_THERE.iter().find(|(other, _)| *other == name)?;
+    Some(format!("there is no {what}"))
+}
+
+/// The fields and values that the switch `name` of another program stands for.
+fn switch(name: &str) -> Option<impl Iterator<Item = (&'static Field, &'static str)>> {
+    let (_, values) = SWITCHES.iter().find(|(other, _)| *other == name)?;
+    Some(values.iter().filter_map(|(key, value)| Some((FIELDS.iter().find(|f| f.key == *key)?, *value))))
+}
+
+/// What to say about an unknown flag, such as `--clip-grad`, of a command that has the flags `own`, without their dashes.
+/// `value` is what follows it on the command line, and `of_fields` whether the command takes the fields' flags.
+#[must_use]
+pub fn for_flag(flag: &str, value: Option<&str>, own: &[&str], of_fields: bool) -> String {
+    let name = normal(flag.trim_start_matches('-'));
+    let did_you_mean = |flag: &str| format!("did you mean {flag}?");
+    let is_own = own.iter().find(|own| normal(own) == name);
+    if let Some(own) = is_own {
+        return did_you_mean(&format!("--{own}"));
+    }
+    if of_fields {
+        if let Some(values) = switch(&name) {
+            let flags: Vec<_> = values.map(|(field, value)| as_flag(field, Some(value))).collect();
+            return did_you_mean(&flags.join(" "));
+        }
+        // What the command has itself is nearer than a field that only looks like it.
+        let exact =
+            meant(&name).filter(|field| nearest(&name, own.iter().copied()).is_none() || field.name == name);
+        if let Some(field) = exact {
+            let value = value.filter(|value| value::from_text(field, value).is_ok());
+            return did_you_mean(&as_flag(field, value.filter(|_| field.flag().is_none())));
+        }
+    }
+    if let Some(own) = nearest(&name, own.iter().copied()) {
+        return did_you_mean(&format!("--{own}"));
+    }
+    let none = not_there(&name).unwrap_or_else(|| "there is none, and no field is like it".to_owned());
+    format!("{none}; --help lists the flags")
+}
+
+/// How to give a field a value on the command line.
+fn as_flag(field: &Field, value: Option<&str>) -> String {
+    match (field.flag(), value) {
+        (Some(flag), Some(value)) => format!("{flag} {value}"),
+        (Some(flag), None) => flag,
+        (None, value) => format!("--set {}={}", field.key, value.unwrap_or("VALUE")),
+    }
 }
 
 /// What to say about an unknown key.
 pub(super) fn for_key(key: &str) -> String {
+    let word = normal(key.get(..LONGEST).unwrap_or(key));
+    let (section, name) = word.rsplit_once('.').unwrap_or(("", &word));
+    if let Some(values) = switch(name) {
+        let values: Vec<_> = values.map(|(field, value)| format!("{} = \"{value}\"", field.key)).collect();
+        return format!("write {}", values.join(" and "));
+    }
     if let Some(field) = meant(key) {
         return did_you_mean(field.key);
     }
-    let key = normal(key);
-    let (section, _) = key.rsplit_once('.').unwrap_or(("", &key));
     let fields: Vec<_> = FIELDS.iter().filter(|f| f.section == section).map(|f| f.name).collect();
-    if fields.is_empty() { sections() } else { format!("[{section}] has {}", fields.join(", ")) }
+    let there = if fields.is_empty() { sections() } else { format!("[{section}] has {}", fields.join(", ")) };
+    match not_there(name) {
+        Some(none) => format!("{none}; {there}"),
+        None => there,
+    }
 }
 
 /// What to say about an unknown section, such as `optimisation` or `backbone`.
 pub(super) fn for_section(name: &str) -> String {
     let name = normal(name);
     let last = |section: &'static str| section.rsplit('.').next().unwrap_or(section);
-    SECTIONS
-        .iter()
-        .map(|section| section.name)
+    let names = || SECTIONS.iter().map(|section| section.name);
+    let own_name = name.rsplit('.').next().unwrap_or(&name);
+    names()
         .find(|section| last(section) == name)
-        .or_else(|| nearest(&name, SECTIONS.iter().map(|section| section.name)))
+        .or_else(|| nearest(&name, names()))
+        .or_else(|| Some(SECTIONS_ELSEWHERE.iter().find(|(other, _)| *other == own_name)?.1))
+        .or_else(|| names().find(|section| own_name.len() >= 3 && last(section).starts_with(own_name)))
         .map_or_else(sections, |section| format!("did you mean [{section}]?"))
 }
 
-/// The field of which the environment variable is nearest to `variable`, however far; none for a very long name.
+/// The field that `variable` is meant for, or else that of which the variable is nearest to it, however far; none for a
+/// very long name.
 pub(super) fn for_variable(variable: &str) -> Option<&'static Field> {
     if variable.len() > LONGEST {
         return None;
     }
     let variable = variable.to_ascii_uppercase();
+    let key = variable.strip_prefix("SLT_").unwrap_or(&variable).replace("__", ".");
+    if let Some(field) = meant(key.trim_matches('.')) {
+        return Some(field);
+    }
     // Jaro-Winkler favours a common beginning, that is the section.
     let likeness = |field: &Field| strsim::jaro_winkler(&variable, &field.env());
     FIELDS.iter().min_by(|a, b| likeness(b).total_cmp(&likeness(a)))
@@ -126,8 +311,73 @@ mod tests {
         ] {
             assert_eq!(for_key(key), hint, "{key}");
         }
-        assert_eq!(for_section("optimisation"), "did you mean [optimization]?");
-        assert_eq!(for_section("backbone"), "did you mean [model.backbone]?");
-        assert_eq!(for_variable("SLT_OPTIMIZATION_LR").unwrap().key, "optimization.lr");
+        for (name, section) in [
+            ("optimisation", "optimization"),
+            ("backbone", "model.backbone"),
+            ("optim", "optimization"),
+            ("opt", "optimization"),
+            ("training", "optimization"),
+            ("dataset", "data"),
+            ("model.vit", "model.backbone"),
+        ] {
+            assert_eq!(for_section(name), format!("did you mean [{section}]?"), "{name}");
+        }
+        for (variable, key) in [
+            ("SLT_OPTIMIZATION_LR", "optimization.lr"),
+            ("SLT_LR", "optimization.lr"),
+            ("SLT_BATCH_SIZE", "data.batch_size"),
+            ("SLT_BACKBONE_DEPTH", "model.backbone.depth"),
+            ("SLT_OPTIM__LR", "optimization.lr"),
+            ("SLT_GRAD_CLIP", "optimization.grad_clip"),
+        ] {
+            assert_eq!(for_variable(variable).unwrap().key, key, "{variable}");
+        }
+    }
+
+    #[test]
+    fn flags_are_answered_as_fields_are() {
+        let own = ["lr", "grad-clip", "epochs", "init-from", "quiet", "set"];
+        let all = |flag: &str, value| for_flag(flag, value, &own, true);
+        for (flag, meant) in [
+            ("--clip-grad", "--grad-clip"),
+            ("--max_grad_norm", "--grad-clip"),
+            ("--init_from", "--init-from"),
+            ("--quit", "--quiet"),
+            ("--epoch", "--epochs"),
+            ("--backbone-depth", "--set model.backbone.depth=VALUE"),
+            ("--model.backbone.depth", "--set model.backbone.depth=VALUE"),
+            ("--drop-path", "--set model.backbone.stochastic_depth=VALUE"),
+            ("--optimization.lr", "--lr"),
+            ("--fp16", "--precision amp --amp-dtype float16"),
+            ("--no-cuda", "--device cpu"),
+            ("--batch", "--batch-size"),
+        ] {
+            assert_eq!(all(flag, None), format!("did you mean {meant}?"), "{flag}");
+        }
+        assert_eq!(all("--depth", Some("6")), "did you mean --set model.backbone.depth=6?");
+        assert_eq!(all("--depth", Some("a.toml")), "did you mean --set model.backbone.depth=VALUE?");
+        assert_eq!(all("--patience", Some("3")), "there is no early stopping; --help lists the flags");
+        assert!(all("--frobnicate", None).starts_with("there is none, and no field is like it"));
+        assert!(for_flag("--lr", None, &["json"], false).starts_with("there is none"));
+    }
+
+    #[test]
+    fn tables_name_fields_that_are_there() {
+        let is_field = |key: &str| FIELDS.iter().any(|field| field.key == key);
+        for (name, key) in ELSEWHERE {
+            assert!(is_field(key) && meant(name).is_some(), "{name}");
+        }
+        for (name, values) in SWITCHES {
+            for (key, value) in values {
+                let field = FIELDS.iter().find(|field| field.key == *key).unwrap();
+                assert!(value::from_text(field, value).is_ok(), "{name}");
+            }
+        }
+        for (name, _) in NOT_THERE {
+            assert!(meant(name).is_none(), "{name} is there, or is taken for another field");
+        }
+        for (_, section) in SECTIONS_ELSEWHERE {
+            assert!(SECTIONS.iter().any(|s| s.name == section));
+        }
     }
 }

@@ -91,7 +91,7 @@ error: a.toml:4: data.num_workers: expected a whole number, found an array
 error: a.toml:5: data.face_dir: expected a path, found the integer 7
   hint: put it in quotes: face_dir = "7"
 error: a.toml:6: data.tensorboard: expected a path, found the boolean true
-  hint: put it in quotes: tensorboard = "true"
+  hint: give a path, such as tensorboard = "folder/name"
 error: a.toml:8: optimization.lr: expected a number, found the string "1e-4"
   hint: write it without quotes: lr = 1e-4
 error: a.toml:9: optimization.epochs: expected a whole number, found an empty string
@@ -138,7 +138,7 @@ fn unknown_keys_are_refused_in_every_layer() {
 error: a.toml:2: unknown key extend
   hint: did you mean extends?
 error: a.toml:4: unknown key optimization.momentum
-  hint: [optimization] has epochs, optimizer, lr, weight_decay, scheduler, scheduler_step_size, scheduler_gamma, \
+  hint: there is no momentum: sgd is without; [optimization] has epochs, optimizer, lr, weight_decay, scheduler, scheduler_step_size, scheduler_gamma, \
          scheduler_tmax, label_smoothing, frames_per_chunk, accumulate, grad_clip, skip_nonfinite_steps, \
          amp_dtype
 error: a.toml:5: unknown key optimization.batch_size
@@ -189,18 +189,33 @@ fn syntax_errors_show_the_line() {
 
 #[test]
 fn files_that_cannot_be_read() {
-    let missing = Layers { files: vec!["no/such.toml".into()], ..Layers::default() };
+    let here = std::env::current_dir().unwrap().display().to_string();
+    let missing = |name: &str| {
+        let error = resolve(&Layers { files: vec![name.into()], ..Layers::default() }).unwrap_err();
+        let start = format!(
+            "error: cannot read the experiment file {name}\n  \
+             caused by: No such file or directory (os error 2)\n  hint: "
+        );
+        error.to_string().strip_prefix(&start).unwrap().replace(&here, "HERE")
+    };
     assert_eq!(
-        resolve(&missing).unwrap_err().to_string(),
-        "error: cannot read the experiment file no/such.toml\n  \
-         caused by: No such file or directory (os error 2)\n  \
-         hint: give the path of a TOML file; it is relative to the working directory"
+        missing("no/such.toml"),
+        "give the path of a TOML file; relative paths start at the working directory, HERE"
     );
     assert_eq!(
-        refused("\nextends = [\"base.toml\", \"sub/none.toml\"]"),
+        missing("evaluate"),
+        "give the path of a TOML file, or a command: train, resume, check, config, bench, demo, help; \
+         relative paths start at the working directory, HERE"
+    );
+    assert_eq!(missing("chek"), "did you mean the command check?");
+    assert_eq!(missing("model.backbone.depth=6"), "did you mean --set model.backbone.depth=6?");
+    assert_eq!(missing("lr=1e-4"), "did you mean --set optimization.lr=1e-4?");
+    assert_eq!(
+        refused("\nextends = [\"base.toml\", \"sub/none.toml\"]").replace(&here, "HERE"),
         "error: a.toml:2: extends: cannot read sub/none.toml\n  \
          caused by: No such file or directory (os error 2)\n  \
-         hint: paths in extends are relative to the file that they stand in"
+         hint: paths in extends are relative to the file that they stand in, not to the working directory, HERE, \
+         where it is not, either"
     );
     let dir = tempfile::tempdir().unwrap();
     let fail = |path: PathBuf| {
@@ -217,6 +232,10 @@ fn files_that_cannot_be_read() {
         fail(dir.path().join("latin.toml")),
         "error: cannot read the experiment file DIR/latin.toml\n  caused by: line 2 is not UTF-8 text\n  \
          hint: save the file in the encoding UTF-8"
+    );
+    fs::write(dir.path().join("last.pt"), vec![0xff; 300 * 1024]).unwrap();
+    assert!(
+        fail(dir.path().join("last.pt")).contains("hint: a checkpoint is no experiment: --init-from takes")
     );
     fs::write(dir.path().join("big.toml"), vec![b'#'; 300 * 1024]).unwrap();
     assert_eq!(
@@ -243,14 +262,120 @@ fn extends_in_a_circle() {
         "error: a.toml:1: extends: expected a file's path, or a list of them\n  \
          hint: for example extends = [\"base.toml\"]"
     );
-    // Files that double at every step: 2^30 reads, if nothing stopped them.
-    let names: Vec<_> = (0..30)
+    // Files that double at every step: 2^101 reads, if nothing stopped them.
+    let names: Vec<_> = (0..101)
         .map(|n| (format!("f{n}.toml"), format!("extends = [\"f{0}.toml\", \"f{0}.toml\"]", n + 1)))
         .collect();
     let mut files: Vec<_> = names.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
-    files.push(("f30.toml", ""));
+    files.push(("f101.toml", ""));
     let text = refused_files(&files, &[], &[]);
     assert!(text.contains("more than 100 files are extended") && text.lines().count() == 2, "{text}");
+    let text = refused(&format!("extends = [{}]", "\"base.toml\",".repeat(101)));
+    assert!(text.contains("a.toml:1: more than 100 files are extended"), "{text}");
+}
+
+#[test]
+fn words_of_other_languages_are_answered() {
+    for (line, hint) in [
+        ("[optimization]\nscheduler = None", "write scheduler = \"none\""),
+        ("[optimization]\noptimizer = None", "leave it out for the default, adamw"),
+        (
+            "[optimization]\ngrad_clip = None",
+            "leave it out, or write grad_clip = \"\", to leave it unset (off)",
+        ),
+        ("data.tensorboard = True", "give a path, such as tensorboard = \"folder/name\""),
+        ("[data]\ntensorboard = false", "leave it out, or write tensorboard = \"\", to leave it unset (off)"),
+        ("[run]\ndevice = cuda:1 # the second", "put it in quotes: device = \"cuda:1\""),
+        ("[data]\nface_dir = data/face", "put it in quotes: face_dir = \"data/face\""),
+        ("[run]\nresume = true", "the choices are never, auto"),
+        ("[data]\nval_batch_size = \"none\"", "leave it out, or write val_batch_size = \"\""),
+        ("[run]\nmemory_budget = 8", "write the unit: memory_budget = \"8GiB\""),
+        ("[run]\nmemory_budget = \"8000000000\"", "write the unit: memory_budget = \"8000000000B\""),
+        ("[run]\nfp16 = true", "write run.precision = \"amp\" and optimization.amp_dtype = \"float16\""),
+        ("bf16 = true", "write run.precision = \"amp\" and optimization.amp_dtype = \"bfloat16\""),
+        ("[optim]\nlr = 1", "did you mean [optimization]?"),
+        ("[optimization]\npatience = 3", "there is no early stopping; [optimization] has"),
+        ("[optimization]\nclip_grad = 1", "did you mean optimization.grad_clip?"),
+    ] {
+        let text = refused(line);
+        assert!(text.contains(&format!("\n  hint: {hint}")), "{line}\n{text}");
+        assert_eq!(text.matches("error: ").count(), 1, "{line}\n{text}");
+    }
+    assert!(!refused("a = 1 2").contains("hint"), "nothing is known of that line");
+}
+
+#[test]
+fn a_tilde_is_the_home_folder_in_every_layer() {
+    let home = std::env::home_dir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.toml");
+    fs::write(&file, BASE.replace("\"face\"", "\"~/face\"")).unwrap();
+    let layers = Layers {
+        files: vec![file],
+        env: vec![("SLT_DATA__POSE_DIR".into(), "~/pose".into())],
+        settings: vec![set("run.work_dir=~"), set("data.hand_left_dir=./~/left")],
+        ..Layers::default()
+    };
+    let found = resolve(&layers).unwrap();
+    let (data, run) = (&found.experiment.data, &found.experiment.run);
+    assert_eq!((&data.face_dir, &data.pose_dir), (&home.join("face"), &home.join("pose")));
+    assert_eq!((run.work_dir.clone(), data.hand_left_dir.clone()), (home.join(""), "./~/left".into()));
+    for layer in [
+        refused("[run]\nwork_dir = \"~other/x\""),
+        refused_files(&[], &[("SLT_RUN__WORK_DIR", "~other/x")], &[]),
+        refused_files(&[], &[], &["run.work_dir=~other/x"]),
+        refused("extends = \"~other/x.toml\""),
+    ] {
+        assert!(layer.contains("another user's home folder\n  hint: write that folder out"), "{layer}");
+    }
+}
+
+#[test]
+fn a_file_counts_once_at_its_first_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let write = |name: &str, text: &str| fs::write(path(name), text).unwrap();
+    write("base.toml", &format!("{BASE}[optimization]\nlr = 1\nepochs = 1\n"));
+    write("a.toml", "extends = \"base.toml\"\n[optimization]\nlr = 2\n");
+    fs::create_dir(path("sub")).unwrap();
+    write("sub/b.toml", "extends = [\"../base.toml\", \"../a.toml\"]\n[optimization]\nepochs = 3\n");
+    let found = |names: &[&str]| {
+        let files = names.iter().map(|name| path(name)).collect();
+        let found = resolve(&Layers { files, ..Layers::default() }).unwrap();
+        let o = &found.experiment.optimization;
+        (o.lr, o.epochs, found.warnings.len())
+    };
+    // The base is below both, however it is named.
+    assert_eq!(found(&["a.toml", "sub/b.toml"]), (2.0, 3, 0));
+    assert_eq!(found(&["sub/b.toml"]), (2.0, 3, 0));
+    // Who names it once more is told that it changes nothing.
+    assert_eq!(found(&["a.toml", "base.toml"]), (2.0, 1, 1));
+    assert_eq!(found(&["base.toml", "a.toml"]), (2.0, 1, 0));
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("base.toml", path("link.toml")).unwrap();
+        write("c.toml", "extends = \"link.toml\"\n");
+        assert_eq!(found(&["a.toml", "c.toml"]), (2.0, 1, 0));
+    }
+}
+
+#[test]
+fn what_was_asked_for_is_told_from_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.toml");
+    let asked = |text: &str, settings: &[&str]| {
+        fs::write(&file, text).unwrap();
+        let settings = settings.iter().map(|text| set(text)).collect();
+        let found = resolve(&Layers { files: vec![file.clone()], settings, ..Layers::default() }).unwrap();
+        (found.is_asked_for("run.precision"), found.to_toml())
+    };
+    let (by_default, snapshot) = asked(BASE, &[]);
+    assert!(!by_default);
+    assert!(asked(&format!("{BASE}precision = \"amp\"\n"), &[]).0);
+    assert!(asked(BASE, &["run.precision=amp"]).0);
+    // A resolved experiment says everything.
+    assert!(!asked(&snapshot, &[]).0);
+    assert!(asked(&snapshot.replace("precision = \"amp\"", "precision = \"fp32\""), &[]).0);
 }
 
 #[test]

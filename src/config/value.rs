@@ -1,5 +1,7 @@
 //! Reading a field's value from TOML or from plain text (environment, command line), by the field's kind.
 
+use std::path::Path;
+
 use figment::value::{Empty, Num, Tag, Value};
 use toml_edit::{Item, Value as Toml};
 
@@ -8,6 +10,7 @@ use super::define::{Field, Kind, Preset};
 use super::fields::Device;
 use super::interval::CheckpointEvery;
 use super::suggest::nearest;
+use crate::input;
 
 /// Why a value was refused: what follows the field's key in the message, and the cure.
 #[derive(Debug, PartialEq)]
@@ -37,11 +40,11 @@ pub(super) fn from_text(field: &Field, text: &str) -> Result<Value, Mismatch> {
         Kind::Whole => match word.parse::<i128>() {
             Ok(number) => whole(field, number, word),
             Err(_) if digits(word) => Err(too_large(field, word)),
-            Err(_) => Err(Mismatch::found(field, &quoted(text), such_as(field))),
+            Err(_) => Err(Mismatch::found(field, &quoted(text), instead_of(field, word))),
         },
         Kind::Number => match word.parse::<f64>() {
             Ok(number) => Ok(Value::from(number)),
-            Err(_) => Err(Mismatch::found(field, &quoted(text), such_as(field))),
+            Err(_) => Err(Mismatch::found(field, &quoted(text), instead_of(field, word))),
         },
         Kind::Choice(names) => choice(field, names, word),
         Kind::Device => device(field, word),
@@ -68,7 +71,7 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
                 Kind::Whole | Kind::Number => {
                     let hint = match from_text(field, text) {
                         Ok(_) => format!("write it without quotes: {} = {}", field.name, text.trim()),
-                        Err(_) => such_as(field),
+                        Err(_) => instead_of(field, text.trim()),
                     };
                     Err(Mismatch::found(field, &format!("the string {}", quoted(text)), hint))
                 }
@@ -85,6 +88,7 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
         (Toml::Integer(_) | Toml::Float(_) | Toml::Boolean(_) | Toml::Datetime(_), kind) => {
             let text = shorten(value.clone().decorated("", "").to_string().trim());
             let hint = match kind {
+                _ if value.as_bool().is_some() => instead_of(field, &text),
                 Kind::Path => format!("put it in quotes: {} = \"{text}\"", field.name),
                 _ => such_as(field),
             };
@@ -113,7 +117,11 @@ fn path(text: &str) -> Result<Value, Mismatch> {
     if text.contains('\0') {
         return Err(Mismatch::new("a path cannot hold a NUL character", "write the path without it"));
     }
-    Ok(Value::from(text))
+    let path = input::expand_home(Path::new(text)).map_err(|why| Mismatch::new(why.what, why.hint))?;
+    match path.to_str() {
+        Some(path) => Ok(Value::from(path)),
+        None => Err(Mismatch::new("the home folder's name is not UTF-8 text", "write a path without ~")),
+    }
 }
 
 fn whole(field: &Field, number: i128, text: &str) -> Result<Value, Mismatch> {
@@ -167,7 +175,7 @@ fn own_type(field: &Field, word: &str) -> Result<Value, Mismatch> {
     };
     match canonical {
         Some(text) => Ok(Value::from(text)),
-        None => Err(Mismatch::found(field, &quoted(word), such_as(field))),
+        None => Err(Mismatch::found(field, &quoted(word), instead_of(field, word))),
     }
 }
 
@@ -190,6 +198,37 @@ pub(super) fn expected(field: &Field) -> String {
         Kind::AutoOrCount => "auto or a whole number of at least 1".into(),
         Kind::AutoOrBytes => "auto or a size in memory, such as 8GiB".into(),
         Kind::Interval => "epoch, a number of steps or a time such as 30 minutes".into(),
+    }
+}
+
+/// The hint for a word in the place of a value: what is meant by one that other languages and programs have, and by a size
+/// without its unit.
+pub(super) fn instead_of(field: &Field, word: &str) -> String {
+    let name = field.name;
+    match word.to_ascii_lowercase().as_str() {
+        "none" | "null" | "nil" | "off" | "no" | "false" if field.optional => {
+            let note = field.note.map(|note| format!(" ({note})")).unwrap_or_default();
+            format!("leave it out, or write {name} = \"\", to leave it unset{note}")
+        }
+        "none" | "null" | "nil" => match (field.kind, field.default) {
+            (Kind::Choice(names), _) if names.contains(&"none") => format!("write {name} = \"none\""),
+            (_, Preset::Text(text)) => format!("leave it out for the default, {text}"),
+            _ => such_as(field),
+        },
+        "true" | "false" | "on" | "off" | "yes" | "no" => match field.kind {
+            Kind::Path if field.type_name().contains("`auto`") => {
+                format!("write {name} = \"auto\", or a folder of your own")
+            }
+            Kind::Path => format!("give a path, such as {name} = \"folder/name\""),
+            Kind::Choice(names) => format!("the choices are {}", list(names)),
+            _ => such_as(field),
+        },
+        word if field.kind == Kind::AutoOrBytes && word.parse::<f64>().is_ok_and(|number| number >= 1.0) => {
+            // Nobody has a million gibibytes, or less than a mebibyte.
+            let unit = if digits(word) && word.len() > 6 { "B" } else { "GiB" };
+            format!("write the unit: {name} = \"{word}{unit}\"")
+        }
+        _ => such_as(field),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a dataset's tables tell of its health, before any of its files is opened.
 
-use super::dataset::{Clip, Dataset};
+use super::dataset::{Clip, Dataset, ENDINGS};
 use super::sampling::distinct;
 use super::{count, some_of};
 use crate::error::{Error, Kind, Problem, Result};
@@ -59,7 +59,10 @@ impl Dataset {
         let key = self.streams.first().map_or("", |stream| stream.key);
         Error::data(format!("none of the {} has a frame", count(self.clips.len(), "clip")))
             .cause(format!("no file named {example}_f<number>.jpg, for example, in {}", some_of(&folders)))
-            .hint(format!("is {key} right, and are the frames named <video_id>_f<number>.jpg?"))
+            .hint(match ENDINGS.iter().find(|ending| example.ends_with(*ending)) {
+                Some(ending) => format!("write the ids in the three CSVs without {ending}"),
+                None => format!("is {key} right, and are the frames named <video_id>_f<number>.jpg?"),
+            })
     }
 
     fn too_many_empty(&self, empty: &[&str], most: f64) -> Vec<Problem> {

@@ -346,7 +346,13 @@ impl Splits {
             warnings.extend(index.warnings.iter().cloned());
             let (known, unknown): (Vec<&str>, Vec<&str>) =
                 index.ids.iter().map(String::as_str).partition(|id| metadata.texts.contains_key(*id));
-            match note_unknown(source, &sources.metadata, &known, &unknown) {
+            let ending = ending(&unknown, |id| metadata.texts.contains_key(id));
+            let ending = ending.map(|(ending, in_index)| {
+                let (with, without) =
+                    if in_index { (source, &sources.metadata) } else { (&sources.metadata, source) };
+                format!("the ids of {with} end in {ending}, those of {without} do not: write all without it")
+            });
+            match note_unknown(source, &sources.metadata, &known, &unknown, ending) {
                 Ok(warning) => warnings.extend(warning),
                 Err(problem) => problems.push(problem),
             }
@@ -385,21 +391,40 @@ fn note_unknown(
     metadata: &Source,
     known: &[&str],
     unknown: &[&str],
+    ending: Option<String>,
 ) -> Result<Option<String>, Problem> {
     let all = known.len() + unknown.len();
     if known.is_empty() {
         return Err(Problem::new(format!("{metadata} knows none of the {} of {index}", count(all, "id")))
             .cause(format!("unknown: {}", some_of(unknown)))
-            .hint("do the two files belong to one dataset?"));
+            .hint(ending.unwrap_or_else(|| "do the two files belong to one dataset?".to_owned())));
     }
     if unknown.is_empty() {
         return Ok(None);
     }
-    Ok(Some(format!(
+    let warning = format!(
         "{} of {all} ids of {index} are not in {metadata}, left out: {}",
         unknown.len(),
         some_of(unknown)
-    )))
+    );
+    Ok(Some(match ending {
+        Some(ending) => format!("{warning}; {ending}"),
+        None => warning,
+    }))
+}
+
+/// What ids that are files' names end in.
+pub(super) const ENDINGS: [&str; 9] =
+    [".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".m4v", ".npz", ".jpg"];
+
+/// The ending, as of a file's name, without which one of the `unknown` ids is known, and true; or with which it is, and
+/// false.
+fn ending(unknown: &[&str], is_known: impl Fn(&str) -> bool) -> Option<(String, bool)> {
+    unknown.iter().find_map(|id| {
+        let without = id.rfind('.').filter(|&at| is_known(&id[..at])).map(|at| (id[at..].to_owned(), true));
+        let with = || ENDINGS.iter().find(|ending| is_known(&format!("{id}{ending}")));
+        without.or_else(|| with().map(|ending| ((*ending).to_owned(), false)))
+    })
 }
 
 /// What the folders hold.
@@ -432,7 +457,7 @@ fn list_folders(sources: &Sources, ids: &HashMap<&str, usize>) -> Result<Folders
     });
     let mut problems = Vec::new();
     let mut failed = |source: &Source, error: &std::io::Error| {
-        let problem = Problem::new(format!("cannot list the folder {source}")).io(error);
+        let problem = Problem::new(format!("cannot list the folder {source}")).io(source.path, error);
         problems.push(problem.hint(format!("correct {}", source.key)));
     };
     let (mut warnings, mut unindexed) = (Vec::new(), 0);

@@ -38,7 +38,7 @@ impl Decoder {
     pub fn read(&mut self, path: &Path, size: usize, out: &mut [u8]) -> Result<()> {
         let mut file = std::mem::take(&mut self.file);
         let problem = || Problem::new(format!("cannot read the image {}", path.display()));
-        let read = read_file(path, &mut file).map_err(|error| problem().io(&error));
+        let read = read_file(path, &mut file).map_err(|error| problem().io(path, &error));
         let result = read.and_then(|()| {
             let decoded = guarded(|| self.decode(&file, size, out)).unwrap_or_else(|panic| {
                 *self = Self::default();

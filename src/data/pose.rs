@@ -31,7 +31,8 @@ pub struct Pose {
 /// or has a value that is not finite (row, landmark and axis are named).
 pub fn read(path: &Path, landmarks: usize) -> Result<Pose> {
     let read = || -> Result<Pose, Problem> {
-        let (file, _) = input::open(path).map_err(|error| Problem::new("it cannot be opened").io(&error))?;
+        let (file, _) =
+            input::open(path).map_err(|error| Problem::new("it cannot be opened").io(path, &error))?;
         read_npz(file, landmarks)
     };
     let result = guarded(read).unwrap_or_else(|panic| Err(Problem::new(panic)));

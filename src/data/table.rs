@@ -101,7 +101,8 @@ fn empty(source: &Source) -> Problem {
 
 fn read_bytes(source: &Source) -> Result<Vec<u8>, Problem> {
     let failed = |error: std::io::Error| {
-        Problem::new(format!("cannot read {source}")).io(&error).hint(format!("correct {}", source.key))
+        let problem = Problem::new(format!("cannot read {source}")).io(source.path, &error);
+        problem.hint(format!("correct {}", source.key))
     };
     let (file, size) = input::open(source.path).map_err(failed)?;
     let mut bytes = Vec::new();

@@ -712,7 +712,7 @@ fn unusable(work_dir: &Path, error: &io::Error) -> Error {
         _ => "cannot be written",
     };
     let what = format!("run.work_dir {} {what}", work_dir.display());
-    Error::new(kind, Problem::new(what).io(error).hint(cure(error)))
+    Error::new(kind, Problem::new(what).io(work_dir, error).hint(cure(error)))
 }
 
 /// What to do when writing into a run's folder fails.

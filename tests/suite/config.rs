@@ -91,9 +91,9 @@ fn later_layers_win() {
     assert_eq!(one.origin("optimization.weight_decay"), format!("{a}:2"));
     assert_eq!(one.origin("model.d_model"), "default");
 
-    // The second file extends the deep one again: that is below it, but above the first.
+    // The second file extends the deep one again, which counts once: it is below the first, too.
     let two = resolved(&[&a, &b], &[("SLT_MODEL__BACKBONE__DEPTH", "6"), ("slt_run__Seed", "7")]);
-    assert_eq!((two.experiment.optimization.epochs, two.experiment.model.backbone.num_heads), (1, 3));
+    assert_eq!((two.experiment.optimization.epochs, two.experiment.model.backbone.num_heads), (2, 3));
     assert_eq!((two.experiment.model.backbone.depth, two.experiment.run.seed), (6, 7));
     assert_eq!(two.origin("model.backbone.depth"), "env SLT_MODEL__BACKBONE__DEPTH");
 
@@ -307,7 +307,7 @@ fn draw(field: &Field, random: &mut impl Rng) -> String {
         (Kind::Device, _) => ["cpu", "cuda", "cuda:7"][random.random_range(0..3)].into(),
         (Kind::AutoOrCount, _) => ["auto", "1", "16"][random.random_range(0..3)].into(),
         (Kind::Interval, _) => ["epoch", "500 steps", "90 minutes"][random.random_range(0..3)].into(),
-        (Kind::AutoOrBytes, _) => ["auto", "8GiB", "1000001"][random.random_range(0..3)].into(),
+        (Kind::AutoOrBytes, _) => ["auto", "8GiB", "1000001B"][random.random_range(0..3)].into(),
         (Kind::Whole, Rule::Any) => random.random_range(0..=i64::MAX).to_string(),
         (Kind::Whole, _) if field.key.starts_with("optimization") => {
             random.random_range(1..=i64::MAX).to_string()

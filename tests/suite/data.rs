@@ -373,6 +373,22 @@ fn all_problems_come_at_once() {
 }
 
 #[test]
+fn ids_that_are_files_names_are_told() {
+    let error = |rows: &[_], train: &[_], val: &[_]| Little::new(rows, train, val).error();
+    let index = error(&[("a", "uno"), ("b.x", "dos")], &["a.mp4"], &["b.x.mp4"]);
+    assert_eq!(index.matches("end in .mp4, those of").count(), 2, "{index}");
+    assert!(index.contains("train.csv (data.train_index) end in .mp4"), "{index}");
+    let metadata = error(&[("a.avi", "uno")], &["a"], &["a"]);
+    assert!(metadata.contains("subs.csv (data.metadata_csv) end in .avi, those of"), "{metadata}");
+    let all = error(&[("a.mp4", "uno")], &["a.mp4"], &["a.mp4"]);
+    assert!(all.contains("hint: write the ids in the three CSVs without .mp4"), "{all}");
+    let little = Little::new(&[("a", "uno"), ("b", "dos")], &["a", "b.mp4"], &["a"]);
+    little.frames("a", 1..2);
+    let warnings = little.open().warnings().join("\n");
+    assert!(warnings.contains("left out: b.mp4; the ids of"), "{warnings}");
+}
+
+#[test]
 fn an_index_of_unknown_ids_is_an_error() {
     let little = Little::new(&[("a", "uno")], &["a"], &["x", "y"]);
     little.frames("a", 1..2);
