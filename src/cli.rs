@@ -1,19 +1,23 @@
-//! The command line: `slt-run CONFIG…` trains; `check`, `config` and `demo` do what their help says.
+//! The command line: `slt-run CONFIG…` trains, as `slt-run train CONFIG…` does; the other commands do what their help says.
 //!
 //! Every field of the experiment has its documented flag, made from [`FIELDS`].
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
+use clap::builder::{PathBufValueParser, StyledStr, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
-use crate::config::{FIELDS, Field, Layers, SECTIONS, Setting};
+use crate::config::{self, FIELDS, Field, Layers, Preset, SECTIONS, Setting};
+use crate::input;
 use crate::observe::reporter::Verbosity;
 
 /// What the command line asks for.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// `slt-run CONFIG…`: train.
+    /// `slt-run CONFIG…`, `slt-run train CONFIG…`, `slt-run resume CONFIG…`: train.
     Train(TrainArgs),
     /// `slt-run check CONFIG…`: look at everything before a run, write nothing.
     Check(CheckArgs),
@@ -103,12 +107,8 @@ pub struct DemoArgs {
     pub seed: Option<u64>,
     /// Stop before training.
     pub data_only: bool,
-    /// Move a run that is in the way aside.
-    pub overwrite: bool,
-    /// `--set` values, to go on top of the demo's experiment file; the caller fills in files and environment.
-    pub layers: Layers,
-    /// How much to say.
-    pub verbosity: Verbosity,
+    /// The run on it. Its layers go on top of the demo's experiment file; the caller fills in files and environment.
+    pub run: TrainArgs,
 }
 
 /// The field of which the flag may stand alone.
@@ -120,20 +120,68 @@ const RESUME: &str = "run.resume";
 /// What clap makes of it: `--help` and `--version` (exit code 0), an argument that is unknown or lacks its value, and
 /// nothing at all, which prints the help to stderr (exit code 2).
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
-    let matches = command().try_get_matches_from(with_negative_numbers(args))?;
+    let args = with_negative_numbers(with_files(args));
+    let matches = command().try_get_matches_from(&args).map_err(|error| advised(error, &args))?;
     Ok(match matches.subcommand() {
+        Some(("train", matches)) => Command::Train(train_args(matches)),
+        Some(("resume", matches)) => Command::Train(resume_args(matches)),
         Some(("check", matches)) => Command::Check(check_args(matches)),
         Some(("config", matches)) => Command::Config(config_args(matches)),
         Some(("bench", matches)) => Command::Bench(bench_args(matches)),
         Some(("demo", matches)) => Command::Demo(demo_args(matches)),
-        _ => Command::Train(TrainArgs {
-            layers: layers(&matches),
-            init_from: matches.get_one("init-from").cloned(),
-            overwrite: matches.get_flag("overwrite"),
-            allow_changes: matches.get_flag("allow-changes"),
-            verbosity: verbosity(&matches),
-        }),
+        _ => Command::Train(train_args(&matches)),
     })
+}
+
+/// Commands that came later than experiment files which may be called so: a file of that name is taken for itself.
+const LATER_COMMANDS: [&str; 3] = ["train", "resume", "help"];
+
+/// Writes a file's name that is a command's, too, as a path.
+fn with_files(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if let Some(first) = args.get_mut(1)
+        && LATER_COMMANDS.iter().any(|name| first == *name)
+        && Path::new(first).is_file()
+    {
+        *first = Path::new(".").join(&first).into_os_string();
+    }
+    args
+}
+
+/// The error about an unknown flag with what is meant by it, or that there is none.
+fn advised(mut error: clap::Error, args: &[OsString]) -> clap::Error {
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return error };
+    if error.kind() != ErrorKind::UnknownArgument || !flag.starts_with('-') {
+        return error;
+    }
+    let texts: Vec<&str> = args.iter().filter_map(|arg| arg.to_str()).collect();
+    let of_command = texts.get(1).copied().unwrap_or_default();
+    let whole = command();
+    let command = whole.find_subcommand(of_command).unwrap_or(&whole);
+    let own: Vec<&str> = command.get_arguments().filter_map(Arg::get_long).collect();
+    // `-lr 1e-4` is read as `-l`, `-r`.
+    let is_it = |text: &&str| {
+        text.split('=').next() == Some(flag) || text.starts_with(flag) && !flag.starts_with("--")
+    };
+    let at = texts.iter().position(|text| is_it(&text));
+    let written = at.and_then(|at| texts.get(at)).copied().unwrap_or(flag);
+    let (name, value) = match written.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (written, at.and_then(|at| texts.get(at + 1)).copied()),
+    };
+    let elsewhere = |other: &&clap::Command| {
+        let is_flag = |arg: &Arg| arg.get_long() == Some(name.trim_start_matches('-'));
+        other.get_arguments().any(is_flag) && !command.get_arguments().any(is_flag)
+    };
+    let tip = if let Some(other) = whole.get_subcommands().find(elsewhere) {
+        format!("'slt-run {}' has {name}", other.get_name())
+    } else {
+        config::for_flag(name, value, &own, own.contains(&"set"))
+    };
+    error.remove(ContextKind::SuggestedArg);
+    error.remove(ContextKind::SuggestedSubcommand);
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
+    error
 }
 
 /// Writes `--lr -1e-4` as `--lr=-1e-4`: a negative number is a value, refused later with its reason, and clap would take
@@ -160,26 +208,37 @@ fn command() -> clap::Command {
         .about("Check an experiment and its data, and say what a run will cost; writes nothing")
         .args(experiment_options())
         .arg(all_option())
-        .args(verbosity_options());
+        .args(verbosity_options())
+        .after_help(without_flag());
     let config = clap::Command::new("config")
         .about("Print the resolved experiment, each value with its origin, as a valid experiment file")
         .args(experiment_options())
-        .args(verbosity_options());
+        .args(verbosity_options())
+        .after_help(without_flag());
+    let train = clap::Command::new("train")
+        .about("Train: the same as without a command")
+        .args(train_options())
+        .arg(overwrite_option().conflicts_with(RESUME))
+        .after_help(without_flag());
+    let resume = clap::Command::new("resume")
+        .about("Go on with a run: the same as --resume")
+        .arg_required_else_help(true)
+        .args(train_options())
+        .after_help(without_flag());
     clap::Command::new("slt-run")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Trains multi-stream sign language translation experiments described in TOML files")
-        .after_help(
-            "Later layers win: built-in defaults, CONFIG files from left to right, environment variables\n\
+        .after_help(format!(
+            "{}\n\nLater layers win: built-in defaults, CONFIG files from left to right, environment variables\n\
              (SLT_OPTIMIZATION__LR=1e-4, SLT_MODEL__BACKBONE__DEPTH=6), the command line.",
-        )
+            without_flag()
+        ))
         .args_conflicts_with_subcommands(true)
         .arg_required_else_help(true)
-        .disable_help_subcommand(true)
-        .args(experiment_options())
-        .arg(init_from_option())
+        .args(train_options())
         .arg(overwrite_option().conflicts_with(RESUME))
-        .arg(allow_changes_option())
-        .args(verbosity_options())
+        .subcommand(train)
+        .subcommand(resume)
         .subcommand(check)
         .subcommand(bench_command())
         .subcommand(config)
@@ -208,6 +267,7 @@ fn bench_command() -> clap::Command {
         )
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one line of JSON"))
         .args(verbosity_options())
+        .after_help(without_flag())
 }
 
 fn demo_command() -> clap::Command {
@@ -224,7 +284,7 @@ fn demo_command() -> clap::Command {
             Arg::new("dir")
                 .value_name("DIR")
                 .help("Folder for the dataset, the experiment file and the run")
-                .value_parser(value_parser!(PathBuf))
+                .value_parser(path_parser())
                 .default_value("demo"),
         )
         .arg(size("clips", "Clips to draw"))
@@ -239,9 +299,22 @@ fn demo_command() -> clap::Command {
                 .value_parser(value_parser!(u64)),
         )
         .arg(Arg::new("data-only").long("data-only").action(ArgAction::SetTrue).help("Stop before training"))
-        .arg(set_option())
-        .arg(overwrite_option())
-        .args(verbosity_options())
+        .arg(overwrite_option().conflicts_with(RESUME))
+        // The experiment file and its data are the demo's own, and so is its seed.
+        .args(train_options().into_iter().filter(|arg| {
+            let field = FIELDS.iter().find(|field| arg.get_id() == field.key);
+            let is_data = field.is_some_and(|f| f.section == "data" && f.default == Preset::Required);
+            !is_data && !["config", "no-pin-memory", "run.seed"].iter().any(|id| arg.get_id() == id)
+        }))
+        .after_help(without_flag())
+}
+
+/// What a run is told, but for `--overwrite`.
+fn train_options() -> Vec<Arg> {
+    let mut options = experiment_options();
+    options.extend([init_from_option(), allow_changes_option()]);
+    options.extend(verbosity_options());
+    options
 }
 
 /// CONFIG, `--set` and the flag of every field.
@@ -252,7 +325,7 @@ fn experiment_options() -> Vec<Arg> {
             .help("Experiment files (TOML); later ones win")
             .action(ArgAction::Append)
             .num_args(0..)
-            .value_parser(value_parser!(PathBuf)),
+            .value_parser(path_parser()),
         set_option(),
     ];
     options.extend(FIELDS.iter().filter_map(field_option));
@@ -284,7 +357,7 @@ fn field_option(field: &'static Field) -> Option<Arg> {
     let mut arg = Arg::new(field.key)
         .long(flag.trim_start_matches('-').to_owned())
         .value_name(field.name.to_ascii_uppercase())
-        .help(format!("{} [{}]", field.doc, field.default_text()).replace('`', ""))
+        .help(format!("{} [{}] [{}]", field.doc, field.type_name(), default_of(field)).replace('`', ""))
         .help_heading(heading(field.section))
         .action(ArgAction::Append);
     if field.key == RESUME {
@@ -292,6 +365,39 @@ fn field_option(field: &'static Field) -> Option<Arg> {
         arg = arg.num_args(0..=1).require_equals(true).default_missing_value("auto");
     }
     Some(arg)
+}
+
+/// The default as the help shows it.
+fn default_of(field: &Field) -> String {
+    match field.default {
+        Preset::Text(_) => format!("default: {}", field.default_text()),
+        Preset::Required | Preset::Unset => field.default_text(),
+    }
+}
+
+/// The fields that have no flag of their own, a line each below their section.
+fn without_flag() -> String {
+    let mut text = String::new();
+    for section in SECTIONS {
+        let of_section = |field: &&Field| field.section == section.name && field.flag().is_none();
+        let fields: Vec<_> = FIELDS.iter().filter(of_section).collect();
+        let Some(width) = fields.iter().map(|field| field.name.len()).max() else { continue };
+        let break_before = if text.is_empty() { "" } else { "\n\n" };
+        text.push_str(break_before);
+        let _ = write!(text, "Fields of [{0}], for --set {0}.FIELD=VALUE and files:", section.name);
+        for field in fields {
+            let line = format!("\n  {:width$}  {} [{}]", field.name, field.type_name(), default_of(field));
+            text += &line.replace('`', "");
+        }
+    }
+    text
+}
+
+/// A path, with `~` for the home folder.
+fn path_parser() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path: PathBuf| {
+        input::expand_home(&path).map_err(|why| format!("{}: {}", why.what, why.hint))
+    })
 }
 
 /// The heading in the help under which a section's flags stand.
@@ -304,7 +410,7 @@ fn init_from_option() -> Arg {
         .long("init-from")
         .value_name("FILE")
         .help("Take the initial weights from a PyTorch checkpoint")
-        .value_parser(value_parser!(PathBuf))
+        .value_parser(path_parser())
 }
 
 fn overwrite_option() -> Arg {
@@ -344,6 +450,30 @@ fn verbosity_options() -> [Arg; 2] {
     ]
 }
 
+fn train_args(matches: &ArgMatches) -> TrainArgs {
+    TrainArgs {
+        layers: layers(matches),
+        init_from: matches.get_one("init-from").cloned(),
+        overwrite: is_set(matches, "overwrite"),
+        allow_changes: matches.get_flag("allow-changes"),
+        verbosity: verbosity(matches),
+    }
+}
+
+/// `slt-run resume CONFIG…`: a flag that says otherwise comes later and wins.
+fn resume_args(matches: &ArgMatches) -> TrainArgs {
+    let mut args = train_args(matches);
+    let setting =
+        Setting { key: RESUME.to_owned(), value: "auto".to_owned(), origin: "slt-run resume".to_owned() };
+    args.layers.settings.insert(0, setting);
+    args
+}
+
+/// Whether a switch is on, where the command has it.
+fn is_set(matches: &ArgMatches, id: &str) -> bool {
+    matches.try_get_one::<bool>(id).ok().flatten().copied().unwrap_or(false)
+}
+
 fn config_args(matches: &ArgMatches) -> ConfigArgs {
     ConfigArgs { layers: layers(matches), verbosity: verbosity(matches) }
 }
@@ -377,12 +507,7 @@ fn demo_args(matches: &ArgMatches) -> DemoArgs {
         signs: size("signs"),
         seed: matches.get_one("seed").copied(),
         data_only: matches.get_flag("data-only"),
-        overwrite: matches.get_flag("overwrite"),
-        layers: Layers {
-            settings: set_values(matches).into_iter().map(|(_, s)| s).collect(),
-            ..Layers::default()
-        },
-        verbosity: verbosity(matches),
+        run: train_args(matches),
     }
 }
 
@@ -399,11 +524,11 @@ fn verbosity(matches: &ArgMatches) -> Verbosity {
 /// The experiment's layers, but for the environment.
 fn layers(matches: &ArgMatches) -> Layers {
     let mut warnings = Vec::new();
-    if matches.get_flag("no-pin-memory") {
+    if is_set(matches, "no-pin-memory") {
         warnings.push("--no-pin-memory has no effect: there is no pinned memory to switch off".to_owned());
     }
     Layers {
-        files: matches.get_many("config").map(|files| files.cloned().collect()).unwrap_or_default(),
+        files: values(matches, "config").map(|(file, _): (&PathBuf, _)| file.clone()).collect(),
         presets: Vec::new(),
         env: Vec::new(),
         settings: settings(matches),
@@ -439,8 +564,11 @@ fn values<'a, T: Clone + Send + Sync + 'static>(
     matches: &'a ArgMatches,
     id: &str,
 ) -> impl Iterator<Item = (&'a T, usize)> {
-    let values = matches.get_many::<T>(id).into_iter().flatten();
-    values.zip(matches.indices_of(id).into_iter().flatten().collect::<Vec<_>>())
+    // A command need not have all of them.
+    let values = matches.try_get_many::<T>(id).ok().flatten();
+    let indices: Vec<usize> =
+        values.as_ref().and_then(|_| matches.indices_of(id)).into_iter().flatten().collect();
+    values.into_iter().flatten().zip(indices)
 }
 
 #[cfg(test)]
@@ -543,7 +671,81 @@ mod tests {
         let Command::Demo(args) = parsed(line).unwrap() else { panic!() };
         assert_eq!((args.dir, args.clips, args.frames, args.size), ("x".into(), Some(9), Some(8), Some(64)));
         assert_eq!((args.signs, args.seed, args.data_only), (Some(3), Some(5), true));
-        assert_eq!(args.layers.settings[0].key, "run.seed");
+        assert_eq!(args.run.layers.settings[0].key, "run.seed");
+        let line = "demo x --epochs 3 --resume --device cpu --threads 2 --set model.backbone.depth=1 --allow-changes";
+        let Command::Demo(args) = parsed(line).unwrap() else { panic!() };
+        let keys: Vec<_> = args.run.layers.settings.iter().map(|setting| setting.key.as_str()).collect();
+        assert_eq!(
+            keys,
+            ["optimization.epochs", "run.resume", "run.device", "run.threads", "model.backbone.depth"]
+        );
+        assert!(args.run.allow_changes && args.run.layers.files.is_empty());
+        assert_eq!(refused("demo --face-dir x").0, 2);
+        assert_eq!(refused("demo --resume --overwrite").0, 2);
+    }
+
+    #[test]
+    fn training_has_names_of_its_own() {
+        let args = train("train a.toml --lr 1 --overwrite");
+        assert_eq!((args.layers.files.len(), args.layers.settings.len(), args.overwrite), (1, 1, true));
+        let args = train("resume a.toml --epochs 9");
+        let settings: Vec<_> =
+            args.layers.settings.iter().map(|s| (s.key.as_str(), s.value.as_str())).collect();
+        assert_eq!(settings, [("run.resume", "auto"), ("optimization.epochs", "9")]);
+        assert_eq!(refused("resume a.toml --overwrite").0, 2);
+        for line in ["help", "help train", "help demo", "train --help", "resume --help"] {
+            let (code, stderr, text) = refused(line);
+            assert_eq!((code, stderr), (0, false), "{line}");
+            assert!(text.contains("Usage: slt-run"), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn unknown_flags_are_answered() {
+        for (line, answer) in [
+            ("a.toml --depth 6", "did you mean --set model.backbone.depth=6?"),
+            ("a.toml --depth=6", "did you mean --set model.backbone.depth=6?"),
+            ("--depth a.toml", "did you mean --set model.backbone.depth=VALUE?"),
+            ("a.toml --clip-grad 1", "did you mean --grad-clip?"),
+            ("check a.toml --backbone-depth 2", "did you mean --set model.backbone.depth=2?"),
+            ("a.toml --patience 3", "there is no early stopping"),
+            ("a.toml -lr 1e-4", "did you mean --lr?"),
+            ("a.toml --fp16", "did you mean --precision amp --amp-dtype float16?"),
+            ("a.toml --steps 3", "'slt-run bench' has --steps"),
+            ("demo --clip 3", "did you mean --clips?"),
+            ("a.toml --frobnicate", "there is none, and no field is like it"),
+        ] {
+            let (code, _, text) = refused(line);
+            assert_eq!(code, 2, "{line}");
+            assert!(text.contains(&format!("tip: {answer}")), "{line}: {text}");
+            assert_eq!(text.matches("tip:").count(), 1, "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn help_has_the_values_of_every_field() {
+        let text = refused("--help").2;
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = words(&text);
+        for field in FIELDS {
+            let (name, before) = match field.flag() {
+                Some(flag) => (flag, "["),
+                None => (field.name.to_owned(), ""),
+            };
+            let values = format!("{before}{}", field.type_name()).replace('`', "");
+            let found = text.match_indices(&format!("{name} ")).any(|(at, _)| {
+                let after = &text[at..];
+                let default = format!("[{}]", default_of(field)).replace('`', "");
+                after.find(&default).is_some_and(|end| {
+                    let about = &after[..end];
+                    about.contains(&values) && !about[name.len()..].contains(" --")
+                })
+            });
+            assert!(found, "{} lacks {values}: {text}", field.key);
+        }
+        assert!(
+            text.contains("--optimizer <OPTIMIZER>") && text.contains("[adamw, adam, sgd] [default: adamw]")
+        );
     }
 
     #[test]
@@ -567,7 +769,7 @@ mod tests {
         assert!(text.contains("Usage:") && text.contains("--label-smoothing"), "{text}");
         let (code, _, text) = refused("a.toml --epoch 3");
         assert_eq!(code, 2);
-        assert!(text.contains("unexpected argument '--epoch'") && text.contains("'--epochs'"), "{text}");
+        assert!(text.contains("unexpected argument '--epoch'") && text.contains("mean --epochs?"), "{text}");
         assert_eq!(refused("a.toml --lr").0, 2);
         assert_eq!(refused("a.toml -q -v").0, 2);
         assert_eq!(refused("demo --clips 0").0, 2);

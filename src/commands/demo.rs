@@ -3,16 +3,17 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::text::count;
+use super::text::{count, shell_word};
 use super::{resolve, train};
 use crate::Result;
 use crate::cli::DemoArgs;
-use crate::demo::{Options, draw};
+use crate::demo::{Options, draw, drawn_with};
 use crate::observe::reporter::Reporter;
 use crate::train::trainer::Ended;
 
-pub fn demo(mut args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> Result<Ended> {
-    let default = Options::default();
+pub fn demo(args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> Result<Ended> {
+    // A dataset that is there already is taken as it is, unless another one is asked for.
+    let default = drawn_with(&args.dir).unwrap_or_default();
     let options = Options {
         clips: args.clips.unwrap_or(default.clips),
         frames: args.frames.unwrap_or(default.frames),
@@ -29,12 +30,19 @@ pub fn demo(mut args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> 
         drawn.experiment.display(),
     ));
     if args.data_only {
+        reporter.info(&format!("train on it with: slt-run {}", shell_word(&drawn.experiment)));
         return Ok(Ended::Finished);
     }
-    args.layers.files = vec![drawn.experiment.clone()];
-    let resolved = resolve(args.layers, reporter)?;
-    let (experiment_file, overwrite) = (Some(drawn.experiment), args.overwrite);
-    let call = train::Call { experiment_file, init_from: None, overwrite, allow_changes: false, arguments };
+    let mut run = args.run;
+    run.layers.files = vec![drawn.experiment.clone()];
+    let resolved = resolve(run.layers, reporter)?;
+    let call = train::Call {
+        experiment_file: Some(drawn.experiment),
+        init_from: run.init_from.as_deref(),
+        overwrite: run.overwrite,
+        allow_changes: run.allow_changes,
+        arguments,
+    };
     let ended = train::run(&resolved, &call, reporter)?;
     if ended != Ended::Finished {
         return Ok(ended);

@@ -28,7 +28,7 @@ pub fn run(command: Command, arguments: &[OsString]) -> Result<u8, Box<(Error, R
         Command::Check(args) => args.verbosity,
         Command::Config(args) => args.verbosity,
         Command::Bench(args) => args.verbosity,
-        Command::Demo(args) => args.verbosity,
+        Command::Demo(args) => args.run.verbosity,
     };
     let reporter = Reporter::new(verbosity);
     let result = match command {

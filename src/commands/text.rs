@@ -1,5 +1,7 @@
 //! Numbers and tables as a person reads them.
 
+use std::borrow::Cow;
+use std::path::Path;
 use std::time::Duration;
 
 /// `1 clip`, `2 clips`, `3 classes`.
@@ -90,6 +92,12 @@ impl Wrapping<'_> {
     }
 }
 
+/// A path as a shell reads it as one word.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    shlex::try_quote(&text).map(Cow::into_owned).unwrap_or(text)
+}
+
 /// Rows with their columns below one another: the first column to the left, the others to the right.
 pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -142,6 +150,12 @@ mod tests {
         let long = "x".repeat(100);
         assert_eq!(wrapped(&format!("label  {long} y"), 7), format!("label  {long}\n       y\n"));
         assert_eq!(wrapped("\n", 3), "\n");
+    }
+
+    #[test]
+    fn paths_are_one_word_to_a_shell() {
+        assert_eq!(shell_word(Path::new("demo/demo.toml")), "demo/demo.toml");
+        assert_eq!(shell_word(Path::new("my demo/it's.toml")), "\"my demo/it's.toml\"");
     }
 
     #[test]

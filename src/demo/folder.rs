@@ -70,6 +70,12 @@ pub(super) fn open<'a>(dir: &'a Path, options: &Options) -> Result<Folder<'a>> {
     Ok(Folder { dir, name, found })
 }
 
+/// The options of the dataset in `dir`, where this version drew one.
+pub(super) fn drawn_with(dir: &Path) -> Option<Options> {
+    let marker = read_marker(dir)?.ok()?;
+    (marker.format == FORMAT).then_some(marker.options)
+}
+
 /// The marker in `dir`, if there is one.
 fn read_marker(dir: &Path) -> Option<Result<Marker>> {
     let path = dir.join(MARKER);
@@ -110,7 +116,8 @@ impl Marker {
             return Ok(self);
         }
         let what = format!("{} holds a dataset drawn with other options", dir.display());
-        Err(Error::config(what).cause(differences.join("; ")).hint(other_folder(dir)))
+        let hint = format!("leave these options out to take what is there, {}", other_folder(dir));
+        Err(Error::config(what).cause(differences.join("; ")).hint(hint))
     }
 }
 

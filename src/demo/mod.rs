@@ -92,6 +92,12 @@ pub fn draw(dir: &Path, options: &Options, progress: &dyn Fn(usize, usize)) -> R
     Ok(drawn)
 }
 
+/// The options of the dataset that `dir` holds, or of one whose drawing broke off there; `None` for any other folder.
+#[must_use]
+pub fn drawn_with(dir: &Path) -> Option<Options> {
+    folder::drawn_with(dir)
+}
+
 impl Options {
     /// Everything that cannot work, at once.
     fn check(&self) -> Result<()> {

@@ -270,3 +270,196 @@ fn several_files_and_layers_meet_in_one_run() {
     let written = world.read("child/config.toml");
     assert!(written.contains("epochs = 1\n") && written.contains("seed = 4\n"), "{written}");
 }
+
+#[test]
+fn a_base_that_two_files_share_counts_once() {
+    let world = World::new();
+    world.write("a.toml", "extends = \"tiny.toml\"\n[optimization]\nlr = 0.5\n");
+    world.write("b.toml", "extends = \"./tiny.toml\"\n[run]\nseed = 9\n");
+    let shown = world.ok(&["config", "a.toml", "b.toml", "--set", "optimization.epochs=1"]);
+    assert!(shown.stdout.contains("\nlr = 0.5 "), "{}", shown.stdout);
+    assert!(shown.stdout.contains("\nseed = 9 ") && shown.stderr.is_empty(), "{}", shown.stderr);
+    // Named on the command line, it is said to change nothing.
+    world.ok(&["config", "a.toml", "tiny.toml"]).says(&["warning: tiny.toml was read already"]);
+    world.write("tiny.toml", format!("extends = \"a.toml\"\n{TINY}"));
+    let circle = world.run(&["config", "a.toml", "b.toml"]);
+    assert_eq!(circle.code, 2);
+    circle.says(&["extends goes in a circle"]);
+}
+
+#[test]
+fn training_and_going_on_are_commands_too() {
+    let world = World::new();
+    world.ok(&["train", "tiny.toml", "--epochs", "1"]).says(&["Epoch 1/1"]);
+    world.ok(&["resume", "tiny.toml"]).says(&["going on from run/last.pt, after 1 epoch", "Epoch 2/2"]);
+    assert!(world.ok(&["help", "resume"]).stdout.contains("Usage: slt-run resume"));
+    assert!(world.ok(&["help"]).stdout.contains("Usage: slt-run"));
+    // An experiment file that was called so before there was such a command is one still.
+    world.write("train", TINY);
+    world.ok(&["train", "--epochs", "1", "--work-dir", "other"]).says(&["the run is in other"]);
+    let none = world.run(&["evaluate", "tiny.toml"]);
+    assert_eq!(none.code, 2);
+    none.says(&["or a command: train, resume, check"]);
+}
+
+#[test]
+fn unknown_flags_and_variables_are_answered() {
+    let world = World::new();
+    for (flag, answer) in [
+        ("--depth=6", "tip: did you mean --set model.backbone.depth=6?"),
+        ("--backbone-depth=6", "tip: did you mean --set model.backbone.depth=6?"),
+        ("--clip-grad=1", "tip: did you mean --grad-clip?"),
+        ("--patience=3", "tip: there is no early stopping"),
+    ] {
+        let outcome = world.run(&["tiny.toml", flag]);
+        assert_eq!(outcome.code, 2);
+        outcome.says(&[answer]);
+    }
+    let mut command = world.command(&["config", "tiny.toml"]);
+    let outcome = Outcome::of(&command.env("SLT_LR", "1").output().unwrap());
+    outcome.says(&["SLT_LR sets no field; the nearest that does is SLT_OPTIMIZATION__LR"]);
+}
+
+#[test]
+fn what_is_not_found_is_looked_for_from_the_experiment_file_too() {
+    let world = World::new();
+    let here = world.path("").canonicalize().unwrap().display().to_string();
+    let here = here.trim_end_matches('/');
+    std::fs::create_dir_all(world.path("configs/crops")).unwrap();
+    world.write("configs/a.toml", "extends = \"../tiny.toml\"\n");
+    world.write("configs/index.csv", "video_id\n");
+    let started = format!("relative paths start at the working directory, {here}");
+    let says = |args: &[&str], code: i32, parts: &[&str]| {
+        let outcome = world.run(args);
+        assert_eq!(outcome.code, code, "{}", outcome.stderr);
+        outcome.says(&[&started]).says(parts);
+    };
+    for command in ["check", "train", "bench"] {
+        let args = [command, "configs/a.toml", "--face-dir", "crops", "--train-index", "index.csv"];
+        let args = if command == "bench" { [args.as_slice(), &["--data"]].concat() } else { args.to_vec() };
+        says(&args, 3, &["configs/crops is there", "configs/index.csv is there"]);
+    }
+    says(
+        &["configs/a.toml", "--metadata-csv", "gone/subs.csv"],
+        3,
+        &["cannot read gone/subs.csv", "seen from the experiment file, in configs, it is not there either"],
+    );
+    says(&["configs/a.toml", "--init-from", "gone.pt"], 3, &["gone.pt", "it is not there either"]);
+    says(&["gone.toml"], 2, &["cannot read the experiment file gone.toml"]);
+    says(&["tiny.toml", "--pose-dir", "gone"], 3, &["where the experiment file is"]);
+    // Started in a folder of the project, as one does.
+    let mut command = world.command(&["check", "a.toml"]);
+    let outcome = Outcome::of(&command.current_dir(world.path("configs")).output().unwrap());
+    assert_eq!(outcome.code, 3);
+    outcome.says(&[&format!("the working directory, {here}/configs; ../data/face is there")]);
+    // What a link points to may be on a disk that is not mounted.
+    std::os::unix::fs::symlink("/gone/w.pt", world.path("w.pt")).unwrap();
+    let outcome = world.run(&["tiny.toml", "--init-from", "w.pt"]);
+    assert_eq!(outcome.code, 3);
+    outcome.says(&["it is a link to /gone/w.pt, which is not there"]);
+}
+
+#[test]
+fn a_tilde_is_the_home_folder() {
+    let world = World::new();
+    let home = world.path("home").display().to_string();
+    std::fs::create_dir(&home).unwrap();
+    std::fs::rename(world.path("tiny.toml"), world.path("home/base.toml")).unwrap();
+    world.write("tiny.toml", "extends = \"~/base.toml\"\n");
+    let with_home = |args: &[&str]| Outcome::of(&world.command(args).env("HOME", &home).output().unwrap());
+    let outcome = with_home(&["tiny.toml", "--epochs=1", "--work-dir=~/run"]);
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    assert!(world.path("home/run/last.pt").exists() && !world.path("~").exists());
+    assert!(world.read("home/run/config.toml").contains(&format!("work_dir = \"{home}/run\"")));
+    let again = with_home(&["tiny.toml", "--epochs=1", "--work-dir=b", "--init-from=~/run/best.pt"]);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    let refused = with_home(&["tiny.toml", "--init-from=~other/best.pt"]);
+    assert_eq!(refused.code, 2);
+    refused.says(&["another user's home folder"]);
+}
+
+#[test]
+fn precision_by_default_is_silent_on_a_cpu() {
+    let world = World::new();
+    world.write("tiny.toml", TINY.replace("precision = \"fp32\"\n", ""));
+    let silent = |args: &[&str]| {
+        let outcome = world.ok(args);
+        assert!(!outcome.stderr.contains("warning"), "{}", outcome.stderr);
+    };
+    silent(&["tiny.toml", "--epochs", "1"]);
+    silent(&["check", "tiny.toml", "--work-dir", "new"]);
+    // Nor does a run's own snapshot ask for anything.
+    silent(&["run/config.toml", "--work-dir", "again"]);
+    world
+        .ok(&["tiny.toml", "--work-dir", "c", "--precision", "amp"])
+        .says(&["(run.precision, from --precision amp)"]);
+    world.ok(&["tiny.toml", "--work-dir", "d", "--device", "cuda:63"]).says(&["the device cuda:63"]);
+}
+
+#[test]
+fn lines_of_a_run_fit_80_columns() {
+    let world = World::new();
+    let outcome =
+        world.ok(&["tiny.toml", "--epochs", "12", "--scheduler", "cosine", "--scheduler-tmax", "11"]);
+    let epochs: Vec<&str> = outcome.stderr.lines().filter(|line| line.starts_with("Epoch ")).collect();
+    assert_eq!(epochs.len(), 12);
+    assert!(epochs.iter().all(|line| line.chars().count() <= 80 && line.contains(" - acc=")), "{epochs:?}");
+    assert!(epochs[11].contains(" lr=0 "), "{}", epochs[11]);
+    assert!(epochs[0].ends_with(" *"), "{}", epochs[0]);
+    for args in
+        [&["bench", "tiny.toml", "--steps", "1"][..], &["bench", "tiny.toml", "--data", "--steps", "1"]]
+    {
+        let table = world.ok(args).stdout;
+        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    }
+    for args in [&["--help"][..], &["demo", "--help"], &["bench", "--help"]] {
+        let mut command = world.command(args);
+        let help = Outcome::of(&command.env("COLUMNS", "80").output().unwrap()).stdout;
+        assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+    }
+}
+
+#[test]
+fn a_resumed_run_says_its_own_time_and_that_of_the_whole() {
+    let world = World::new();
+    let first = world.ok(&["tiny.toml", "--epochs", "1"]);
+    first.says(&["trained 1 epoch in "]);
+    // As if it had taken an hour.
+    let metrics = world.read("run/metrics.jsonl");
+    let (before, after) = metrics.split_once("\"seconds\":").unwrap();
+    let (_, after) = after.split_once(',').unwrap();
+    world.write("run/metrics.jsonl", format!("{before}\"seconds\":3600.0,{after}"));
+    let rest = world.ok(&["tiny.toml", "--epochs", "3", "--resume"]);
+    rest.says(&["trained epochs 2 to 3 in ", ", all 3 in 1 h 0 min: the lowest validation loss"]);
+    let one = world.ok(&["tiny.toml", "--epochs", "4", "--resume"]);
+    one.says(&["trained epoch 4 in ", ", all 4 in 1 h 0 min: "]);
+}
+
+#[test]
+fn a_demo_s_hints_are_commands_that_work() {
+    let world = World::new();
+    let size = ["--clips", "8", "--frames", "4", "--size", "16", "--signs", "2"];
+    let tiny = ["--epochs", "2", "--image-size", "16", "--set", "model.backbone.depth=1"];
+    let drawn = world.ok(&[&["demo", "my demo", "--data-only"], size.as_slice()].concat());
+    let hint = drawn.stderr.lines().find_map(|line| line.strip_prefix("train on it with: ")).unwrap();
+    let shell = |line: &str| {
+        let script = format!("slt-run() {{ \"$PROGRAM\" \"$@\"; }}; {line}");
+        let mut command = std::process::Command::new("bash");
+        command.current_dir(world.path("")).args(["-c", &script]);
+        Outcome::of(&command.env("PROGRAM", world.command(&[]).get_program()).output().unwrap())
+    };
+    let trained = shell(&format!("{hint} --epochs 1 --image-size 16 --set model.backbone.depth=1"));
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
+    // The folder's own options hold where none are given; a run there goes on, or is moved aside.
+    let refused = world.run(&[&["demo", "my demo"], tiny.as_slice()].concat());
+    assert_eq!(refused.code, 2);
+    refused.says(&["found 6 clips", "holds a run already", "(--resume)", "--overwrite"]);
+    let resumed = world.ok(&[&["demo", "my demo", "--resume"], tiny.as_slice()].concat());
+    resumed.says(&["after 1 epoch", "Epoch 2/2", "Result: "]);
+    world.ok(&[&["demo", "my demo", "--overwrite"], tiny.as_slice()].concat()).says(&["Epoch 2/2"]);
+    // What is there is taken where the options are left out, as the message says.
+    let other = world.run(&["demo", "my demo", "--clips", "9"]);
+    assert_eq!(other.code, 2);
+    other.says(&["clips 8 there, 9 now", "leave these options out to take what is there"]);
+    world.ok(&["demo", "my demo", "--data-only"]).says(&["found 6 clips"]);
+}
