@@ -163,7 +163,7 @@ fn advised(mut error: clap::Error, args: &[OsString]) -> clap::Error {
     let is_it = |text: &&str| {
         text.split('=').next() == Some(flag) || text.starts_with(flag) && !flag.starts_with("--")
     };
-    let at = texts.iter().position(|text| is_it(&text));
+    let at = texts.iter().position(is_it);
     let written = at.and_then(|at| texts.get(at)).copied().unwrap_or(flag);
     let (name, value) = match written.split_once('=') {
         Some((name, value)) => (name, Some(value)),
