@@ -158,7 +158,7 @@ class Check:
             env["NUMERIC_CASES"] = str(cases)
         if not self.args.dry:
             env["SLT_RUN_NEED_GPU"] = "1"
-        self.tests("unit-tests", ["on_a_card", "nn::gpu::cuda"], env)
+        self.tests("unit-tests", ["on_a_card", "engine::cuda::driver"], env)
         self.tests("suite-tests", ["gpu::"], env)
 
     def tests(self, name: str, filters: list[str], env: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 //
 // One shared library under the names of all of CUDA's. "Compiling" hands the kernels to a C compiler, with emulator.h
 // before them; the "machine code" is the shared library that comes out. Unit tests have an emulator beside it: what each
-// of the two sees and the other does not is said in src/nn/gpu/mod.rs.
+// of the two sees and the other does not is said in src/engine/cuda/mod.rs.
 //
 // It is as strict as CUDA allows it to be. Work that is asynchronous waits in its stream until the host or another stream
 // waits for it, so that a wait that is missing shows as wrong numbers. Device memory holds NaN until it is written. What

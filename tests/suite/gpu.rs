@@ -16,12 +16,11 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 use slt_run::config::{self, Experiment};
-use slt_run::nn::device::{self, Compute};
+use slt_run::engine::device::{self, Compute};
+use slt_run::engine::{self, End, Engine, Placed, Step};
 use slt_run::nn::{ActivationDtype, Pass};
-use slt_run::train::accelerator::End;
-use slt_run::train::feed::TensorBatch;
-use slt_run::train::learner::Place;
-use slt_run::train::{Learner, Schedule, state};
+use slt_run::optim::Schedule;
+use slt_run::train::state;
 
 use crate::cases::{self, Case};
 use crate::resume::{Left, assert_same, signal, wait_until};
@@ -51,7 +50,7 @@ fn fake() -> &'static Path {
             ("fake_cuda.c", include_str!("../fake_cuda/fake_cuda.c")),
             ("kernels.c", include_str!("../fake_cuda/kernels.c")),
             ("cublas.c", include_str!("../fake_cuda/cublas.c")),
-            ("emulator.h", include_str!("../../src/nn/gpu/emulator.h")),
+            ("emulator.h", include_str!("../../src/engine/cuda/emulator.h")),
         ];
         let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
         let mut hash = DefaultHasher::new();
@@ -350,35 +349,31 @@ fn tolerances(dtype: ActivationDtype) -> [f64; 5] {
 
 /// Does what `cases.rs` does on the CPU: how far each of [`WHAT`] is off.
 fn repeat(case: &Case, c: &Experiment, compute: &Compute) -> [f64; 5] {
-    let mut learner = Learner::new(c, compute).unwrap();
-    state::init_from(&case.path.join("init.pt"), learner.network.parameters()).unwrap();
-    learner.to_gpu().unwrap();
+    let mut engine = engine::new(c, compute).unwrap();
+    state::init_from(&case.path.join("init.pt"), engine.host().parameters()).unwrap();
+    engine.push().unwrap();
     let mut schedule = Schedule::new(&c.optimization);
-    let clips = c.data.batch_size;
-    let batch = |step| {
-        let (inputs, targets) = case.batch(step);
-        TensorBatch { inputs, targets, clips: (0..clips).collect(), skipped: Vec::new(), slot: None }
-    };
     let mut off = [0.0; 5];
-    off[0] = cases::off(&learner.logits(&mut batch(0)).unwrap(), &case.arrays["logits_0"].1);
+    let logits_off = |engine: &mut dyn Engine, step, key: &str| {
+        cases::off(&support::logits(engine, &mut case.batch(step).into()), &case.arrays[key].1)
+    };
+    off[0] = logits_off(engine.as_mut(), 0, "logits_0");
     let expected = cases::numbers(&case.json["loss"]);
-    for (step, &expected) in expected.iter().enumerate() {
-        let (mut batch, pass) = (batch(step), Pass::training(0, step as u64));
-        let place = Place { first: true, alone: true };
-        let loss = learner.forward_backward(&mut batch, &pass, place).unwrap();
-        if step == 0 {
-            let found = learner.gradients(clips).unwrap();
-            off[2] = case.gradients_off(learner.network.parameters(), &found).1;
+    for (at, &expected) in expected.iter().enumerate() {
+        let (mut batch, mut step) = (Placed::from(case.batch(at)), Step::of(1));
+        engine.train(&mut batch, &Pass::training(0, at as u64), &mut step).unwrap();
+        if at == 0 {
+            let found = engine.gradients(&step).unwrap();
+            off[2] = case.gradients_off(engine.host().parameters(), &found).1;
         }
-        learner.update(schedule.lr(), None, clips, loss).unwrap();
-        let found = learner.outcome().unwrap();
+        let pending = engine.update(step, schedule.lr(), None).unwrap();
+        let found = engine.outcome(pending).unwrap();
         assert_eq!(found.end, End::Updated);
         off[1] = f64::max(off[1], (found.loss - expected).abs() / expected.abs());
         schedule.step();
     }
-    off[3] =
-        cases::off(&learner.logits(&mut batch(expected.len() - 1)).unwrap(), &case.arrays["logits_final"].1);
-    learner.to_host().unwrap();
-    off[4] = case.parameters_off(learner.network.parameters()).1;
+    off[3] = logits_off(engine.as_mut(), expected.len() - 1, "logits_final");
+    engine.pull().unwrap();
+    off[4] = case.parameters_off(engine.host().parameters()).1;
     off
 }

@@ -1,5 +1,5 @@
-//! The stub decoder and its loss, forward and backward: the same as the decoder of
-//! [`crate::model::Classifier`], and [`crate::nn::loss`].
+//! The stub decoder and its loss, forward and backward: the same as [`crate::model::decoder::Stub`] and
+//! [`crate::nn::loss`].
 
 use super::layers::{Context, Linear};
 use super::memory::{Activation, Buffer, Matrix, Slice};

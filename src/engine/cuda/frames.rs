@@ -1,5 +1,5 @@
 //! All between the backbones and the decoder, forward and backward: projectors, fusion, positions, temporal encoder. With the
-//! backbones, the same network as the encoder of [`crate::model::Classifier`].
+//! backbones, the same network as the encoder of [`crate::model::Network`].
 
 use super::layers::{
     Context, FrameBuffers, FrameScratch, Fusion, JoinedColumns, NormSaved, Positional, Projector,

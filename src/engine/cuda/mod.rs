@@ -2,8 +2,8 @@
 //!
 //! From below: [`stream`] is what a GPU does, [`memory`] its memory as typed buffers, [`kernels`] the kernels' sources and
 //! arguments, [`ops`] launches of them on buffers, [`layers`] the network's layers, `backbone`, `frames` and `decoder` the
-//! parts that are made of these, and [`GpuNetwork`] the whole, and [`Cuda`] the engine. Parameters, their sizes and dropouts are found in
-//! the network's [`crate::nn::Blueprint`] by name.
+//! parts that are made of these, [`GpuNetwork`] the whole, and [`Cuda`] the engine. Parameters, their sizes and dropouts are
+//! found in the network's [`crate::nn::Blueprint`] by name.
 //!
 //! A stream is `driver`, on a card; or, in tests, the `emulator`, where a C compiler makes the same kernels for the CPU; or
 //! `dry_run`, which counts memory. Beside the emulator there is a pretended CUDA in `tests/fake_cuda`: the emulator sees

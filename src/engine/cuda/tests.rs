@@ -2,21 +2,25 @@
 
 use std::rc::Rc;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 
 use super::emulator::Emulator;
 use super::kernels::{SIZES, VECTORS};
 use super::memory::{Activation, Matrix, Slice, Transfer};
 use super::ops::{Factor, Ops, Output, Write};
 use super::{
-    Allocator, DecoderPlacement, GpuNetwork, GpuStream, HostBatch, NetworkSpec, Rule, STREAMS, StreamData,
+    Allocator, DecoderPlacement, GpuNetwork, GpuStream, HostBatch, NetworkSpec, Rule, StreamData,
     head_widths, step_memory,
 };
-use crate::config;
+use crate::config::streams::STREAMS;
+use crate::config::{self, Experiment};
+use crate::data::{Batch, Pixels, Sizes};
+use crate::engine::batch::{frames, targets};
+use crate::engine::device::Compute;
+use crate::engine::{self, Engine, Step};
 use crate::error::Kind;
-use crate::model::{Classifier, Inputs};
-use crate::nn::{ActivationDtype, Images, Pass};
-use crate::train::Network;
+use crate::model::{DecoderStep, Encoded, Network, decoder};
+use crate::nn::{ActivationDtype, Blueprint, Pass};
 
 /// A network whose widths are `scale` times small odd numbers, with `drop` at all its dropouts.
 fn model(scale: usize, drop: f64, frames: usize, depth: usize) -> config::Model {
@@ -46,63 +50,58 @@ fn model(scale: usize, drop: f64, frames: usize, depth: usize) -> config::Model 
     }
 }
 
+/// An experiment of a network, with label smoothing of 0.1.
+fn experiment(c: &config::Model) -> Experiment {
+    let settings = [("run.device", "cpu"), ("run.seed", "3"), ("optimization.label_smoothing", "0.1")];
+    Experiment { model: c.clone(), ..config::for_tests(&settings) }
+}
+
+fn blueprint(c: &config::Model) -> Rc<Blueprint> {
+    Network::blueprint_of(c, decoder::of(&experiment(c)).as_ref()).unwrap()
+}
+
 /// A batch whose last clip's last frame is padding.
-fn batch(c: &config::Model, clips: usize, bytes: bool) -> (Inputs, Tensor) {
-    let (frames, size) = (c.sequence_length, c.image_size);
-    let cpu = &Device::Cpu;
-    let images = |stream: usize| {
-        let values: Vec<u8> =
-            (0..clips * frames * size * size * 3).map(|i| (i * (i + 3 * stream) % 251) as u8).collect();
-        let shape = (clips * frames, size, size, 3);
-        let images = Tensor::from_vec(values, shape, cpu).unwrap();
-        if bytes {
-            return Images::Bytes(images);
+fn batch(c: &config::Model, clips: usize, bytes: bool) -> Batch {
+    let (frames, image_size) = (c.sequence_length, c.image_size);
+    let sizes = Sizes { frames, image_size, pose: 3 * c.pose_landmarks };
+    let mut batch = Batch::new((0..clips).collect(), sizes);
+    for (stream, pixels) in batch.images.iter_mut().enumerate() {
+        let images = pixels.bytes_mut();
+        images.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * (i + 3 * stream) % 251) as u8);
+        if !bytes {
+            // Channels first.
+            let area = image_size * image_size;
+            let planes = images
+                .chunks_exact(3 * area)
+                .flat_map(|image| (0..3).flat_map(move |channel| image.iter().skip(channel).step_by(3)));
+            *pixels = Pixels::Normalised(planes.map(|&byte| f32::from(byte) / 100.0).collect());
         }
-        let floats =
-            images.to_dtype(DType::F32).unwrap().permute((0, 3, 1, 2)).unwrap().contiguous().unwrap();
-        Images::Normalised((floats / 100.0).unwrap())
-    };
-    let pose: Vec<f32> = (0..clips * frames * 15).map(|i| (i as f32 * 0.7).sin()).collect();
-    let mut mask = vec![1u8; clips * frames];
-    if frames > 1 {
-        mask[clips * frames - 1] = 0;
     }
-    let inputs = Inputs {
-        images: [images(0), images(1), images(2)],
-        pose: Tensor::from_vec(pose, (clips, frames, 15), cpu).unwrap(),
-        pad_mask: Tensor::from_vec(mask, (clips, frames), cpu).unwrap(),
-    };
-    let targets: Vec<u32> = (0..clips).map(|i| (i * 7 + 3) as u32 % 31).collect();
-    (inputs, Tensor::from_vec(targets, clips, cpu).unwrap())
+    batch.pose.iter_mut().enumerate().for_each(|(i, x)| *x = (i as f32 * 0.7).sin());
+    if let (Some(last), true) = (batch.pad_mask.last_mut(), frames > 1) {
+        *last = false;
+    }
+    batch.targets.iter_mut().enumerate().for_each(|(i, target)| *target = (i * 7 + 3) as u32 % 31);
+    batch
 }
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn floats_of(network: &Network) -> Vec<Vec<f32>> {
-    network.parameters().iter().map(|(_, var)| floats(var.as_tensor())).collect()
+fn floats_of(engine: &dyn Engine) -> Vec<Vec<f32>> {
+    engine.host().parameters().iter().map(|(_, var)| floats(var.as_tensor())).collect()
 }
 
-fn send(network: &mut GpuNetwork, slot: usize, inputs: &Inputs, targets: &Tensor) {
-    let bytes = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap();
-    let images = inputs.images.each_ref().map(|images| match images {
-        Images::Bytes(t) => (bytes(t), Vec::new()),
-        Images::Normalised(t) => (Vec::new(), floats(t)),
+fn send(network: &mut GpuNetwork, slot: usize, batch: &Batch) {
+    let images = batch.images.iter().map(|pixels| match pixels {
+        Pixels::Bytes(bytes) => StreamData::ImageBytes(bytes),
+        Pixels::Normalised(numbers) => StreamData::Images(numbers),
     });
-    let pose = floats(&inputs.pose);
-    let mut streams: Vec<StreamData> = images
-        .iter()
-        .map(
-            |(bytes, numbers)| {
-                if bytes.is_empty() { StreamData::Images(numbers) } else { StreamData::ImageBytes(bytes) }
-            },
-        )
-        .collect();
-    streams.push(StreamData::Pose(&pose));
-    let (clips, frames) = inputs.pad_mask.dims2().unwrap();
-    let (valid, targets) = (bytes(&inputs.pad_mask), targets.to_vec1::<u32>().unwrap());
-    let batch = HostBatch { streams: &streams, valid: &valid, targets: &targets, clips, frames };
+    let streams: Vec<StreamData> = images.chain([StreamData::Pose(&batch.pose)]).collect();
+    let valid: Vec<u8> = batch.pad_mask.iter().map(|&valid| u8::from(valid)).collect();
+    let (clips, frames) = (batch.clips.len(), batch.sizes.frames);
+    let batch = HostBatch { streams: &streams, valid: &valid, targets: &batch.targets, clips, frames };
     network.send(slot, &batch).unwrap();
 }
 
@@ -115,7 +114,7 @@ fn emulated(dtype: ActivationDtype, heads: &[usize]) -> Rc<dyn GpuStream> {
 }
 
 /// A network on the CPU whose biases and norms are away from 0 and 1, and the same on a GPU.
-fn twins(c: &config::Model, dtype: ActivationDtype, make: Make) -> (Network, GpuNetwork) {
+fn twins(c: &config::Model, dtype: ActivationDtype, make: Make) -> (Box<dyn Engine>, GpuNetwork) {
     twins_with(c, dtype, make, DecoderPlacement::Gpu { label_smoothing: 0.1 })
 }
 
@@ -124,20 +123,30 @@ fn twins_with(
     dtype: ActivationDtype,
     make: Make,
     decoder: DecoderPlacement,
-) -> (Network, GpuNetwork) {
-    let network = Network::new(c, 0.1, &Device::Cpu, 3).unwrap();
-    for (i, (_, var)) in network.parameters().iter().enumerate() {
+) -> (Box<dyn Engine>, GpuNetwork) {
+    let mut engine = engine::new(&experiment(c), &Compute::Cpu).unwrap();
+    for (i, (_, var)) in engine.host().parameters().iter().enumerate() {
         let n = var.elem_count();
         let noise: Vec<f32> = (0..n).map(|k| 0.1 * ((k * 37 + i * 11) as f32).sin()).collect();
         let noise = Tensor::from_vec(noise, var.dims(), &Device::Cpu).unwrap();
         var.set(&(var.as_tensor() + noise).unwrap()).unwrap();
     }
-    let blueprint = Classifier::blueprint(c).unwrap();
-    let spec = NetworkSpec { blueprint: &blueprint, model: c, streams: &STREAMS, decoder, moments: true };
+    engine.push().unwrap();
+    let blueprint = Rc::clone(engine.host().network.blueprint());
+    let spec = NetworkSpec { blueprint: &blueprint, model: c, streams: STREAMS, decoder, moments: true };
     let stream = make(dtype, &head_widths(&spec).unwrap());
     let mut on_gpu = GpuNetwork::new(&Allocator::new(stream, dtype), &spec).unwrap();
-    on_gpu.write_parameters(&floats_of(&network)).unwrap();
-    (network, on_gpu)
+    on_gpu.write_parameters(&floats_of(engine.as_ref())).unwrap();
+    (engine, on_gpu)
+}
+
+/// The decoder's logits on the CPU, without dropout.
+fn logits_of(engine: &mut dyn Engine, batch: &Batch) -> Vec<f32> {
+    let encoded = engine.encode(&mut batch.clone().into()).unwrap();
+    let pad_mask = &frames(batch, &Device::Cpu).unwrap().pad_mask;
+    let encoded = Encoded { frames: &encoded, pad_mask };
+    let decoder = engine.host().evaluator.decoder();
+    floats(&decoder.logits(encoded, &targets(batch, &Device::Cpu).unwrap(), &Pass::EVALUATION).unwrap())
 }
 
 fn norm(a: &[f32]) -> f64 {
@@ -163,30 +172,28 @@ fn check(
     bytes: bool,
     tolerance: f64,
 ) {
-    let (network, mut on_gpu) = twins(c, dtype, make);
-    let (inputs, targets) = batch(c, 2, bytes);
+    let (mut engine, mut on_gpu) = twins(c, dtype, make);
+    let batch = batch(c, 2, bytes);
     let pass = Pass { first_row: 2, ..Pass::training(1, 5) };
-    let expected = network.train(&inputs, &targets, &pass).unwrap();
-    let logits = network.logits(&inputs).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let mut step = Step::of(1);
+    engine.train(&mut batch.clone().into(), &pass, &mut step).unwrap();
+    let (expected_loss, expected) = (step.loss().unwrap(), engine.gradients(&step).unwrap());
+    let logits = logits_of(engine.as_mut(), &batch);
 
-    send(&mut on_gpu, 1, &inputs, &targets);
+    send(&mut on_gpu, 1, &batch);
     // Twice, so that memory from one step serves the next.
     for _ in 0..2 {
         on_gpu.zero_gradients().unwrap();
         on_gpu.forward_backward(1, &pass, chunk, 1024.0).unwrap();
     }
     let loss = on_gpu.scores().unwrap().loss;
-    assert!((loss / expected.loss - 1.0).abs() < tolerance, "loss {loss}, not {}", expected.loss);
+    assert!((loss / expected_loss - 1.0).abs() < tolerance, "loss {loss}, not {expected_loss}");
     // The gradients' sum over two clips, times the scale.
-    let names: Vec<&str> = network.parameters().iter().map(|(name, _)| name).collect();
+    let names = engine.host().parameters().iter().map(|(name, _)| name);
     let (mut all, mut all_expected) = (Vec::new(), Vec::new());
-    let largest = expected.gradients.iter().map(|g| norm(&floats(g))).fold(0.0, f64::max);
-    for ((found, expected), name) in
-        on_gpu.read_gradients().unwrap().iter().zip(&expected.gradients).zip(names)
-    {
-        let found: Vec<f32> = found.iter().map(|g| g / 2048.0).collect();
-        let mut expected = floats(expected);
-        let mut found = found;
+    let largest = expected.iter().map(|g| norm(g)).fold(0.0, f64::max);
+    for ((found, mut expected), name) in on_gpu.read_gradients().unwrap().iter().zip(expected).zip(names) {
+        let mut found: Vec<f32> = found.iter().map(|g| g / 2048.0).collect();
         if name.ends_with("in_proj_bias") {
             // The keys' third is zero but for rounding.
             let third = expected.len() / 3;
@@ -209,39 +216,38 @@ fn check(
 
 /// The stub and its loss on the host: the gradient of the sum of the clips' losses times `scale` for the encoded frames, and
 /// for weight and bias.
-fn stub_on_host(
-    network: &Network,
-    encoded: Vec<f32>,
-    inputs: &Inputs,
-    targets: &Tensor,
-    scale: f64,
-) -> [Vec<f32>; 3] {
-    let valid = inputs.pad_mask.to_dtype(DType::F32).unwrap();
-    let (clips, frames) = valid.dims2().unwrap();
-    let of = |name: &str| network.parameters().iter().find(|(known, _)| *known == name).unwrap().1.clone();
-    let (weight, bias) = (of("decoder.lm_head.weight"), of("decoder.lm_head.bias"));
-    let encoded = Tensor::from_vec(encoded, (clips, frames, weight.dim(1).unwrap()), &Device::Cpu).unwrap();
-    let encoded = Var::from_tensor(&encoded).unwrap();
-    let count = valid.sum_keepdim(1).unwrap().clamp(1f32, f32::MAX).unwrap();
-    let sum = encoded.broadcast_mul(&valid.unsqueeze(2).unwrap()).unwrap().sum(1).unwrap();
-    let mean = sum.broadcast_div(&count).unwrap();
-    let logits = crate::nn::linear::affine(&mean, weight.as_tensor(), bias.as_tensor()).unwrap();
-    let loss = crate::nn::loss::cross_entropy(&logits, targets, 0.1).unwrap();
-    let gradients = (loss * (scale * clips as f64)).unwrap().backward().unwrap();
-    [&encoded, &weight, &bias].map(|var| floats(gradients.get(var.as_tensor()).unwrap()))
+fn stub_on_host(engine: &dyn Engine, encoded: Vec<f32>, batch: &Batch, scale: f64) -> [Vec<f32>; 3] {
+    let (clips, length) = (batch.clips.len(), batch.sizes.frames);
+    let encoded = Tensor::from_vec(encoded, (clips, length, ()), &Device::Cpu).unwrap();
+    let pad_mask = &frames(batch, &Device::Cpu).unwrap().pad_mask;
+    let network = &engine.host().network;
+    let DecoderStep { weight, d_frames, gradients, .. } = network
+        .decoder()
+        .train(
+            Encoded { frames: &encoded, pad_mask },
+            &targets(batch, &Device::Cpu).unwrap(),
+            &Pass::EVALUATION,
+            &network.parameters_of("decoder"),
+        )
+        .unwrap();
+    assert_eq!(weight, clips);
+    let gradients: [Tensor; 2] = gradients().unwrap().try_into().unwrap();
+    let [d_weight, d_bias] = gradients;
+    [d_frames, d_weight, d_bias].map(|gradient| floats(&(gradient * (scale * clips as f64)).unwrap()))
 }
 
 #[test]
 fn a_decoder_on_the_host_gives_the_stubs_gradients() {
     for (layers, chunk) in [(2, None), (2, Some(4)), (0, None)] {
         let c = config::Model { temporal_layers: layers, ..model(4, 0.2, 3, 2) };
-        let (network, mut whole) = twins(&c, ActivationDtype::F32, &emulated);
+        let (engine, mut whole) = twins(&c, ActivationDtype::F32, &emulated);
         let (_, mut split) = twins_with(&c, ActivationDtype::F32, &emulated, DecoderPlacement::Host);
-        let (inputs, targets) = batch(&c, 2, true);
+        let batch = batch(&c, 2, true);
         let pass = Pass { first_row: 2, ..Pass::training(1, 5) };
-        send(&mut whole, 1, &inputs, &targets);
-        send(&mut split, 1, &inputs, &targets);
-        let position = |name: &str| network.parameters().iter().position(|(known, _)| known == name).unwrap();
+        send(&mut whole, 1, &batch);
+        send(&mut split, 1, &batch);
+        let names: Vec<&str> = engine.host().parameters().iter().map(|(name, _)| name).collect();
+        let position = |name: &str| names.iter().position(|known| *known == name).unwrap();
         let lm_head = ["decoder.lm_head.weight", "decoder.lm_head.bias"].map(position);
         for _ in 0..2 {
             whole.zero_gradients().unwrap();
@@ -249,7 +255,7 @@ fn a_decoder_on_the_host_gives_the_stubs_gradients() {
             whole.forward_backward(1, &pass, chunk, 8.0).unwrap();
             split.encode(1, &pass, chunk, true).unwrap();
             let encoded = split.read_encoded().unwrap();
-            let [d_encoded, gradients @ ..] = stub_on_host(&network, encoded, &inputs, &targets, 8.0);
+            let [d_encoded, gradients @ ..] = stub_on_host(engine.as_ref(), encoded, &batch, 8.0);
             split.backward_from(1, &pass, chunk, &d_encoded).unwrap();
             for (position, gradient) in lm_head.into_iter().zip(&gradients) {
                 split.add_gradient(position, gradient).unwrap();
@@ -257,7 +263,7 @@ fn a_decoder_on_the_host_gives_the_stubs_gradients() {
         }
         let (found, expected) = (split.read_gradients().unwrap(), whole.read_gradients().unwrap());
         let largest = expected.iter().map(|g| norm(g)).fold(0.0, f64::max);
-        for ((found, expected), (name, _)) in found.iter().zip(&expected).zip(network.parameters().iter()) {
+        for ((found, expected), name) in found.iter().zip(&expected).zip(&names) {
             let off: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
             assert!(norm(&off) < 1e-6 * largest, "{name}: {} of {largest}", norm(&off));
         }
@@ -274,7 +280,7 @@ fn a_decoder_on_the_host_gives_the_stubs_gradients() {
         assert!((found.norm / expected.norm - 1.0).abs() < 1e-6);
         let (found, expected) = (split.read_parameters().unwrap(), whole.read_parameters().unwrap());
         assert!(distance(&found.concat(), &expected.concat()) < 1e-6);
-        assert_ne!(found, floats_of(&network));
+        assert_ne!(found, floats_of(engine.as_ref()));
         assert_eq!(split.read_parameter(lm_head[0]).unwrap(), found[lm_head[0]]);
         // Where it is not, the decoder is not asked.
         assert!(
@@ -288,11 +294,11 @@ fn a_decoder_on_the_host_gives_the_stubs_gradients() {
 fn a_backward_pass_needs_its_forward_pass() {
     let c = model(1, 0.0, 3, 1);
     let (_, mut split) = twins_with(&c, ActivationDtype::F32, &emulated, DecoderPlacement::Host);
-    let (inputs, targets) = batch(&c, 2, true);
+    let batch = batch(&c, 2, true);
     let pass = Pass::EVALUATION;
     let gradient = vec![1.0; 2 * 3 * c.d_model];
     assert!(split.encode(0, &pass, None, true).is_err());
-    send(&mut split, 0, &inputs, &targets);
+    send(&mut split, 0, &batch);
     assert!(split.backward_from(0, &pass, None, &gradient).is_err());
     split.encode(0, &pass, None, false).unwrap();
     let error = split.backward_from(0, &pass, None, &gradient).unwrap_err().to_string();
@@ -306,11 +312,11 @@ fn a_backward_pass_needs_its_forward_pass() {
 fn parameters_are_read_and_written_by_position() {
     let c = model(1, 0.0, 3, 1);
     for dtype in [ActivationDtype::F32, ActivationDtype::Bf16] {
-        let (network, mut on_gpu) = twins(&c, dtype, &emulated);
-        let (inputs, targets) = batch(&c, 2, true);
-        send(&mut on_gpu, 0, &inputs, &targets);
+        let (engine, mut on_gpu) = twins(&c, dtype, &emulated);
+        let batch = batch(&c, 2, true);
+        send(&mut on_gpu, 0, &batch);
         let before = on_gpu.logits(0, None).unwrap();
-        let last = network.parameters().len() - 1;
+        let last = engine.host().parameters().len() - 1;
         let weight = on_gpu.read_parameter(last - 1).unwrap();
         let zeros = vec![0.0; weight.len()];
         on_gpu.write_parameter(last - 1, &zeros).unwrap();
@@ -333,15 +339,14 @@ fn what_a_step_takes_is_known_before() {
         (ActivationDtype::F32, Some(2), DecoderPlacement::Gpu { label_smoothing: 0.0 }),
     ] {
         let c = model(4, 0.2, 3, 2);
-        let blueprint = Classifier::blueprint(&c).unwrap();
-        let spec =
-            NetworkSpec { blueprint: &blueprint, model: &c, streams: &STREAMS, decoder, moments: true };
+        let blueprint = blueprint(&c);
+        let spec = NetworkSpec { blueprint: &blueprint, model: &c, streams: STREAMS, decoder, moments: true };
         let expected = step_memory(&spec, dtype, 2, 3, chunk).unwrap();
         let emulator = Emulator::new(dtype, &head_widths(&spec).unwrap(), 80, 1);
         let stream = Rc::clone(&emulator) as Rc<dyn GpuStream>;
         let mut on_gpu = GpuNetwork::new(&Allocator::new(stream, dtype), &spec).unwrap();
-        let (inputs, targets) = batch(&c, 2, true);
-        send(&mut on_gpu, 0, &inputs, &targets);
+        let batch = batch(&c, 2, true);
+        send(&mut on_gpu, 0, &batch);
         let before = emulator.used();
         on_gpu.forward_backward(0, &Pass::training(1, 5), chunk, 1.0).unwrap();
         on_gpu.evaluate(0, chunk).unwrap();
@@ -353,9 +358,9 @@ fn what_a_step_takes_is_known_before() {
 #[test]
 fn what_does_not_fit_a_kernel_is_an_error() {
     let c = model(1, 0.0, 1, 1);
-    let blueprint = Classifier::blueprint(&c).unwrap();
+    let blueprint = blueprint(&c);
     let decoder = DecoderPlacement::Host;
-    let spec = NetworkSpec { blueprint: &blueprint, model: &c, streams: &STREAMS, decoder, moments: false };
+    let spec = NetworkSpec { blueprint: &blueprint, model: &c, streams: STREAMS, decoder, moments: false };
     let of = |clips, frames| step_memory(&spec, ActivationDtype::F32, clips, frames, None);
     assert!(of(60_000, 1).is_ok());
     // More blocks than a launch has in z.
@@ -518,8 +523,8 @@ fn the_order_of_threads_changes_no_bit() {
             let c = model(4, 0.2, 3, 2);
             let (_, mut on_gpu) =
                 twins(&c, ActivationDtype::Bf16, &|dtype, heads| Emulator::new(dtype, heads, 80, order));
-            let (inputs, targets) = batch(&c, 2, true);
-            send(&mut on_gpu, 0, &inputs, &targets);
+            let batch = batch(&c, 2, true);
+            send(&mut on_gpu, 0, &batch);
             on_gpu.forward_backward(0, &Pass::training(1, 5), None, 64.0).unwrap();
             (on_gpu.scores().unwrap(), on_gpu.read_gradients().unwrap())
         })
@@ -543,7 +548,7 @@ mod on_a_card {
     }
 
     fn on_card(dtype: ActivationDtype, tolerance: f64) {
-        let Some(card) = cuda::for_tests() else { return };
+        let Some(card) = driver::for_tests() else { return };
         let make = |dtype, heads: &[usize]| card.open(dtype, heads).unwrap();
         for scale in [1, 4] {
             check(&model(scale, 0.2, 3, 2), dtype, &make, None, true, tolerance);
@@ -573,13 +578,13 @@ mod on_a_card {
     /// Sums have one order: what is computed twice is the same to the bit.
     #[test]
     fn steps_repeat_to_the_bit() {
-        let Some(card) = cuda::for_tests() else { return };
+        let Some(card) = driver::for_tests() else { return };
         let make = |dtype, heads: &[usize]| card.open(dtype, heads).unwrap();
         let c = documented();
         let (_, mut on_gpu) = twins(&c, ActivationDtype::Bf16, &make);
-        let (inputs, targets) = batch(&c, 3, true);
+        let batch = batch(&c, 3, true);
         let mut step = || {
-            send(&mut on_gpu, 0, &inputs, &targets);
+            send(&mut on_gpu, 0, &batch);
             on_gpu.zero_gradients().unwrap();
             on_gpu.forward_backward(0, &Pass::training(1, 5), None, 64.0).unwrap();
             (on_gpu.scores().unwrap(), on_gpu.read_gradients().unwrap())

@@ -2,14 +2,15 @@
 
 use std::rc::Rc;
 
-use super::*;
-use crate::config;
+use super::GpuDevice;
+use super::emulator::{EmulatedDevice, Emulator};
+use crate::config::{self, Experiment};
 use crate::data::{Batch, Sizes};
-use crate::engine::cuda::emulator::{EmulatedDevice, Emulator};
-use crate::nn::device::Compute;
-use crate::train::Learner;
-use crate::train::feed::as_tensors;
-use crate::train::learner::Place;
+use crate::engine::device::Compute;
+use crate::engine::{self, End, Engine, Outcome, Placed, Step};
+use crate::error::Kind;
+use crate::nn::{ActivationDtype, Pass};
+use crate::optim::LossScale;
 
 const FRAMES: usize = 3;
 const CLASSES: usize = 11;
@@ -39,13 +40,14 @@ fn experiment(settings: &[(&str, &str)]) -> Experiment {
 }
 
 /// `clips` clips, each bright where its class says, different for each `seed`.
-fn batch(clips: usize, seed: usize) -> TensorBatch {
+fn batch(clips: usize, seed: usize) -> Placed {
     let sizes = Sizes { frames: FRAMES, image_size: 8, pose: 6 };
     let mut batch = Batch::new((0..clips).collect(), sizes);
     for (clip, target) in batch.targets.iter_mut().enumerate() {
         *target = ((clip + seed) % CLASSES) as u32;
     }
-    for (stream, images) in batch.images.iter_mut().enumerate() {
+    for (stream, pixels) in batch.images.iter_mut().enumerate() {
+        let images = pixels.bytes_mut();
         let a_clip = images.len() / clips;
         for (i, byte) in images.iter_mut().enumerate() {
             let class = (i / a_clip + seed) % CLASSES;
@@ -55,7 +57,7 @@ fn batch(clips: usize, seed: usize) -> TensorBatch {
     for (i, value) in batch.pose.iter_mut().enumerate() {
         *value = ((i + 5 * seed) as f32 * 0.37).sin();
     }
-    as_tensors(batch).unwrap()
+    batch.into()
 }
 
 fn emulated() -> (Compute, Rc<EmulatedDevice>) {
@@ -64,34 +66,44 @@ fn emulated() -> (Compute, Rc<EmulatedDevice>) {
 }
 
 /// Steps of `window` batches each; their losses and norms.
-fn train(learner: &mut Learner, c: &Experiment, steps: usize, window: usize) -> Vec<(f64, f64)> {
-    learner.to_gpu().unwrap();
+fn train(engine: &mut dyn Engine, c: &Experiment, steps: usize, window: usize) -> Vec<(f64, f64)> {
     let mut all = Vec::new();
-    for step in 0..steps {
-        let (mut clips, mut sum) = (0, None);
+    for number in 0..steps {
+        let mut step = Step::of(window);
         for part in 0..window {
             // The last batch of a window is smaller, as that of an epoch is.
-            let mut batch = batch(if part + 1 == window { 3 } else { 4 }, step * window + part);
-            let place = Place { first: part == 0, alone: window == 1 };
-            let pass = Pass { first_row: clips, ..Pass::training(1, step as u64) };
-            let loss = learner.forward_backward(&mut batch, &pass, place).unwrap();
-            assert_eq!(loss.is_none(), window == 1 && learner.looks_ahead());
-            sum = loss.map(|loss| sum.unwrap_or(0.0) + loss * batch.clips.len() as f64);
-            clips += batch.clips.len();
+            let mut batch = batch(if part + 1 == window { 3 } else { 4 }, number * window + part);
+            let pass = Pass { first_row: step.clips(), ..Pass::training(1, number as u64) };
+            engine.train(&mut batch, &pass, &mut step).unwrap();
+            assert_eq!(step.loss().is_none(), window == 1 && engine.sends_ahead());
         }
-        let known = sum.map(|sum| sum / clips as f64);
-        learner.update(c.optimization.lr, c.optimization.grad_clip, clips, known).unwrap();
-        let outcome = learner.outcome().unwrap();
+        assert_eq!(step.weight(), 4 * (window - 1) + 3);
+        let known = step.loss();
+        let pending = engine.update(step, c.optimization.lr, c.optimization.grad_clip).unwrap();
+        let outcome = engine.outcome(pending).unwrap();
         assert_eq!(outcome.end, End::Updated);
         all.push((known.unwrap_or(outcome.loss), outcome.norm));
     }
-    learner.to_host().unwrap();
+    engine.pull().unwrap();
     all
 }
 
-fn parameters(learner: &Learner) -> Vec<f32> {
-    let all = learner.network.parameters().iter();
+/// A step of one batch, and what became of it.
+fn step(engine: &mut dyn Engine, batch: &mut Placed, number: u64, lr: f64, max_norm: Option<f64>) -> Outcome {
+    let mut step = Step::of(1);
+    engine.train(batch, &Pass::training(1, number), &mut step).unwrap();
+    let pending = engine.update(step, lr, max_norm).unwrap();
+    engine.outcome(pending).unwrap()
+}
+
+fn parameters(engine: &dyn Engine) -> Vec<f32> {
+    let all = engine.host().parameters().iter();
     all.flat_map(|(_, var)| var.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+}
+
+fn moments(engine: &dyn Engine) -> Vec<f32> {
+    let all = engine.host().optimizer.moments().iter();
+    all.flat_map(|m| m.exp_avg.iter().chain(&m.exp_avg_sq)).copied().collect()
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {
@@ -120,31 +132,44 @@ fn compare_updates(compute: &Compute) {
         (&[("optimization.grad_clip", "0.5"), ("model.temporal_dropout", "0.2")], 2),
     ] {
         let c = experiment(settings);
-        let mut cpu = Learner::new(&c, &Compute::Cpu).unwrap();
-        let mut gpu = Learner::new(&c, compute).unwrap();
-        let (expected, found) = (train(&mut cpu, &c, 4, window), train(&mut gpu, &c, 4, window));
+        let mut cpu = engine::new(&c, &Compute::Cpu).unwrap();
+        let mut gpu = engine::new(&c, compute).unwrap();
+        let expected = train(cpu.as_mut(), &c, 4, window);
+        let found = train(gpu.as_mut(), &c, 4, window);
         for ((loss, norm), (expected_loss, expected_norm)) in found.iter().zip(&expected) {
             assert!((loss / expected_loss - 1.0).abs() < 1e-4, "{settings:?}: {found:?}, not {expected:?}");
             assert!((norm / expected_norm - 1.0).abs() < 1e-3, "{settings:?}: {found:?}, not {expected:?}");
         }
-        let far = distance(&parameters(&gpu), &parameters(&cpu));
+        let (cpu, gpu) = (cpu.as_ref(), gpu.as_ref());
+        let far = distance(&parameters(gpu), &parameters(cpu));
         // Adam moves what has a gradient of nothing but rounding.
         assert!(far < 1e-3, "{settings:?}: parameters {far}");
-        assert_eq!(gpu.optimizer.steps(), 4);
-        let moments = |learner: &Learner| -> Vec<f32> {
-            learner
-                .optimizer
-                .moments()
-                .iter()
-                .flat_map(|m| m.exp_avg.iter().chain(&m.exp_avg_sq))
-                .copied()
-                .collect()
-        };
-        if !moments(&cpu).is_empty() {
-            let far = distance(&moments(&gpu), &moments(&cpu));
+        assert_eq!(gpu.host().optimizer.steps(), 4);
+        if !moments(cpu).is_empty() {
+            let far = distance(&moments(gpu), &moments(cpu));
             assert!(far < 1e-3, "{settings:?}: moments {far}");
         }
     }
+}
+
+/// What was trained on one GPU goes on on another to the bit, from parameters and moments in the host's memory.
+#[test]
+fn parameters_and_moments_go_there_and_back() {
+    let c = experiment(&[("run.precision", "amp")]);
+    let mut whole = engine::new(&c, &emulated().0).unwrap();
+    train(whole.as_mut(), &c, 2, 1);
+    let mut other = engine::new(&c, &emulated().0).unwrap();
+    for ((_, to), (_, from)) in other.host().parameters().iter().zip(whole.host().parameters().iter()) {
+        to.set(from.as_tensor()).unwrap();
+    }
+    let optimizer = &whole.host().optimizer;
+    let (steps, kept) = (optimizer.steps(), optimizer.moments().to_vec());
+    other.host_mut().optimizer.restore(steps, kept);
+    assert_ne!(moments(other.as_ref()), vec![0.0; moments(other.as_ref()).len()]);
+    other.push().unwrap();
+    assert_eq!(train(other.as_mut(), &c, 2, 1), train(whole.as_mut(), &c, 2, 1));
+    assert_eq!(parameters(other.as_ref()), parameters(whole.as_ref()));
+    assert_eq!(moments(other.as_ref()), moments(whole.as_ref()));
 }
 
 /// The host waits once a step, however many kernels it starts; and what it starts stays few.
@@ -152,18 +177,17 @@ fn compare_updates(compute: &Compute) {
 fn a_step_waits_once() {
     let c = experiment(&[("run.precision", "amp")]);
     let (compute, card) = emulated();
-    let mut learner = Learner::new(&c, &compute).unwrap();
-    assert_eq!(learner.stored(), ActivationDtype::Bf16);
-    train(&mut learner, &c, 1, 1);
+    let mut engine = engine::new(&c, &compute).unwrap();
+    assert_eq!(engine.activation_dtype(), ActivationDtype::Bf16);
+    train(engine.as_mut(), &c, 1, 1);
     let gpu = card.last.borrow().clone().unwrap();
     gpu.take_waits();
     gpu.take_launches();
-    let mut batch = batch(4, 1);
-    let place = Place { first: true, alone: true };
-    learner.forward_backward(&mut batch, &Pass::training(1, 1), place).unwrap();
-    learner.update(1e-3, None, 4, None).unwrap();
+    let mut step = Step::of(1);
+    engine.train(&mut batch(4, 1), &Pass::training(1, 1), &mut step).unwrap();
+    let pending = engine.update(step, 1e-3, None).unwrap();
     assert_eq!(gpu.take_waits(), 0);
-    learner.outcome().unwrap();
+    engine.outcome(pending).unwrap();
     assert_eq!(gpu.take_waits(), 1);
     // 31 for each of the blocks, 16 around them for each backbone, and the rest: a step of Candle's operations starts
     // several thousand.
@@ -175,40 +199,39 @@ fn a_step_waits_once() {
 fn full_memory_makes_chunks_smaller() {
     let c = experiment(&[]);
     let (compute, card) = emulated();
-    let mut whole = Learner::new(&c, &compute).unwrap();
-    let expected = train(&mut whole, &c, 2, 1);
+    let mut whole = engine::new(&c, &compute).unwrap();
+    let expected = train(whole.as_mut(), &c, 2, 1);
     let peak = whole.peak_gpu_memory().unwrap();
 
     // The budget is no help where others take memory later.
-    let mut learner = Learner::new(&c, &compute).unwrap();
+    let mut engine = engine::new(&c, &compute).unwrap();
     let gpu = card.last.borrow().clone().unwrap();
-    assert_eq!(learner.chunk(), None);
+    assert_eq!(engine.chunk(), None);
     gpu.limit(peak * 8 / 10);
-    let found = train(&mut learner, &c, 2, 1);
-    let chunk = learner.chunk().expect("it shrank");
+    let found = train(engine.as_mut(), &c, 2, 1);
+    let chunk = engine.chunk().expect("it shrank");
     assert!(chunk < 12, "{chunk}");
     for ((loss, norm), (expected_loss, expected_norm)) in found.iter().zip(&expected) {
         assert!((loss / expected_loss - 1.0).abs() < 1e-5 && (norm / expected_norm - 1.0).abs() < 1e-4);
     }
 
     // At a resume the chunk is what it was, so that sums have the same order.
-    let saved = learner.chunk_to_save().unwrap();
-    let mut resumed = Learner::new(&c, &compute).unwrap();
+    let saved = engine.chunk_to_save().unwrap();
+    let mut resumed = engine::new(&c, &compute).unwrap();
     card.last.borrow().as_ref().unwrap().limit(usize::MAX);
     resumed.restore_chunk(saved);
-    assert_eq!(train(&mut resumed, &c, 2, 1), found);
+    assert_eq!(train(resumed.as_mut(), &c, 2, 1), found);
 
     // What was asked for stays, and what does not fit at all is an error.
     let c = experiment(&[("optimization.frames_per_chunk", "8")]);
-    let mut learner = Learner::new(&c, &compute).unwrap();
+    let mut engine = engine::new(&c, &compute).unwrap();
     let gpu = card.last.borrow().clone().unwrap();
     let mut batch = batch(4, 0);
-    learner.send(&mut batch).unwrap();
+    engine.send(&mut batch).unwrap();
     gpu.limit(gpu.used() + 4096);
-    let place = Place { first: true, alone: true };
-    let error = learner.forward_backward(&mut batch, &Pass::training(1, 0), place).unwrap_err();
+    let error = engine.train(&mut batch, &Pass::training(1, 0), &mut Step::of(1)).unwrap_err();
     assert!(error.to_string().contains("is full with 8 frames of a stream at a time"), "{error}");
-    assert_eq!(error.exit_code(), 1);
+    assert_eq!((error.kind, error.exit_code()), (Kind::Memory, 1));
 }
 
 /// float16: a scale that is too large is halved until gradients fit, without an update before; then training goes on.
@@ -219,42 +242,34 @@ fn scaled_gradients_recover() {
 
 fn recover(compute: &Compute) {
     let c = experiment(&[("run.precision", "amp"), ("optimization.amp_dtype", "float16")]);
-    let mut learner = Learner::new(&c, compute).unwrap();
-    assert_eq!((learner.stored(), learner.loss_scale()), (ActivationDtype::F16, Some(LossScale::default())));
-    learner.restore_loss_scale(LossScale { scale: 2f64.powi(40), good_steps: 3 });
-    learner.to_gpu().unwrap();
-    let before = parameters(&learner);
+    let mut engine = engine::new(&c, compute).unwrap();
+    let begins = (engine.activation_dtype(), engine.loss_scale());
+    assert_eq!(begins, (ActivationDtype::F16, Some(LossScale::default())));
+    engine.restore_loss_scale(LossScale { scale: 2f64.powi(40), good_steps: 3 });
+    let before = parameters(engine.as_ref());
     let (mut halved, mut last) = (0, 2f64.powi(40));
     let outcome = loop {
-        let mut batch = batch(4, 0);
-        learner
-            .forward_backward(&mut batch, &Pass::training(1, 0), Place { first: true, alone: true })
-            .unwrap();
-        learner.update(1e-3, None, 4, None).unwrap();
-        let outcome = learner.outcome().unwrap();
+        let outcome = step(engine.as_mut(), &mut batch(4, 0), 0, 1e-3, None);
         match outcome.end {
             End::Rescaled(scale) => {
                 assert_eq!(scale.to_bits(), (last / 2.0).to_bits());
                 (halved, last) = (halved + 1, scale);
-                learner.to_host().unwrap();
-                assert_eq!(parameters(&learner), before);
-                assert_eq!(learner.optimizer.steps(), 0);
+                engine.pull().unwrap();
+                assert_eq!(parameters(engine.as_ref()), before);
+                assert_eq!(engine.host().optimizer.steps(), 0);
             }
             _ => break outcome,
         }
     };
     assert!((5..35).contains(&halved), "{halved}");
     assert_eq!(outcome.end, End::Updated);
-    assert_eq!(learner.loss_scale(), Some(LossScale { scale: last, good_steps: 1 }));
-    learner.to_host().unwrap();
-    assert_ne!(parameters(&learner), before);
+    assert_eq!(engine.loss_scale(), Some(LossScale { scale: last, good_steps: 1 }));
+    engine.pull().unwrap();
+    assert_ne!(parameters(engine.as_ref()), before);
     // The norm is that of the gradient, not of the scaled one.
-    let c32 = experiment(&[]);
-    let mut cpu = Learner::new(&c32, &Compute::Cpu).unwrap();
-    let place = Place { first: true, alone: true };
-    let loss = cpu.forward_backward(&mut batch(4, 0), &Pass::training(1, 0), place).unwrap();
-    cpu.update(1e-3, None, 4, loss).unwrap();
-    assert!((outcome.norm / cpu.outcome().unwrap().norm - 1.0).abs() < 1e-2);
+    let mut cpu = engine::new(&experiment(&[]), &Compute::Cpu).unwrap();
+    let expected = step(cpu.as_mut(), &mut batch(4, 0), 0, 1e-3, None);
+    assert!((outcome.norm / expected.norm - 1.0).abs() < 1e-2);
 }
 
 #[test]
@@ -267,21 +282,16 @@ fn refuse(compute: &Compute) {
         [&[("run.precision", "fp32")][..], &[("run.precision", "amp"), ("optimization.amp_dtype", "float16")]]
     {
         let c = experiment(precision);
-        let mut learner = Learner::new(&c, compute).unwrap();
-        learner.to_gpu().unwrap();
-        let before = parameters(&learner);
+        let mut engine = engine::new(&c, compute).unwrap();
+        let before = parameters(engine.as_ref());
         let mut sick = batch(4, 0);
-        let pose = (sick.inputs.pose.clone() * f64::NAN).unwrap();
-        sick.inputs.pose = pose;
-        learner
-            .forward_backward(&mut sick, &Pass::training(1, 0), Place { first: true, alone: true })
-            .unwrap();
-        learner.update(1e-3, Some(1.0), 4, None).unwrap();
-        let outcome = learner.outcome().unwrap();
+        sick.batch.pose.fill(f32::NAN);
+        let outcome = step(engine.as_mut(), &mut sick, 0, 1e-3, Some(1.0));
         assert_eq!(outcome.end, End::NotFinite);
         assert!(outcome.loss.is_nan());
-        learner.to_host().unwrap();
-        assert_eq!(parameters(&learner), before);
+        engine.pull().unwrap();
+        assert_eq!(parameters(engine.as_ref()), before);
+        assert_eq!(engine.host().optimizer.steps(), 0);
     }
 }
 
@@ -303,16 +313,12 @@ fn compare_learning(compute: &Compute) {
         ];
         let c = experiment(&[settings, &easy].concat());
         let compute = if settings.is_empty() { &Compute::Cpu } else { compute };
-        let mut learner = Learner::new(&c, compute).unwrap();
-        learner.to_gpu().unwrap();
-        for step in 0..100 {
-            let place = Place { first: true, alone: true };
-            let loss = learner.forward_backward(&mut batch(4, 0), &Pass::training(1, step), place).unwrap();
-            learner.update(c.optimization.lr, None, 4, loss).unwrap();
-            learner.outcome().unwrap();
+        let mut engine = engine::new(&c, compute).unwrap();
+        for number in 0..100 {
+            step(engine.as_mut(), &mut batch(4, 0), number, c.optimization.lr, None);
         }
-        learner.evaluate(&mut batch(4, 0)).unwrap();
-        learner.score().unwrap()
+        let evaluating = engine.evaluate(&mut batch(4, 0)).unwrap();
+        engine.score(evaluating).unwrap()
     };
     let f32 = end(&[]);
     // It was 2.3.
@@ -331,7 +337,7 @@ mod on_a_card {
 
     #[test]
     fn training_is_the_cpus() {
-        if let Some(card) = gpu::cuda::for_tests() {
+        if let Some(card) = crate::engine::cuda::driver::for_tests() {
             let compute = Compute::Gpu(card);
             compare_updates(&compute);
             recover(&compute);

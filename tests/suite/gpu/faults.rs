@@ -176,6 +176,7 @@ fn without(world: &World, name: &str, is_there: bool) -> std::path::PathBuf {
 }
 
 #[test]
+#[allow(unsafe_code, reason = "whether a library is there is found by opening it")]
 fn a_library_that_is_missing_or_broken_is_named() {
     if left_out() {
         return;
