@@ -90,10 +90,12 @@ fn write_pickled(out: impl Write, pickled: &Pickled) -> io::Result<()> {
 /// A data error that names the path and says what is wrong with the file.
 pub fn load(path: &Path) -> Result<Value<'static>> {
     read(path).map_err(|mut e| {
-        for problem in e.problems.iter_mut().filter(|problem| problem.missing.is_none()) {
-            problem.hint.get_or_insert_with(|| {
-                "take another checkpoint, or save this one anew with torch.save".into()
-            });
+        for problem in &mut e.problems {
+            let hint = match problem.missing {
+                Some(_) => "give the path of a checkpoint",
+                None => "take another checkpoint, or save this one anew with torch.save",
+            };
+            problem.hint.get_or_insert_with(|| hint.to_owned());
         }
         e.context(format!("cannot read {} as a PyTorch file", path.display()))
     })

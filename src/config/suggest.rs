@@ -190,7 +190,7 @@ fn switch(name: &str) -> Option<impl Iterator<Item = (&'static Field, &'static s
 #[must_use]
 pub fn for_flag(flag: &str, value: Option<&str>, own: &[&str], of_fields: bool) -> String {
     let name = normal(flag.trim_start_matches('-'));
-    let did_you_mean = |flag: &str| format!("did you mean {flag}?");
+    let did_you_mean = |flag: &str| format!("did you mean '{flag}'?");
     let is_own = own.iter().find(|own| normal(own) == name);
     if let Some(own) = is_own {
         return did_you_mean(&format!("--{own}"));
@@ -352,10 +352,10 @@ mod tests {
             ("--no-cuda", "--device cpu"),
             ("--batch", "--batch-size"),
         ] {
-            assert_eq!(all(flag, None), format!("did you mean {meant}?"), "{flag}");
+            assert_eq!(all(flag, None), format!("did you mean '{meant}'?"), "{flag}");
         }
-        assert_eq!(all("--depth", Some("6")), "did you mean --set model.backbone.depth=6?");
-        assert_eq!(all("--depth", Some("a.toml")), "did you mean --set model.backbone.depth=VALUE?");
+        assert_eq!(all("--depth", Some("6")), "did you mean '--set model.backbone.depth=6'?");
+        assert_eq!(all("--depth", Some("a.toml")), "did you mean '--set model.backbone.depth=VALUE'?");
         assert_eq!(all("--patience", Some("3")), "there is no early stopping; --help lists the flags");
         assert!(all("--frobnicate", None).starts_with("there is none, and no field is like it"));
         assert!(for_flag("--lr", None, &["json"], false).starts_with("there is none"));

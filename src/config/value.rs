@@ -223,13 +223,18 @@ pub(super) fn instead_of(field: &Field, word: &str) -> String {
             Kind::Choice(names) => format!("the choices are {}", list(names)),
             _ => such_as(field),
         },
-        word if field.kind == Kind::AutoOrBytes && word.parse::<f64>().is_ok_and(|number| number >= 1.0) => {
+        word if field.kind == Kind::AutoOrBytes && word.parse().is_ok_and(is_amount) => {
             // Nobody has a million gibibytes, or less than a mebibyte.
             let unit = if digits(word) && word.len() > 6 { "B" } else { "GiB" };
             format!("write the unit: {name} = \"{word}{unit}\"")
         }
         _ => such_as(field),
     }
+}
+
+/// A number that can count something.
+fn is_amount(number: f64) -> bool {
+    number >= 1.0 && number.is_finite()
 }
 
 /// The hint where nothing better can be said: an example, the default where there is one.

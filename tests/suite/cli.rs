@@ -306,9 +306,9 @@ fn training_and_going_on_are_commands_too() {
 fn unknown_flags_and_variables_are_answered() {
     let world = World::new();
     for (flag, answer) in [
-        ("--depth=6", "tip: did you mean --set model.backbone.depth=6?"),
-        ("--backbone-depth=6", "tip: did you mean --set model.backbone.depth=6?"),
-        ("--clip-grad=1", "tip: did you mean --grad-clip?"),
+        ("--depth=6", "tip: did you mean '--set model.backbone.depth=6'?"),
+        ("--backbone-depth=6", "tip: did you mean '--set model.backbone.depth=6'?"),
+        ("--clip-grad=1", "tip: did you mean '--grad-clip'?"),
         ("--patience=3", "tip: there is no early stopping"),
     ] {
         let outcome = world.run(&["tiny.toml", flag]);
