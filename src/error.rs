@@ -232,7 +232,7 @@ mod tests {
     fn a_limit_of_the_process_is_the_only_problem_and_no_file_is_to_blame() {
         let unreadable = |number: i32| {
             Problem::new("cannot read clip_7.jpg")
-                .io(&io::Error::from_raw_os_error(number))
+                .io(Path::new("clip_7.jpg"), &io::Error::from_raw_os_error(number))
                 .hint("replace the file")
         };
         let error = Error::all(Kind::Data, vec![unreadable(2), unreadable(24), unreadable(24)]).unwrap_err();

@@ -60,7 +60,7 @@ pub fn with_decoder(
     }
 }
 
-fn too_deep(error: Error) -> Error {
+fn too_deep(error: candle_core::Error) -> Error {
     let problem = Problem::new("the network cannot be built").cause(error);
     Error::new(Kind::Config, problem.hint("lower model.backbone.depth or model.temporal_layers"))
 }

@@ -27,7 +27,7 @@ impl Network {
     /// # Errors
     /// Where the tensor library fails.
     pub fn new(c: &config::Model, decoder: &dyn DecoderKind, device: &Device, seed: u64) -> Result<Self> {
-        Self::build(&Builder::new(device, seed), c, decoder)
+        Ok(Self::build(&Builder::new(device, seed), c, decoder)?)
     }
 
     /// A copy over the same parameters, which follows their updates, for validation and inference: no graph is
@@ -36,18 +36,18 @@ impl Network {
     /// # Errors
     /// Where the tensor library fails.
     pub fn without_graph(&self, c: &config::Model, decoder: &dyn DecoderKind) -> Result<Self> {
-        Self::build(&Builder::without_graph(&self.parameters), c, decoder)
+        Ok(Self::build(&Builder::without_graph(&self.parameters), c, decoder)?)
     }
 
     /// What a network of this configuration is made of, without making it.
     ///
     /// # Errors
     /// Where the tensor library fails.
-    pub fn blueprint_of(c: &config::Model, decoder: &dyn DecoderKind) -> Result<Rc<Blueprint>> {
+    pub fn blueprint_of(c: &config::Model, decoder: &dyn DecoderKind) -> CandleResult<Rc<Blueprint>> {
         Ok(Self::build(&Builder::recording(), c, decoder)?.blueprint)
     }
 
-    fn build(b: &Builder, c: &config::Model, decoder: &dyn DecoderKind) -> Result<Self> {
+    fn build(b: &Builder, c: &config::Model, decoder: &dyn DecoderKind) -> CandleResult<Self> {
         let encoder = Encoder::new(&b.pp("encoder"), c)?;
         let decoder = decoder.build(&b.pp("decoder"), c)?;
         Ok(Self { encoder, decoder, parameters: b.parameters(), blueprint: Rc::new(b.blueprint()) })

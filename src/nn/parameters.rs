@@ -136,7 +136,7 @@ impl Builder {
         let at = blueprint.add_parameter(&path, shape, init);
         let var = match source {
             Source::Nowhere if at >= MOST_TENSORS => {
-                candle_core::bail!("more than {MOST_TENSORS} parameters")
+                return Err(candle_core::Error::Msg(format!("more than {MOST_TENSORS} parameters")));
             }
             Source::Nowhere => return Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape),
             Source::Existing(existing) => {

@@ -252,6 +252,7 @@ amp_dtype = "auto"         # default
 [run]
 work_dir = "work_dirs/multistream_v9"  # --work-dir work_dirs/multistream_v9
 device = "cuda"                        # default
+engine = "auto"                        # default
 precision = "amp"                      # default
 seed = 7                               # --seed 7
 threads = ""                           # default (unset: `RAYON_NUM_THREADS`, or the cores at hand)

@@ -152,6 +152,9 @@ fn a_dataset_is_reused_and_a_broken_one_drawn_again() {
     fs::write(&marker, unfinished).unwrap();
     fs::remove_dir_all(dir.join("pose")).unwrap();
     assert!(!draw_quietly(&dir, &SMALL).unwrap().reused);
+    assert_eq!(fs::read(dir.join("demo.toml")).unwrap(), b"# mine\n");
+    fs::remove_file(dir.join("demo.toml")).unwrap();
+    assert!(draw_quietly(&dir, &SMALL).unwrap().reused);
     assert!(files(&dir) == before);
 }
 
