@@ -34,8 +34,6 @@ pub enum Command {
 pub struct TrainArgs {
     /// The experiment; the caller fills in the environment.
     pub layers: Layers,
-    /// A checkpoint to take the initial weights from.
-    pub init_from: Option<PathBuf>,
     /// Move a run that is in the way aside.
     pub overwrite: bool,
     /// Go on from a checkpoint although the experiment has changed.
@@ -235,6 +233,7 @@ fn command() -> clap::Command {
         ))
         .args_conflicts_with_subcommands(true)
         .arg_required_else_help(true)
+        .disable_help_subcommand(true)
         .args(train_options())
         .arg(overwrite_option().conflicts_with(RESUME))
         .subcommand(train)
@@ -312,7 +311,7 @@ fn demo_command() -> clap::Command {
 /// What a run is told, but for `--overwrite`.
 fn train_options() -> Vec<Arg> {
     let mut options = experiment_options();
-    options.extend([init_from_option(), allow_changes_option()]);
+    options.push(allow_changes_option());
     options.extend(verbosity_options());
     options
 }
@@ -322,7 +321,7 @@ fn experiment_options() -> Vec<Arg> {
     let mut options = vec![
         Arg::new("config")
             .value_name("CONFIG")
-            .help("Experiment files (TOML); later ones win")
+            .help("Experiment files (TOML), or a run's folder for the experiment in it; later ones win")
             .action(ArgAction::Append)
             .num_args(0..)
             .value_parser(path_parser()),
@@ -405,14 +404,6 @@ fn heading(section: &'static str) -> &'static str {
     SECTIONS.iter().find(|s| s.name == section).map_or(section, |s| s.doc.trim_end_matches('.'))
 }
 
-fn init_from_option() -> Arg {
-    Arg::new("init-from")
-        .long("init-from")
-        .value_name("FILE")
-        .help("Take the initial weights from a PyTorch checkpoint")
-        .value_parser(path_parser())
-}
-
 fn overwrite_option() -> Arg {
     Arg::new("overwrite")
         .long("overwrite")
@@ -453,7 +444,6 @@ fn verbosity_options() -> [Arg; 2] {
 fn train_args(matches: &ArgMatches) -> TrainArgs {
     TrainArgs {
         layers: layers(matches),
-        init_from: matches.get_one("init-from").cloned(),
         overwrite: is_set(matches, "overwrite"),
         allow_changes: matches.get_flag("allow-changes"),
         verbosity: verbosity(matches),
@@ -615,9 +605,9 @@ mod tests {
                 ("optimization.lr", "2", "--set optimization.lr=2"),
                 ("optimization.lr", "-3", "--lr -3"),
                 ("optimization.epochs", "7", "--epochs 7"),
+                ("run.init_from", "w.pt", "--init-from w.pt"),
             ]
         );
-        assert_eq!(args.init_from, Some("w.pt".into()));
         assert_eq!((args.overwrite, args.verbosity), (false, Verbosity::Verbose));
     }
 

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use sha1::{Digest, Sha1};
+
 /// Opens the regular file at `path`, through symbolic links; returns it with its size in bytes.
 ///
 /// # Errors
@@ -32,6 +34,35 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {most} bytes")));
     }
     Ok(bytes)
+}
+
+/// The SHA-1 of the regular file at `path`, and its size in bytes.
+///
+/// # Errors
+/// As [`open`], and whatever reading says.
+pub fn sha1(path: &Path) -> io::Result<([u8; 20], u64)> {
+    let (mut file, _) = open(path)?;
+    let (mut digest, mut size, mut buffer) = (Sha1::new(), 0, vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok((digest.finalize().into(), size)),
+            Ok(read) => {
+                digest.update(&buffer[..read]);
+                size += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// `bytes` in hexadecimal digits.
+#[must_use]
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        text.extend(format!("{byte:02x}").chars());
+        text
+    })
 }
 
 /// Why a path cannot be used, and what to do.
@@ -141,6 +172,18 @@ mod tests {
         assert_eq!(read(&path, 3).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         assert!(open(folder.path()).unwrap_err().to_string().contains("a folder, not a regular file"));
         assert_eq!(open(&folder.path().join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_is_known_by_what_it_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, vec![b'a'; 1_000_000]).unwrap();
+        // The third example of FIPS 180-2, appendix A.
+        let (digest, size) = sha1(&path).unwrap();
+        assert_eq!(hexadecimal(&digest), "34aa973cd4c4daa4f61eeb2bdbad27316534016f");
+        assert_eq!(size, 1_000_000);
+        assert!(sha1(folder.path()).is_err());
     }
 
     #[cfg(unix)]

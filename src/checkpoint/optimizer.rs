@@ -3,6 +3,7 @@
 //! `{"state": {0: {…}, 1: {…}}, "param_groups": [{"lr": …, "params": [0, 1, …]}]}` with one group, whose keys are those
 //! that PyTorch 2.15 writes. The numbers are the positions of the parameters in `model.parameters()`.
 
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::value::{TensorData, Value};
@@ -53,6 +54,9 @@ pub struct SgdState<'a> {
     pub momentum_buffers: Vec<Option<TensorData<'a>>>,
 }
 
+/// The largest count that every float up to it can be.
+const MOST_STEPS: f64 = 9_007_199_254_740_992.0;
+
 impl<'a> AdamState<'a> {
     /// The `state_dict`.
     #[must_use]
@@ -90,7 +94,8 @@ impl<'a> AdamState<'a> {
     ///
     /// # Errors
     ///
-    /// A data error naming `path` and each parameter whose state does not fit, or what else is unlike such a state.
+    /// A data error naming `path` and each parameter whose state does not fit or is missing where others have one, or
+    /// what else is unlike such a state.
     pub fn from_value(
         path: &Path,
         value: &'a Value<'a>,
@@ -121,9 +126,10 @@ impl<'a> AdamState<'a> {
             weight_decay: group.number("weight_decay")?,
             decoupled,
             initial_lr: group.optional("initial_lr"),
-            moments: reader.parameters(|state, shape| {
+            moments: reader.all_or_none(|state, shape| {
                 let step = state.get("step").and_then(Value::as_number);
-                let step = step.filter(|n| *n >= 0.0).ok_or("has no `step`")?;
+                // Above 2^53 a float counts nothing.
+                let step = step.filter(|n| (0.0..=MOST_STEPS).contains(n)).ok_or("has no count `step`")?;
                 Ok(Some(AdamMoments {
                     step: step as u64,
                     exp_avg: tensor(state, "exp_avg", shape)?,
@@ -263,13 +269,48 @@ impl<'r, 'v: 'r> Reader<'r, 'v> {
         Ok(Self { group, expected, state, params })
     }
 
+    /// The states by their parameters' numbers. A key that is none of these would be left out without a word.
+    fn by_number(&self) -> Result<HashMap<i64, &'v Value<'v>>> {
+        let numbers: HashSet<i64> = self.params.iter().copied().collect();
+        if numbers.len() < self.params.len() {
+            return Err(self.group.wrong("numbers two parameters alike"));
+        }
+        let numbered = |(key, value): &'v (Value<'v>, Value<'v>)| {
+            let number = key.as_int().filter(|number| numbers.contains(number));
+            number.map(|number| (number, value)).ok_or_else(|| {
+                let shown: String = match key {
+                    Value::Str(name) => format!("`{}`", name.escape_debug().take(100).collect::<String>()),
+                    Value::Int(number) => number.to_string(),
+                    other => other.describe(),
+                };
+                self.group.wrong(&format!("has a state under {shown}, which is no parameter's number"))
+            })
+        };
+        self.state.iter().map(numbered).collect()
+    }
+
+    /// As [`Self::parameters`], where either every parameter has a state or, before the first step, none.
+    fn all_or_none<T>(
+        &self,
+        read: impl Fn(&'v Value<'v>, &[usize]) -> Result<Option<T>, &'static str>,
+    ) -> Result<Vec<Option<T>>> {
+        let states = self.parameters(read)?;
+        let missing = states.iter().filter(|state| state.is_none()).count();
+        let first = states.iter().zip(self.expected).find(|(state, _)| state.is_none());
+        match first {
+            Some((_, (name, _))) if missing < states.len() => Err(self
+                .group
+                .wrong(&format!("has no state for {missing} of {} parameters, {name} first", states.len()))),
+            _ => Ok(states),
+        }
+    }
+
     /// Reads each parameter's state with `read`, which gets the shape and gives a reason where it does not fit.
     fn parameters<T>(
         &self,
         read: impl Fn(&'v Value<'v>, &[usize]) -> Result<Option<T>, &'static str>,
     ) -> Result<Vec<Option<T>>> {
-        let by_number: std::collections::HashMap<i64, &Value> =
-            self.state.iter().filter_map(|(key, value)| Some((key.as_int()?, value))).collect();
+        let by_number = self.by_number()?;
         let (mut states, mut problems) = (Vec::with_capacity(self.params.len()), Vec::new());
         for (number, (name, shape)) in self.params.iter().zip(self.expected) {
             match by_number.get(number).map_or(Ok(None), |state| read(state, shape)) {
@@ -372,6 +413,53 @@ mod tests {
         assert!(error.to_string().contains("parameter 0 (a, [4]) has another shape"), "{error}");
         let error = AdamState::from_value(path(), &value, &other[..1], true).unwrap_err();
         assert!(error.to_string().contains("is for 2 parameters; the model has 1"), "{error}");
+    }
+
+    /// The state of parameter `at` taken out, or its key replaced.
+    fn with_key(at: usize, key: Option<Value<'static>>) -> Value<'static> {
+        let Value::Dict(mut top) = adam().into_value() else { unreachable!() };
+        let Value::Dict(states) = &mut top[0].1 else { unreachable!() };
+        match key {
+            Some(key) => states[at].0 = key,
+            None => drop(states.remove(at)),
+        }
+        Value::Dict(top)
+    }
+
+    #[test]
+    fn states_that_would_be_lost_are_refused() {
+        for (value, says) in [
+            (with_key(1, Some("1".into())), "a state under `1`, which is no parameter's number"),
+            (with_key(1, Some(Value::Int(2))), "a state under 2, which is no parameter's number"),
+            (with_key(1, None), "has no state for 1 of 2 parameters, b first"),
+        ] {
+            let error = AdamState::from_value(path(), &value, &expected(), true).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        // SGD without momentum has no state at all; one under a name is still somebody's.
+        let named = Value::Dict(vec![("a".into(), Value::Dict(vec![]))]);
+        let group = Value::dict([
+            ("lr", 0.1.into()),
+            ("momentum", Value::Int(0)),
+            ("weight_decay", Value::Int(0)),
+            ("params", Value::List(vec![Value::Int(0), Value::Int(1)])),
+        ]);
+        let value = Value::dict([("state", named), ("param_groups", Value::List(vec![group]))]);
+        let error = SgdState::from_value(path(), &value, &expected()).unwrap_err();
+        assert!(error.to_string().contains("a state under `a`"), "{error}");
+    }
+
+    #[test]
+    fn a_step_that_counts_nothing_is_refused() {
+        for step in [f64::INFINITY, f64::NAN, -1.0, 1e300] {
+            let Value::Dict(mut top) = adam().into_value() else { unreachable!() };
+            let Value::Dict(states) = &mut top[0].1 else { unreachable!() };
+            let Value::Dict(state) = &mut states[0].1 else { unreachable!() };
+            state[0].1 = Value::Float(step);
+            let value = Value::Dict(top);
+            let error = AdamState::from_value(path(), &value, &expected(), true).unwrap_err();
+            assert!(error.to_string().contains("parameter 0 (a, [3]) has no count `step`"), "{error}");
+        }
     }
 
     #[test]

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::text::{about, amount, bytes, count, table, wrapped};
-use super::train::{look_into_files, open_dataset};
+use super::train::{begin_from, look_into_files, open_dataset};
 use super::{origins, print, resolve, select_device};
 use crate::cli::CheckArgs;
 use crate::config::streams::{STREAMS, image_streams};
 use crate::config::{Experiment, Resolved, Resume};
 use crate::data::{Dataset, Depth, Loader, Phase, Request, Summary, Verified};
-use crate::engine::{Engine, Placed, Step, memory::Plan, threads};
+use crate::engine::{self, Engine, Placed, Step, memory, memory::Plan, threads};
 use crate::error::{Kind, Problem};
 use crate::nn::Pass;
 use crate::observe::{self, reporter::Reporter, run_folder::RunFolder};
-use crate::train::Trainer;
 use crate::train::feed::default_workers;
 use crate::{Error, Result};
 
@@ -30,19 +29,23 @@ fn check_resolved(resolved: &Resolved, depth: Depth, reporter: &Reporter) -> Res
     let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads)?)?;
     let dataset = open_dataset(resolved, reporter)?;
-    let found = look_into_files(&dataset, resolved, depth, reporter);
-    let mut trainer = Trainer::new(c, &device, &dataset)?;
+    let mut found = look_into_files(&dataset, resolved, depth, reporter);
+    let sized = memory::with_batches_of(c, dataset.train.len(), dataset.val.len());
+    let mut engine = engine::new(&sized, &device)?;
+    let engine = engine.as_mut();
+    if let Err(error) = begin(c, engine, reporter) {
+        found.problems.extend(error.problems);
+    }
 
     let device = format!("{}, {}", device.describe(), count(threads, "thread"));
     let summary = dataset.summary();
     print(&format!(
         "{}\n{}",
         describe_data(&summary, c),
-        wrapped(&describe_network(c, &trainer, &dataset, &device), LABEL)
+        wrapped(&describe_network(c, engine, &dataset, &device), LABEL)
     ))?;
     let looked_at = describe_look(&found, &summary, dataset.unindexed_files);
     Error::all(Kind::Data, found.problems)?;
-    let engine = trainer.engine.as_mut();
     engine.plan().refuse_more_than_the_budget()?;
     let before = engine.chunk();
     print(&wrapped(&one_step(c, &dataset, engine)?, LABEL))?;
@@ -68,6 +71,16 @@ clips without  have nothing in this stream: black images, or a pose of zeros
 cut short      the stream ends before the clip: its last frame is shown again
 with gaps      the stream lacks frames before its last one: black images there
 ";
+
+/// Begins with the weights that a run would begin with. One that goes on has its own.
+fn begin(c: &Experiment, engine: &mut dyn Engine, reporter: &Reporter) -> Result<()> {
+    if c.run.resume == Resume::Auto && c.run.work_dir.join("last.pt").exists() {
+        return Ok(());
+    }
+    let Some(initial) = begin_from(&mut c.clone(), reporter)? else { return Ok(()) };
+    initial.apply(c, engine.host().parameters())?;
+    engine.push()
+}
 
 fn describe_data(s: &Summary, c: &Experiment) -> String {
     let title = ["split", "clips", "frames: min", "median", "max", "longer", "repeated"];
@@ -120,8 +133,8 @@ fn row(name: &str, numbers: [usize; 5]) -> [String; 6] {
     row
 }
 
-fn describe_network(c: &Experiment, trainer: &Trainer, dataset: &Dataset, device: &str) -> String {
-    let blueprint = trainer.engine.host().network.blueprint();
+fn describe_network(c: &Experiment, engine: &dyn Engine, dataset: &Dataset, device: &str) -> String {
+    let blueprint = engine.host().network.blueprint();
     let part = |name: &str, modules: Vec<&str>| {
         let elements = modules.iter().map(|module| blueprint.elements(&format!("{module}.")));
         format!("{name} {}", amount(elements.fold(0, usize::saturating_add)))
@@ -136,7 +149,7 @@ fn describe_network(c: &Experiment, trainer: &Trainer, dataset: &Dataset, device
         part("temporal", vec!["encoder.positional", "encoder.temporal"]),
         part("decoder", vec!["decoder"]),
     ];
-    let Plan { chunk, memory, budget } = *trainer.engine.plan();
+    let Plan { chunk, memory, budget } = *engine.plan();
     let chunks = match chunk {
         None => "all frames of a batch at once; nothing is computed twice".to_owned(),
         Some(frames) => {

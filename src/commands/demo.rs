@@ -38,7 +38,6 @@ pub fn demo(args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> Resu
     let resolved = resolve(run.layers, reporter)?;
     let call = train::Call {
         experiment_file: Some(drawn.experiment),
-        init_from: run.init_from.as_deref(),
         overwrite: run.overwrite,
         allow_changes: run.allow_changes,
         arguments,

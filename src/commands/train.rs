@@ -1,15 +1,15 @@
 //! `slt-run CONFIG…`: builds everything a run needs, checks all of it, then claims the folder and trains.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::text::{about, amount, count};
 use super::{origins, resolve, select_device};
 use crate::cli::TrainArgs;
-use crate::config::{Change, Experiment, FIELDS, OnBadClip, Override, Resolved, Resume};
-use crate::data::{Dataset, Depth, Verified};
+use crate::config::{Change, Edit, Experiment, FIELDS, OnBadClip, Override, Resolved, Resume, with_edits};
+use crate::data::{Contents, Dataset, Depth, Verified};
 use crate::engine::threads;
 use crate::error::{Kind, Problem};
 use crate::limits::allocator::at_the_end;
@@ -17,26 +17,24 @@ use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::{Ending, Resumed, RunFolder, RunInfo};
 use crate::observe::{self, Observer};
 use crate::train::feed::default_workers;
-use crate::train::resume::{Changes, Saved};
+use crate::train::resume::{Changes, Saved, is_of_files};
 use crate::train::stop::{Signal, Stop};
 use crate::train::trainer::{Ended, Surroundings};
-use crate::train::{Feed, Progress, Trainer, state};
+use crate::train::{Feed, Initial, Progress, Trainer, state};
 use crate::{Error, Result};
 
 pub fn train(args: TrainArgs, arguments: &[OsString], reporter: &Reporter) -> Result<Ended> {
-    let experiment_file = args.layers.files.last().cloned();
+    // A run's folder is no experiment file of anybody's repository.
+    let experiment_file = args.layers.files.last().filter(|file| !file.is_dir()).cloned();
     let resolved = resolve(args.layers, reporter)?;
-    let (init_from, overwrite, allow_changes) =
-        (args.init_from.as_deref(), args.overwrite, args.allow_changes);
-    run(&resolved, &Call { experiment_file, init_from, overwrite, allow_changes, arguments }, reporter)
+    let (overwrite, allow_changes) = (args.overwrite, args.allow_changes);
+    run(&resolved, &Call { experiment_file, overwrite, allow_changes, arguments }, reporter)
 }
 
 /// What a run is told beside the experiment itself.
 pub struct Call<'a> {
     /// The file whose repository `run.json` describes.
     pub experiment_file: Option<PathBuf>,
-    /// A checkpoint to take the initial weights from.
-    pub init_from: Option<&'a Path>,
     /// Whether to move a run that is in the way aside.
     pub overwrite: bool,
     /// Whether to go on although the experiment has changed.
@@ -52,50 +50,46 @@ pub fn run(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Result<Ende
 
 fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Result<Ended> {
     let (started, begun) = (SystemTime::now(), Instant::now());
-    let c = &resolved.experiment;
     let stop = Stop::on_signals()?;
     resolved.to_toml_with_origins().lines().for_each(|line| reporter.verbose(line));
-    let mut earlier = Earlier::find(resolved, call)?;
+    // What the run begins with is known by its digest from here on.
+    let mut resolved = resolved.clone();
+    let mut earlier = Earlier::find(&mut resolved, call)?;
+    let goes_on = earlier.as_ref().is_some_and(|earlier| earlier.saved.is_some());
+    let initial = if goes_on { None } else { begin_from(&mut resolved.experiment, reporter)? };
+    let (resolved, c) = (&resolved, &resolved.experiment);
     let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads)?)?;
     let dataset = open_dataset(resolved, reporter)?;
     if let Some(earlier) = &mut earlier {
         earlier.refuse_other_data(&dataset, resolved, call, reporter)?;
     }
-    // A look into each clip's files costs a hundredth of an epoch, and may save one.
-    let mut found = look_into_files(&dataset, resolved, Depth::FirstImages, reporter);
-    if earlier.is_some() && c.data.on_bad_clip == OnBadClip::Skip {
-        // What broke while the run trained must not keep it from going on, as long as there is something to go on with:
-        // it is counted when its turn comes.
-        let lost = found.lost_splits(&dataset);
-        if lost.is_empty() {
-            found.problems.drain(..).for_each(|problem| reporter.warn(&problem.line()));
-        }
-        found.problems.extend(lost);
+    let contents = look_at_clips(&dataset, resolved, earlier.is_some(), reporter)?;
+    if let Some(earlier) = &mut earlier {
+        earlier.refuse_other_contents(&dataset, &contents, resolved, call, reporter)?;
     }
-    Error::all(Kind::Data, found.problems)?;
-    let mut trainer = Trainer::new(c, &device, &dataset)?;
+    let mut trainer = Trainer::new(c, &device, &dataset, contents)?;
     let steps = dataset.train.len().div_ceil(c.data.batch_size);
     let is_resumed = earlier.is_some();
     // Nothing has been written so far; what is written from now on is put in order before the process ends.
     stop.let_steps_end();
     let (folder, changes) = match earlier {
         Some(Earlier { folder, saved: Some(saved), changes }) => {
-            go_on(saved, &mut trainer, steps, &changes, call, reporter)?;
+            go_on(saved, &mut trainer, steps, &changes, resolved, reporter)?;
             if let Some(warning) = state::repair_best(&mut trainer, &folder)? {
                 reporter.warn(&warning);
             }
-            (folder, [changes.others, changes.harmless].concat())
+            (folder, changes)
         }
         earlier => {
-            if let Some(path) = call.init_from {
-                state::init_from(path, trainer.engine.host().parameters())?;
+            if let Some(initial) = initial {
+                initial.apply(c, trainer.engine.host().parameters())?;
             }
             let folder = match earlier {
                 Some(earlier) => earlier.folder,
                 None => claim(c, call, started, reporter)?,
             };
-            (folder, Vec::new())
+            (folder, Changes::default())
         }
     };
 
@@ -114,7 +108,8 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     let resumed = is_resumed.then(|| Resumed {
         epoch: trainer.progress.epoch,
         step: trainer.progress.step,
-        changes: changes.into_iter().chain(place_changes).collect(),
+        changes: [changes.others, changes.harmless, place_changes].concat(),
+        moved: changes.moved,
     });
     let start = RunInfo {
         command_line: call.arguments.iter().map(|text| text.to_string_lossy().into_owned()).collect(),
@@ -126,7 +121,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         overrides: resolved.overrides.clone(),
         resumed,
     };
-    let mut observer = write_start(&folder, &start, resolved, reporter)?;
+    let mut observer = write_start(&folder, &start, resolved, &trainer.edits, reporter)?;
     let _words = at_the_end(last_words(Arc::clone(&folder), &observer));
     if trainer.progress != Progress::default() {
         reporter.info(&where_it_stands(&trainer, steps, &folder));
@@ -165,13 +160,17 @@ fn write_start<'r>(
     folder: &RunFolder,
     start: &RunInfo,
     resolved: &Resolved,
+    edits: &[Edit],
     reporter: &'r Reporter,
 ) -> Result<Observer<'r>> {
     // A start that fails leaves nothing behind, unless there is a checkpoint.
     let abandon = |_: &Error| folder.abandon();
     folder.write_run_json(start).inspect_err(abandon)?;
-    folder.write_config(&resolved.to_toml(), &resolved.to_json()).inspect_err(abandon)?;
-    let mut observer = Observer::open(reporter, folder, resolved.experiment.data.tensorboard.as_deref());
+    let (toml, json) = (with_edits(&resolved.to_toml(), edits), json_with_edits(resolved.to_json(), edits));
+    folder.write_config(&toml, &json).inspect_err(abandon)?;
+    let c = &resolved.experiment;
+    let tensorboard = c.data.tensorboard.as_ref().map(|folder| folder.path(&c.run.work_dir));
+    let mut observer = Observer::open(reporter, folder, tensorboard.as_deref());
     if let Some(Err(error)) = observer.event_file().map(|file| folder.note_event_file(file)) {
         if !folder.has_last() {
             observer.discard();
@@ -244,8 +243,8 @@ struct Earlier {
 
 impl Earlier {
     /// Looks for one, where the experiment asks for it, and refuses another experiment's.
-    fn find(resolved: &Resolved, call: &Call) -> Result<Option<Self>> {
-        let c = &resolved.experiment;
+    fn find(resolved: &mut Resolved, call: &Call) -> Result<Option<Self>> {
+        let c = &mut resolved.experiment;
         if c.run.resume == Resume::Never || call.overwrite || !RunFolder::holds_run(&c.run.work_dir)? {
             return Ok(None);
         }
@@ -253,6 +252,9 @@ impl Earlier {
         let mut earlier = Self { folder, saved: None, changes: Changes::default() };
         if earlier.folder.has_last() {
             let saved = Saved::load(&earlier.folder.last())?;
+            if let Some(init_from) = &mut c.run.init_from {
+                saved.settle_init_from(init_from);
+            }
             earlier.changes = saved.changes(c)?;
             earlier.saved = Some(saved);
         }
@@ -268,7 +270,7 @@ impl Earlier {
         self.changes.refuse(&self.folder.last(), |key| is_field(key).then(|| resolved.origin(key).to_owned()))
     }
 
-    /// Refuses data that are not the run's.
+    /// Refuses data that are not the run's: other ids or texts, or another set of files.
     fn refuse_other_data(
         &mut self,
         dataset: &Dataset,
@@ -278,16 +280,57 @@ impl Earlier {
     ) -> Result<()> {
         let Some(saved) = &self.saved else { return Ok(()) };
         match (saved.dataset_change(dataset), saved.files_change(dataset)) {
-            (Some(change), _) => self.changes.others.push(change),
-            // A run that goes on without what breaks goes on without what has gone.
-            (None, Some(change)) if resolved.experiment.data.on_bad_clip == OnBadClip::Skip => {
-                let Change { key, from, to } = &change;
-                reporter.warn(&format!("{key} was {from} and is {to} now; the run goes on with it"));
-                self.changes.harmless.push(change);
-            }
-            (None, change) => self.changes.others.extend(change),
+            (Some(change), _) => self.other_data(change),
+            (None, Some(change)) => self.other_files(change, resolved, reporter),
+            (None, None) => {}
         }
         self.refuse(resolved, call)
+    }
+
+    /// Refuses the same files with something else in them, and says where the run's own data are now.
+    fn refuse_other_contents(
+        &mut self,
+        dataset: &Dataset,
+        contents: &Contents,
+        resolved: &Resolved,
+        call: &Call,
+        reporter: &Reporter,
+    ) -> Result<()> {
+        let Some(saved) = &self.saved else { return Ok(()) };
+        if let Some((clips, change)) = saved.contents_change(dataset, contents) {
+            // A file that has broken is told from another one.
+            if resolved.experiment.data.on_bad_clip == OnBadClip::Error {
+                Error::all(Kind::Data, dataset.broken(&clips))?;
+            }
+            self.other_files(change, resolved, reporter);
+            self.refuse(resolved, call)?;
+        }
+        if !self.changes.moved.is_empty() {
+            let keys: Vec<&str> = self.changes.moved.iter().map(|change| change.key.as_str()).collect();
+            reporter.info(&format!("the data have moved and are the same ({})", keys.join(", ")));
+        }
+        Ok(())
+    }
+
+    /// A run that goes on without what breaks goes on without what has gone. Files in other folders than before are not
+    /// broken: they are others.
+    fn other_files(&mut self, change: Change, resolved: &Resolved, reporter: &Reporter) {
+        if resolved.experiment.data.on_bad_clip == OnBadClip::Skip && self.changes.moved.is_empty() {
+            // One warning is enough for a file that has gone: it is missed among the names and in the contents.
+            if !self.changes.harmless.iter().any(|other| is_of_files(&other.key)) {
+                let Change { key, from, to } = &change;
+                reporter.warn(&format!("{key} was {from} and is {to} now; the run goes on with it"));
+            }
+            self.changes.harmless.push(change);
+        } else {
+            self.other_data(change);
+        }
+    }
+
+    /// Other data, and with them the paths that lead to them.
+    fn other_data(&mut self, change: Change) {
+        self.changes.others.push(change);
+        self.changes.others.append(&mut self.changes.moved);
     }
 }
 
@@ -307,7 +350,7 @@ fn go_on(
     trainer: &mut Trainer,
     steps: usize,
     changes: &Changes,
-    call: &Call,
+    resolved: &Resolved,
     reporter: &Reporter,
 ) -> Result<()> {
     let was_inside = saved.progress().partial.batches > 0;
@@ -316,11 +359,32 @@ fn go_on(
         let epoch = trainer.progress.epoch + 1;
         reporter.info(&format!("epoch {epoch} begins anew: its batches have other clips now"));
     }
-    if let Some(path) = call.init_from {
-        let path = path.display();
-        reporter.info(&format!("--init-from {path} is not looked at: the run has weights to go on with"));
+    if let Some(init_from) = &resolved.experiment.run.init_from {
+        let path = init_from.path.display();
+        reporter.info(&format!(
+            "--init-from {path} is not looked at for weights: the run has its own to go on with"
+        ));
     }
     Ok(())
+}
+
+/// Reads the weights that a run begins with, and says which; `c` has their digest then.
+pub fn begin_from(c: &mut Experiment, reporter: &Reporter) -> Result<Option<Initial>> {
+    let Some(from) = &mut c.run.init_from else { return Ok(None) };
+    let initial = Initial::load(from)?;
+    *from = initial.from().clone();
+    let (path, digest) = (from.path.display(), from.sha1.as_deref().unwrap_or_default());
+    reporter.info(&format!("the weights begin as those of {path} (SHA-1 {digest})"));
+    Ok(Some(initial))
+}
+
+/// `config.json` of a run that was changed while it trained says so, too.
+fn json_with_edits(mut json: serde_json::Value, edits: &[Edit]) -> serde_json::Value {
+    if !edits.is_empty() {
+        let edit = |Edit { step, epoch, change: Change { key, from, to } }: &Edit| serde_json::json!({ "step": step, "epoch": epoch, "key": key, "from": from, "to": to });
+        json["edits"] = edits.iter().map(edit).collect();
+    }
+    json
 }
 
 /// Whether a signal, the data or a limit of this process ended the run: without a checkpoint, what there is of it is
@@ -412,6 +476,32 @@ pub fn open_dataset(resolved: &Resolved, reporter: &Reporter) -> Result<Arc<Data
         reporter.warn(&origins::in_line(warning, resolved));
     }
     Ok(Arc::new(dataset))
+}
+
+/// Looks into each clip's files, which costs a hundredth of an epoch and may save one. What is in them, as a resume will
+/// look for it.
+fn look_at_clips(
+    dataset: &Dataset,
+    resolved: &Resolved,
+    goes_on: bool,
+    reporter: &Reporter,
+) -> Result<Contents> {
+    let c = &resolved.experiment;
+    let mut found = look_into_files(dataset, resolved, Depth::FirstImages, reporter);
+    if goes_on && c.data.on_bad_clip == OnBadClip::Skip {
+        // What broke while the run trained must not keep it from going on, as long as there is something to go on with:
+        // it is counted when its turn comes.
+        let lost = found.lost_splits(dataset);
+        if lost.is_empty() {
+            found.problems.drain(..).for_each(|problem| reporter.warn(&problem.line()));
+        }
+        found.problems.extend(lost);
+    }
+    Error::all(Kind::Data, found.problems)?;
+    let threads = c.data.num_workers.unwrap_or_else(default_workers).max(1);
+    let contents = dataset.contents(threads, &|done, all| reporter.stage("measuring the files", done, all));
+    reporter.finish();
+    Ok(contents)
 }
 
 /// Opens every pose and as many images as `depth` says, on the loader's threads, and passes on what is odd about them.

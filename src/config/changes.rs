@@ -1,5 +1,7 @@
 //! What differs between two experiments, field by field.
 
+use std::fs;
+
 use toml_edit::{DocumentMut, Item};
 
 use super::Experiment;
@@ -16,6 +18,33 @@ pub struct Change {
     pub from: String,
     /// What it is.
     pub to: String,
+}
+
+impl Change {
+    /// Whether both values are paths that lead to one place from here, such as `data/face` and `./data/face/`.
+    #[must_use]
+    pub fn is_one_place(&self) -> bool {
+        let real = |literal: &str| fs::canonicalize(literal.parse::<toml_edit::Value>().ok()?.as_str()?).ok();
+        real(&self.from).is_some_and(|from| Some(from) == real(&self.to))
+    }
+}
+
+/// A change that a run went on with from some step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edit {
+    /// The training steps that were done.
+    pub step: u64,
+    /// The epochs that were done.
+    pub epoch: usize,
+    /// What was changed.
+    pub change: Change,
+}
+
+/// What `old`, a resolved experiment that an slt-run wrote, has for the field `key`, as a file has it; `None` where it is
+/// from before that field, or no TOML.
+#[must_use]
+pub fn saved_value(old: &str, key: &str) -> Option<String> {
+    find(&old.parse().ok()?, FIELDS.iter().find(|field| field.key == key)?)
 }
 
 /// The fields out of `which` that differ between `old`, a resolved experiment that an slt-run wrote, and `new`. A field
@@ -91,6 +120,27 @@ mod tests {
         );
         assert_eq!(changes(&old, &new, |field| field.section == "run").unwrap(), []);
         assert!(changes("[run", &new, |_| true).is_err());
+    }
+
+    #[test]
+    fn paths_to_one_place_are_told_from_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| snapshot::string(&folder.path().join(name).to_string_lossy());
+        fs::create_dir(folder.path().join("a")).unwrap();
+        fs::create_dir(folder.path().join("b")).unwrap();
+        let change = |from, to| Change { key: "data.face_dir".into(), from: path(from), to: path(to) };
+        assert!(change("a", "a/").is_one_place() && change("a", "b/../a").is_one_place());
+        assert!(!change("a", "b").is_one_place() && !change("a", "none").is_one_place());
+        assert!(!change("none", "none").is_one_place());
+    }
+
+    #[test]
+    fn saved_values_are_found_as_they_stand() {
+        let old = experiment(&[("model.backbone.num_heads", "3")]).to_checkpoint_toml();
+        assert_eq!(saved_value(&old, "model.backbone.num_heads").as_deref(), Some("3"));
+        assert_eq!(saved_value(&old, "run.init_from").as_deref(), Some("\"\""));
+        assert_eq!(saved_value(&old, "run.work_dir"), None);
+        assert_eq!(saved_value("[", "run.init_from"), None);
     }
 
     #[test]

@@ -163,6 +163,28 @@ impl Field {
         !NO_NUMBER.contains(&self.key)
     }
 
+    /// Whether it says where the data are. What they are is known from their ids, texts and files.
+    #[must_use]
+    pub fn names_data(&self) -> bool {
+        self.section == "data" && self.kind == Kind::Path && self.default == Preset::Required
+    }
+
+    /// Whether another value makes it another network: another function of the frames, even where the parameters' shapes
+    /// are the same. Dropout is a matter of training, and `mlp_ratio` acts through the shapes alone.
+    #[must_use]
+    pub fn shapes_network(&self) -> bool {
+        const TRAINING: [&str; 7] = [
+            "projector_dropout",
+            "fusion_dropout",
+            "temporal_dropout",
+            "dropout",
+            "attention_dropout",
+            "stochastic_depth",
+            "mlp_ratio",
+        ];
+        self.section.starts_with("model") && !TRAINING.contains(&self.name)
+    }
+
     /// What a person writes for it, with the rule that it must keep: `whole number, at least 1`.
     #[must_use]
     pub fn type_name(&self) -> String {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::auto::{Chunk, MemoryBudget};
 use super::define::{Field, FieldType, Kind, Preset, Rule, Section, choices, sections};
 use super::interval::CheckpointEvery;
+use super::places::{EventFolder, InitFrom};
 
 /// The most threads that anything is given.
 pub const MOST_THREADS: u64 = 1024;
@@ -55,8 +56,8 @@ sections! {
         /// Share of the clips that may have no image in any stream, and are black ones to the network; a run with more
         /// of them does not start.
         max_empty_clips: f64 = 0.01 => Rule::Share,
-        /// Folder for TensorBoard's event files.
-        tensorboard: Option<PathBuf> = unset ("off"),
+        /// Folder for TensorBoard's event files; `auto` is the folder `tensorboard` in `run.work_dir`.
+        tensorboard: Option<EventFolder> = unset ("off"),
     }
 
     /// The network, but for the backbones.
@@ -162,6 +163,9 @@ sections! {
         memory_budget: MemoryBudget = auto,
         /// Whether to go on from the work folder's `last.pt`; the flag alone means `auto`.
         resume: Resume = never,
+        /// Checkpoint whose weights the run begins with. A run's own `config.toml` adds the file's SHA-1
+        /// (`path@sha1:…`), and a file that holds something else is refused then.
+        init_from: Option<InitFrom> = unset ("weights are drawn from `seed`"),
         /// How often `last.pt` is written beside the end of each epoch.
         checkpoint_every: CheckpointEvery = epoch,
     }

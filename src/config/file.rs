@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Document, Item, TableLike, TomlError, Value as Toml};
 
-use super::define::Kind;
+use super::define::{Field, Kind};
 use super::fields::{FIELDS, SECTIONS};
 use super::merge::{Merge, field};
 use super::snapshot;
 use super::suggest::{self, nearest};
-use super::value::{self, from_toml, one_line, quoted, shorten};
+use super::value::{self, from_text, from_toml, one_line, quoted, shorten};
 use crate::error::Problem;
 use crate::input;
 
@@ -27,13 +27,54 @@ const MOST_PROBLEMS: usize = 1000;
 const COMMANDS: [&str; 7] = ["train", "resume", "check", "config", "bench", "demo", "help"];
 
 /// Puts the experiment files at `paths`, and before each those that it extends, on top of `merge`. A file counts once, at
-/// its first place: a base that two files share must not undo what the first of them says.
+/// its first place: a base that two files share must not undo what the first of them says. A run's folder stands for the
+/// experiment that is in it.
 pub(super) fn read(paths: &[PathBuf], merge: &mut Merge) {
     let mut reader = Reader { merge, chain: Vec::new(), read: BTreeSet::new(), files: 0 };
     for path in paths {
         reader.files = 0;
-        reader.file(path, None);
+        let (experiment, run) = (path.join("config.toml"), path.join("run.json"));
+        if path.is_dir() && experiment.exists() && run.exists() {
+            reader.file(&experiment, None);
+            in_its_folder(path, &run, reader.merge);
+        } else {
+            reader.file(path, None);
+        }
     }
+}
+
+/// The run that `config.toml` is of, where its folder is now: that may have been moved. Its data may be relative to
+/// where the run was started; what is there from here as well is taken from here.
+fn in_its_folder(folder: &Path, run: &Path, merge: &mut Merge) {
+    let origin = one_line(&folder.display().to_string());
+    // Without a slash at its end.
+    let folder: PathBuf = folder.components().collect();
+    let put = |merge: &mut Merge, field: &'static Field, path: &Path| {
+        if let Some(text) = path.to_str() {
+            return merge.assign(field, from_text(field, text), &origin);
+        }
+        let what = format!("{origin}: {}: the path is not UTF-8 text", field.key);
+        merge.refuse(field, Problem::new(what).hint("rename the folder"));
+    };
+    if let Some(field) = field("run.work_dir") {
+        put(merge, field, &folder);
+    }
+    let Some(started_in) = started_in(run) else { return };
+    for field in FIELDS.iter().filter(|field| field.kind == Kind::Path && field.section == "data") {
+        let Some((value, _)) = merge.get(field) else { continue };
+        let Some(path) = value.as_str().map(Path::new) else { continue };
+        let there = started_in.join(path);
+        if path.is_relative() && !path.exists() && there.exists() {
+            put(merge, field, &there);
+        }
+    }
+}
+
+/// The working directory of a run's last start, where `run.json` says it.
+fn started_in(run: &Path) -> Option<PathBuf> {
+    let json: serde_json::Value = serde_json::from_slice(&input::read(run, 16 << 20).ok()?).ok()?;
+    let last = json["resumed"].as_array().and_then(|resumed| resumed.last()).unwrap_or(&json);
+    last["working_directory"].as_str().map(PathBuf::from)
 }
 
 /// Who wants a file.

@@ -13,6 +13,7 @@ mod fields;
 mod file;
 mod interval;
 mod merge;
+mod places;
 mod reference;
 mod snapshot;
 pub mod streams;
@@ -41,14 +42,16 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use auto::{Chunk, MemoryBudget};
-pub use changes::{Change, changes};
+pub use changes::{Change, Edit, changes, saved_value};
 pub use define::{Field, FieldType, Kind, Preset, Rule, Section};
 pub use fields::{
     AmpDtype, Backbone, Data, Device, EngineKind, Experiment, FIELDS, MOST_THREADS, Model, OnBadClip,
     Optimization, OptimizerKind, Precision, Resume, Run, SECTIONS, SchedulerKind,
 };
 pub use interval::CheckpointEvery;
+pub use places::{EventFolder, InitFrom};
 pub use reference::reference_table;
+pub use snapshot::with_edits;
 pub use streams::Stream;
 pub use suggest::for_flag;
 

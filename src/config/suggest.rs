@@ -305,7 +305,7 @@ mod tests {
             (
                 "run.what",
                 "[run] has work_dir, device, engine, precision, seed, threads, memory_budget, resume, \
-             checkpoint_every",
+             init_from, checkpoint_every",
             ),
             ("zzzzzzz", "the sections are [data], [model], [model.backbone], [optimization], [run]"),
         ] {

@@ -10,6 +10,7 @@ use super::target::text_target;
 use super::{count, shortened, some_of};
 use crate::config::{self, OnBadClip};
 use crate::error::{Error, Kind, Problem, Result};
+use crate::input::hexadecimal;
 use crate::random::{Purpose, stream};
 use rand::RngExt;
 use sha1::{Digest, Sha1};
@@ -279,13 +280,6 @@ impl Dataset {
     pub(super) fn read_pose(&self, clip: &Clip) -> Result<Pose> {
         pose::read(&self.pose_dir.join(format!("{}.npz", clip.id)), self.landmarks)
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        text.extend(format!("{byte:02x}").chars());
-        text
-    })
 }
 
 /// The dataset's paths with the keys that they came from.

@@ -206,7 +206,6 @@ fn experiment_file(dir: &str, options: &Options) -> String {
         ("metadata_csv", "subs.csv"),
         ("train_index", "index/train.csv"),
         ("val_index", "index/val.csv"),
-        ("tensorboard", "run/tensorboard"),
     ]
     .into_iter()
     .map(|(key, name)| format!("{key} = {}", path(name)))
@@ -214,7 +213,7 @@ fn experiment_file(dir: &str, options: &Options) -> String {
     let paths = paths.join("\n");
     format!(
         "# A small network for the drawn dataset beside this file. Paths are relative to the working directory.\n\
-         \n[data]\n{paths}\nbatch_size = 8\n\
+         \n[data]\n{paths}\ntensorboard = \"auto\"\nbatch_size = 8\n\
          \n[model]\nimage_size = 64\nsequence_length = 8\nprojector_dim = 64\nd_model = 128\nprojector_dropout = 0.1\n\
          fusion_dropout = 0.1\ntemporal_nhead = 4\n\
          temporal_layers = 1\ntemporal_dim_feedforward = 256\nvocab_size = {vocabulary}\n\

@@ -93,6 +93,8 @@ pub struct Resumed {
     pub step: u64,
     /// What is another than before.
     pub changes: Vec<Change>,
+    /// Where the data are now, which are the same.
+    pub moved: Vec<Change>,
 }
 
 /// How a run ended.
@@ -307,6 +309,7 @@ impl RunFolder {
             "threads": info.threads,
             "host": host_name(),
             "overrides": info.overrides.iter().map(override_json).collect::<Value>(),
+            "working_directory": std::env::current_dir().ok().map(|dir| dir.to_string_lossy().into_owned()),
             "git": state.as_ref().map(git_json),
         });
         let earlier = self.record().clone();
@@ -600,9 +603,11 @@ pub fn host_name() -> Option<String> {
 /// Adds a later start to what `run.json` says of the first.
 fn add_resumption(whole: &mut Value, mut start: Value, resumed: &Resumed) {
     let change = |c: &Change| json!({ "key": c.key, "from": c.from, "to": c.to });
+    let moved = |c: &Change| json!({ "key": c.key, "from": c.from, "to": c.to, "moved": true });
     start["epoch"] = resumed.epoch.into();
     start["step"] = resumed.step.into();
-    start["changes"] = resumed.changes.iter().map(change).collect();
+    let changes = resumed.changes.iter().map(change);
+    start["changes"] = changes.chain(resumed.moved.iter().map(moved)).collect();
     match &mut whole["resumed"] {
         Value::Array(earlier) => earlier.push(start),
         other => *other = json!([start]),

@@ -1,6 +1,7 @@
 //! Training: the loop and what it is made of.
 
 pub mod feed;
+pub mod initial;
 pub mod nonfinite;
 pub mod progress;
 pub mod resume;
@@ -9,5 +10,6 @@ pub mod stop;
 pub mod trainer;
 
 pub use feed::Feed;
+pub use initial::Initial;
 pub use progress::Progress;
 pub use trainer::Trainer;

@@ -6,6 +6,9 @@ use crate::checkpoint::Value;
 use crate::observe::run_folder::Best;
 use crate::{Error, Result};
 
+/// More epochs than any run has, and few enough to count up to.
+const MOST_EPOCHS: usize = 10_000_000;
+
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
@@ -145,7 +148,7 @@ impl Progress {
             },
         };
         let or_zero = |key| find(key).map_or(Ok(0), |value| keys.count(key, Some(value)));
-        Ok(Self {
+        let progress = Self {
             epoch,
             step: keys.count("step", find("step"))? as u64,
             val_loss,
@@ -156,7 +159,24 @@ impl Progress {
                 .transpose()?,
             nonfinite_in_a_row: or_zero("nonfinite_in_a_row")?,
             partial,
-        })
+        };
+        progress.possible(&keys).map(|()| progress)
+    }
+
+    /// Refuses what no run can have come to, before anything counts up to it.
+    fn possible(&self, keys: &Keys) -> Result<()> {
+        let Self { epoch, step, best_epoch, .. } = *self;
+        let impossible = |what: String| Err(keys.impossible(&what));
+        if epoch > MOST_EPOCHS || epoch as u64 > step {
+            return impossible(format!("{epoch} epochs in {step} steps"));
+        }
+        if best_epoch > epoch {
+            return impossible(format!("the best epoch is {best_epoch}, and {epoch} are done"));
+        }
+        if self.best_val_loss.is_nan() {
+            return impossible("the lowest validation loss is NaN".to_owned());
+        }
+        Ok(())
     }
 }
 
@@ -181,6 +201,11 @@ impl Keys<'_> {
             sum: self.number(&format!("{key}.sum"), part("sum"))?,
             weight: self.count(&format!("{key}.weight"), part("weight"))?,
         })
+    }
+
+    fn impossible(&self, what: &str) -> Error {
+        Error::data(format!("{} cannot be where a run stands: {what}", self.path.display()))
+            .hint("the file was damaged or forged: take another checkpoint")
     }
 
     fn wrong(&self, key: &str, what: &str, value: Option<&Value>) -> Error {
@@ -226,6 +251,23 @@ mod tests {
         let read = Progress::from_values(Path::new("last.pt"), 3, 0.25, &values).unwrap();
         assert_eq!((read.step, read.best_val_loss, read.best_epoch), (77, 0.125, 0));
         assert_eq!(read.partial, Partial::default());
+    }
+
+    #[test]
+    fn where_no_run_can_stand_is_refused() {
+        let values = progress().to_values();
+        let read = |epoch: usize, values: &[(String, Value<'static>)]| {
+            Progress::from_values(Path::new("last.pt"), epoch, 0.25, values).unwrap_err().to_string()
+        };
+        let text = read(78, &values);
+        assert!(text.contains("last.pt cannot be where a run stands: 78 epochs in 77 steps"), "{text}");
+        assert!(read(1, &values).contains("the best epoch is 2, and 1 are done"));
+        let mut endless = values.clone();
+        endless[0].1 = Value::Int(i64::MAX);
+        assert!(read(i64::MAX as usize, &endless).contains("epochs in"));
+        let mut nan = values;
+        nan[1].1 = Value::Float(f64::NAN);
+        assert!(read(3, &nan).contains("the lowest validation loss is NaN"));
     }
 
     #[test]

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::optimizer::{AdamState, SgdState};
 use crate::checkpoint::{Checkpoint, TensorData, Value, load};
-use crate::config::{Change, Experiment, Field, OptimizerKind, changes};
-use crate::data::Dataset;
+use crate::config::{Change, Edit, Experiment, FIELDS, Field, InitFrom, OptimizerKind, changes, saved_value};
+use crate::data::{Contents, Dataset};
 use crate::error::{Error, Kind, Problem, Result};
-use crate::optim::LossScale;
-use crate::optim::Moments;
+use crate::optim::{LossScale, Moments};
+use crate::train::initial;
 use crate::train::progress::Partial;
-use crate::train::state::set_parameters;
+use crate::train::state::{contents_from, edit_from, set_parameters};
 use crate::train::{Progress, Trainer};
 
 /// A checkpoint that a run can go on from.
@@ -28,6 +28,8 @@ pub struct Changes {
     pub harmless: Vec<Change>,
     /// What makes it another experiment.
     pub others: Vec<Change>,
+    /// Where the data are now; that they are the same is for [`Saved::dataset_change`] and its like to say.
+    pub moved: Vec<Change>,
 }
 
 /// The name under which another dataset is reported as a change.
@@ -35,6 +37,12 @@ const DATASET: &str = "the data (ids and texts of both splits)";
 
 /// The name under which other files of the same clips are reported as a change.
 const FILES: &str = "the set of frames and poses";
+
+/// The name under which other contents of these files are reported as a change; which clips have them follows.
+const CONTENTS: &str = "the content of the frames and poses";
+
+/// Where the initial weights are named in the experiment.
+const INIT_FROM: &str = "run.init_from";
 
 /// What decides which clips the batches of an epoch have: with another one, so many batches are other clips.
 const ORDER: [&str; 3] = ["data.batch_size", "run.seed", DATASET];
@@ -72,21 +80,86 @@ impl Saved {
     /// # Errors
     /// A data error where the checkpoint does not say what it is of.
     pub fn changes(&self, c: &Experiment) -> Result<Changes> {
-        let config = self.text("config").ok_or_else(|| {
-            Error::data(format!("{} does not say which experiment it is of", self.path.display()))
-                .hint("--init-from takes the weights of any checkpoint")
-        })?;
+        let config = self.config()?;
         let all = changes(config, c, Field::decides_numbers).map_err(|why| {
             Error::data(format!("{}: `config` cannot be read", self.path.display())).cause(why)
         })?;
-        let begun = self.progress.epoch + usize::from(self.progress.partial.batches > 0);
-        let enough = c.optimization.epochs >= begun;
-        let (harmless, others) = all.into_iter().partition(|change| match change.key.as_str() {
-            "optimization.epochs" => enough,
-            "optimization.frames_per_chunk" | "optimization.skip_nonfinite_steps" | "run.device" => true,
+        self.possible(config)?;
+        let mut sorted = Changes::default();
+        for change in all {
+            let of_its_kind = match change.key.as_str() {
+                "optimization.epochs" if c.optimization.epochs >= self.begun() => &mut sorted.harmless,
+                "optimization.frames_per_chunk" | "optimization.skip_nonfinite_steps" | "run.device" => {
+                    &mut sorted.harmless
+                }
+                INIT_FROM if self.has_same_start(config, c) => &mut sorted.harmless,
+                key if names_data(key) && (self.knows_data() || change.is_one_place()) => &mut sorted.moved,
+                _ => &mut sorted.others,
+            };
+            of_its_kind.push(change);
+        }
+        Ok(sorted)
+    }
+
+    /// The experiment that it is of.
+    fn config(&self) -> Result<&str> {
+        self.text("config").ok_or_else(|| {
+            Error::data(format!("{} does not say which experiment it is of", self.path.display()))
+                .hint("--init-from takes the weights of any checkpoint")
+        })
+    }
+
+    /// How many epochs have at least begun.
+    fn begun(&self) -> usize {
+        self.progress.epoch + usize::from(self.progress.partial.batches > 0)
+    }
+
+    /// Refuses more epochs than its own experiment has.
+    fn possible(&self, config: &str) -> Result<()> {
+        let epochs = saved_value(config, "optimization.epochs").and_then(|text| text.parse::<usize>().ok());
+        let Some(epochs) = epochs.filter(|&epochs| epochs < self.begun()) else { return Ok(()) };
+        let (path, begun) = (self.path.display(), self.begun());
+        let what = format!("{path} is in epoch {begun} of an experiment that has {epochs}");
+        Err(Error::data(what).hint("the file was damaged or forged: take another checkpoint"))
+    }
+
+    /// Whether it tells the data by what they are. Earlier checkpoints know them by their paths.
+    fn knows_data(&self) -> bool {
+        self.contents().is_some() && ["dataset", "files"].iter().all(|key| self.text(key).is_some())
+    }
+
+    fn contents(&self) -> Option<Contents> {
+        contents_from(self.extra("contents")?)
+    }
+
+    /// What the run began with, where it says so.
+    fn init_from(&self) -> Option<InitFrom> {
+        let literal = saved_value(self.text("config")?, INIT_FROM)?;
+        let text = literal.parse::<toml_edit::Value>().ok()?.as_str()?.to_owned();
+        (!text.is_empty()).then(|| text.into())
+    }
+
+    /// Adds to `now` the digest of its file. One that has gone is taken for what it was: its weights have gone into
+    /// this checkpoint. Where that does not know what it was, nobody does.
+    pub fn settle_init_from(&self, now: &mut InitFrom) {
+        let is_old = self.text("config").is_none_or(|config| saved_value(config, INIT_FROM).is_none());
+        let earlier = self.init_from().filter(|earlier| earlier.path == now.path);
+        let is_unknown = is_old || earlier.as_ref().is_some_and(|earlier| earlier.sha1.is_none());
+        if now.sha1.is_none() && !is_unknown {
+            let from_earlier = || earlier.and_then(|earlier| earlier.sha1);
+            now.sha1 = initial::digest(&now.path).ok().or_else(from_earlier);
+        }
+    }
+
+    /// Whether `c` names the file that the run began with, which may be in another place now. The runs of before this was
+    /// a field do not say what they began with.
+    fn has_same_start(&self, config: &str, c: &Experiment) -> bool {
+        match (self.init_from(), &c.run.init_from) {
+            _ if saved_value(config, INIT_FROM).is_none() => true,
+            (Some(InitFrom { sha1: Some(was), .. }), Some(InitFrom { sha1: Some(is), .. })) => was == *is,
+            (Some(was), Some(is)) => was.path == is.path,
             _ => false,
-        });
-        Ok(Changes { harmless, others })
+        }
     }
 
     /// The change of the data, where they have other ids or texts now.
@@ -100,6 +173,38 @@ impl Saved {
     #[must_use]
     pub fn files_change(&self, dataset: &Dataset) -> Option<Change> {
         self.change("files", FILES, dataset.files_fingerprint())
+    }
+
+    /// The clips, by their positions, whose files hold something else than they did, and the change that they are. A
+    /// checkpoint before this was noted has none.
+    #[must_use]
+    pub fn contents_change(&self, dataset: &Dataset, now: &Contents) -> Option<(Vec<usize>, Change)> {
+        let earlier = self.contents()?;
+        let others = now.others(&earlier);
+        let key = format!("{CONTENTS} ({})", dataset.named(&others));
+        let change = Change { key, from: earlier.summary(), to: now.summary() };
+        (!others.is_empty()).then_some((others, change))
+    }
+
+    /// What the run was changed by so far, and now is by `changes`.
+    ///
+    /// # Errors
+    /// A data error where the checkpoint's own list cannot be read: what it said would be lost.
+    fn edits(&self, changes: &Changes) -> Result<Vec<Edit>> {
+        let earlier = match self.extra("edits") {
+            None => Some(Vec::new()),
+            Some(Value::List(edits)) => edits.iter().map(edit_from).collect(),
+            Some(_) => None,
+        };
+        let mut edits = earlier.ok_or_else(|| {
+            let what = format!("{}: `edits` should list what the run was changed by", self.path.display());
+            Error::data(what).hint("the file was damaged or forged: take another checkpoint")
+        })?;
+        let (step, epoch) = (self.progress.step, self.progress.epoch);
+        let files = changes.harmless.iter().filter(|change| is_of_files(&change.key));
+        let new = changes.others.iter().chain(files);
+        edits.extend(new.map(|change| Edit { step, epoch, change: change.clone() }));
+        Ok(edits)
     }
 
     fn change(&self, saved: &str, name: &str, to: String) -> Option<Change> {
@@ -129,6 +234,8 @@ impl Saved {
         }
         set_parameters(&self.path, &self.checkpoint.model, trainer.engine.host().parameters())
             .map_err(|error| misfit(error, !changes.others.is_empty()))?;
+        changes.refuse_network(&self.path)?;
+        trainer.edits = self.edits(changes)?;
         if !changes.others.iter().any(|change| change.key == OPTIMIZER) {
             self.restore_optimizer(trainer)?;
         }
@@ -153,37 +260,55 @@ impl Saved {
 
     fn restore_optimizer(&self, trainer: &mut Trainer) -> Result<()> {
         let expected = trainer.engine.host().parameters().shapes();
-        let state = &self.checkpoint.optimizer_state;
-        let (mut steps, mut all) = (0, Vec::with_capacity(expected.len()));
-        match trainer.engine.host().optimizer.kind() {
-            OptimizerKind::Sgd => {
-                SgdState::from_value(&self.path, state, &expected)?;
-                all.resize_with(expected.len(), Moments::default);
-            }
-            kind => {
-                let decoupled = kind == OptimizerKind::AdamW;
-                let state = AdamState::from_value(&self.path, state, &expected, decoupled)?;
-                for (moments, (name, shape)) in state.moments.iter().zip(&expected) {
-                    let zeros = || vec![0.0; shape.iter().product()];
-                    let read = |tensor: &TensorData| finite(&self.path, name, tensor);
-                    all.push(match moments {
-                        None => Moments { exp_avg: zeros(), exp_avg_sq: zeros() },
-                        Some(moments) => {
-                            steps = moments.step.max(steps);
-                            Moments {
-                                exp_avg: read(&moments.exp_avg)?,
-                                exp_avg_sq: read(&moments.exp_avg_sq)?,
-                            }
-                        }
-                    });
-                }
-            }
-        }
         // PyTorch keeps the count as an f32, which is exact up to 2^24 steps only.
-        let exact = self.extra("optimizer_steps").and_then(Value::as_int);
-        let steps = exact.and_then(|n| u64::try_from(n).ok()).unwrap_or(steps.max(self.progress.step));
-        trainer.engine.host_mut().optimizer.restore(steps, all);
+        let exact = self.extra("optimizer_steps").and_then(Value::as_int).and_then(|n| u64::try_from(n).ok());
+        let (steps, all) = match trainer.engine.host().optimizer.kind() {
+            OptimizerKind::Sgd => self.sgd(&expected)?,
+            kind => self.adam(&expected, kind, exact.unwrap_or(self.progress.step))?,
+        };
+        trainer.engine.host_mut().optimizer.restore(exact.unwrap_or(steps.max(self.progress.step)), all);
         Ok(())
+    }
+
+    /// The steps that SGD's state counts, which are none, and its moments, which are empty.
+    fn sgd(&self, expected: &[(String, Vec<usize>)]) -> Result<(u64, Vec<Moments>)> {
+        let state = SgdState::from_value(&self.path, &self.checkpoint.optimizer_state, expected)?;
+        if state.momentum != 0.0 {
+            let what = format!("{}: `optimizer_state` has a momentum", self.path.display());
+            return Err(
+                Error::data(what).hint("slt-run's SGD has none: take a checkpoint that slt-run wrote")
+            );
+        }
+        Ok((0, expected.iter().map(|_| Moments::default()).collect()))
+    }
+
+    /// The steps that Adam's state counts, and its moments, of which there must be some after `done` updates.
+    fn adam(
+        &self,
+        expected: &[(String, Vec<usize>)],
+        kind: OptimizerKind,
+        done: u64,
+    ) -> Result<(u64, Vec<Moments>)> {
+        let decoupled = kind == OptimizerKind::AdamW;
+        let state = AdamState::from_value(&self.path, &self.checkpoint.optimizer_state, expected, decoupled)?;
+        let (mut steps, mut all) = (0, Vec::with_capacity(expected.len()));
+        for (moments, (name, shape)) in state.moments.iter().zip(expected) {
+            let zeros = || vec![0.0; shape.iter().product()];
+            let read = |tensor: &TensorData| finite(&self.path, name, tensor);
+            all.push(match moments {
+                None if done > 0 => {
+                    let what =
+                        format!("{}: `optimizer_state` is empty after {done} updates", self.path.display());
+                    return Err(Error::data(what).hint("the file is incomplete: take another checkpoint"));
+                }
+                None => Moments { exp_avg: zeros(), exp_avg_sq: zeros() },
+                Some(moments) => {
+                    steps = moments.step.max(steps);
+                    Moments { exp_avg: read(&moments.exp_avg)?, exp_avg_sq: read(&moments.exp_avg_sq)? }
+                }
+            });
+        }
+        Ok((steps, all))
     }
 
     fn extra(&self, key: &str) -> Option<&Value<'static>> {
@@ -211,20 +336,49 @@ impl Changes {
             })
             .collect();
         if let Some(last) = problems.last_mut() {
-            last.hint = Some(
+            let cure = if self.others.iter().any(|change| shapes_network(&change.key)) {
+                format!("to go on with the same experiment, give it the earlier values; {OTHER_MODEL}")
+            } else {
                 "to go on with the same experiment, give it the earlier values; to go on with the new ones, add \
                  --allow-changes; for a new run, choose another run.work_dir"
-                    .to_owned(),
-            );
+                    .to_owned()
+            };
+            last.hint = Some(cure);
         }
         Error::all(Kind::Config, problems)
     }
+
+    /// Refuses what makes it another network although the parameters have the same shapes, whatever is allowed.
+    fn refuse_network(&self, path: &Path) -> Result<()> {
+        let others = self.others.iter().filter(|change| shapes_network(&change.key));
+        let problems = others.map(|Change { key, from, to }| {
+            let what = format!("{key} was {from} in {} and is {to} now: another network", path.display());
+            Problem::new(what).hint(OTHER_MODEL)
+        });
+        Error::all(Kind::Config, problems.collect())
+    }
+}
+
+/// What to do about another model.
+const OTHER_MODEL: &str = "no flag resumes with another model: choose another run.work_dir for it";
+
+/// Whether a change is one of the clips' files.
+#[must_use]
+pub fn is_of_files(key: &str) -> bool {
+    key == FILES || key.starts_with(CONTENTS)
+}
+
+fn shapes_network(key: &str) -> bool {
+    FIELDS.iter().any(|field| field.key == key && field.shapes_network())
+}
+
+fn names_data(key: &str) -> bool {
+    FIELDS.iter().any(|field| field.key == key && field.names_data())
 }
 
 /// Weights that do not fit; where changes were allowed, it has to be said that this is none of them.
 fn misfit(error: Error, allowed: bool) -> Error {
-    let cure = "no flag resumes with another model: choose another run.work_dir for it";
-    if allowed { error.hint(cure) } else { error }
+    if allowed { error.hint(OTHER_MODEL) } else { error }
 }
 
 fn finite(path: &Path, name: &str, tensor: &TensorData) -> Result<Vec<f32>> {

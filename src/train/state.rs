@@ -9,7 +9,8 @@ use crate::checkpoint::optimizer::{AdamMoments, AdamState, SgdState};
 use crate::checkpoint::{
     Checkpoint, TensorData, Value, link_or_copy, load, match_parameters, model_state, save_in, separate,
 };
-use crate::config::{OptimizerKind, SchedulerKind};
+use crate::config::{Change, Edit, OptimizerKind, SchedulerKind};
+use crate::data::Contents;
 use crate::error::{Kind, Problem};
 use crate::nn::Parameters;
 use crate::nn::parameters::with_slices;
@@ -137,13 +138,48 @@ fn extra(trainer: &Trainer) -> Vec<(String, Value<'static>)> {
         ("scheduler_state".to_owned(), schedule),
         ("dataset".to_owned(), Value::Str(trainer.dataset().to_owned())),
         ("files".to_owned(), Value::Str(trainer.files().to_owned())),
-        ("config".to_owned(), Value::Str(trainer.config().to_owned())),
+        ("contents".to_owned(), contents_value(trainer.contents())),
+        ("config".to_owned(), Value::Str(trainer.config())),
     ]);
+    if !trainer.edits.is_empty() {
+        all.push(("edits".to_owned(), Value::List(trainer.edits.iter().map(edit_value).collect())));
+    }
     let chunk = trainer.engine.chunk_to_save();
     all.extend(chunk.map(|chunk| ("frames_per_chunk".to_owned(), Value::whole(chunk as u64))));
     // As PyTorch users save their GradScaler's.
     all.extend(trainer.engine.loss_scale().map(|scale| ("scaler_state".to_owned(), scale.to_value())));
     all
+}
+
+fn contents_value(contents: &Contents) -> Value<'static> {
+    Value::dict([("clips", Value::Str(contents.digests())), ("bytes", Value::whole(contents.bytes))])
+}
+
+/// What a checkpoint says of the data's files; `None` where it is from before they were looked at.
+#[must_use]
+pub fn contents_from(value: &Value) -> Option<Contents> {
+    let bytes = u64::try_from(value.get("bytes")?.as_int()?).ok()?;
+    Contents::from_digests(value.get("clips")?.as_str()?, bytes)
+}
+
+fn edit_value(edit: &Edit) -> Value<'static> {
+    let Edit { step, epoch, change: Change { key, from, to } } = edit.clone();
+    let numbers = [("step", Value::whole(step)), ("epoch", Value::whole(epoch as u64))];
+    let texts = [("key", key), ("from", from), ("to", to)].map(|(name, text)| (name, Value::Str(text)));
+    Value::dict(numbers.into_iter().chain(texts))
+}
+
+/// An edit as a checkpoint has it; `None` for anything else.
+#[must_use]
+pub fn edit_from(value: &Value) -> Option<Edit> {
+    let text = |name: &str| value.get(name)?.as_str().map(str::to_owned);
+    let change = Change { key: text("key")?, from: text("from")?, to: text("to")? };
+    let number = |name: &str| value.get(name)?.as_int();
+    Some(Edit {
+        step: u64::try_from(number("step")?).ok()?,
+        epoch: usize::try_from(number("epoch")?).ok()?,
+        change,
+    })
 }
 
 /// The optimizer's `state_dict`.

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::config::streams::image_streams;
-use crate::config::{CheckpointEvery, Experiment};
-use crate::data::{BadClips, Dataset, Phase};
+use crate::config::{CheckpointEvery, Edit, Experiment, with_edits};
+use crate::data::{BadClips, Contents, Dataset, Phase};
 use crate::engine::device::Compute;
 use crate::engine::{self, End, Engine, Outcome, Placed, Step, memory};
 use crate::error::Kind;
@@ -34,9 +34,12 @@ pub struct Trainer {
     images_a_clip: usize,
     /// Images that this process has trained on in this epoch.
     images: usize,
+    /// What the run went on with from some step, although it made it another experiment.
+    pub edits: Vec<Edit>,
     config: String,
     dataset: String,
     files: String,
+    contents: Contents,
 }
 
 /// What the loop does when, as the experiment says.
@@ -90,7 +93,7 @@ impl Trainer {
     ///
     /// # Errors
     /// Where the tensor library or the GPU fails, or there is less memory than it takes.
-    pub fn new(c: &Experiment, compute: &Compute, dataset: &Dataset) -> Result<Self> {
+    pub fn new(c: &Experiment, compute: &Compute, dataset: &Dataset, contents: Contents) -> Result<Self> {
         // The memory that is planned is that of batches that the dataset can fill.
         let sized = memory::with_batches_of(c, dataset.train.len(), dataset.val.len());
         Ok(Self {
@@ -108,9 +111,11 @@ impl Trainer {
             seed: c.run.seed,
             images: 0,
             images_a_clip: image_streams().count() * c.model.sequence_length,
+            edits: Vec::new(),
             config: c.to_checkpoint_toml(),
             dataset: dataset.fingerprint(),
             files: dataset.files_fingerprint(),
+            contents,
         })
     }
 
@@ -126,10 +131,10 @@ impl Trainer {
         self.seed
     }
 
-    /// The experiment, as a checkpoint keeps it.
+    /// The experiment, as a checkpoint keeps it: with what it was changed by.
     #[must_use]
-    pub fn config(&self) -> &str {
-        &self.config
+    pub fn config(&self) -> String {
+        with_edits(&self.config, &self.edits)
     }
 
     /// Which data it trains on: [`Dataset::fingerprint`].
@@ -142,6 +147,12 @@ impl Trainer {
     #[must_use]
     pub fn files(&self) -> &str {
         &self.files
+    }
+
+    /// What is in these: [`Dataset::contents`].
+    #[must_use]
+    pub fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     /// Trains to the last epoch: each trains, validates, reports and saves. A signal, and data that cannot be read, end

@@ -206,6 +206,34 @@ fn lying_tensors_are_refused() {
     assert!(refused(&path).contains("storage `../..` is missing"));
 }
 
+/// A view with PyTorch's negative or conjugate bit (`torch._utils.get_tensor_metadata`) is not what is stored.
+#[test]
+fn views_with_a_lazy_bit_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("view.pt");
+    let plain = tensor(b"K\x04", b"K\0", b"K\x04\x85", b"K\x01\x85");
+    let with = |metadata: &[u8]| [&plain[..plain.len() - 3], metadata, b"tR."].concat();
+    let read = |pickle: &[u8]| {
+        forge(&path, pickle, &[("x/data/0", &[0x3f; 16])], stored());
+        load(&path)
+    };
+    let expected = read(&plain).unwrap();
+    for harmless in [&b"N"[..], b"}", b"}X\x03\0\0\0neg\x89s", b"}(X\x03\0\0\0neg\x89X\x04\0\0\0conj\x89u"] {
+        assert_eq!(read(&with(harmless)).unwrap(), expected);
+    }
+    for marked in [
+        &b"}X\x03\0\0\0neg\x88s"[..],
+        b"}X\x04\0\0\0conj\x88s",
+        b"}(X\x04\0\0\0conj\x89X\x03\0\0\0neg\x88u",
+        b"}X\x05\0\0\0other\x88s",
+        b"}X\x03\0\0\0negK\x01s",
+        b"\x88",
+    ] {
+        let text = read(&with(marked)).unwrap_err().to_string();
+        assert!(text.contains("negated") && text.contains("resolve_neg()"), "{text}");
+    }
+}
+
 #[test]
 fn small_files_cannot_describe_huge_values() {
     let folder = tempfile::tempdir().unwrap();

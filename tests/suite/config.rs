@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use rand::{Rng, RngExt};
 use slt_run::cli::{self, Command};
 use slt_run::config::{
-    self, Device, Experiment, FIELDS, Field, Kind, Layers, OptimizerKind, Precision, Resolved, Rule,
-    SchedulerKind,
+    self, Device, EventFolder, Experiment, FIELDS, Field, Kind, Layers, OptimizerKind, Precision, Resolved,
+    Rule, SchedulerKind,
 };
 use slt_run::random::{Purpose, stream};
 
@@ -54,7 +54,7 @@ fn root() -> &'static Path {
 
 #[test]
 fn the_shipped_file_is_the_documented_command_line() {
-    let line = format!("{REQUIRED} --epochs 40 --batch-size 4");
+    let line = format!("{REQUIRED} --epochs 40 --batch-size 4 --tensorboard auto");
     let flags = config::resolve(&layers(&words(&line))).unwrap().experiment;
     let file = root().join("configs/multistream_v9.toml");
     assert_eq!(config::resolve(&layers(&[file.to_str().unwrap()])).unwrap().experiment, flags);
@@ -129,7 +129,7 @@ fn text_that_looks_like_a_number_stays_a_path() {
         resolved(&["--work-dir", "1e-4", "--set", "data.face_dir=123"], &[("SLT_DATA__TENSORBOARD", "true")]);
     assert_eq!(found.experiment.run.work_dir, PathBuf::from("1e-4"));
     assert_eq!(found.experiment.data.face_dir, PathBuf::from("123"));
-    assert_eq!(found.experiment.data.tensorboard, Some(PathBuf::from("true")));
+    assert_eq!(found.experiment.data.tensorboard, Some(EventFolder::Folder("true".into())));
 }
 
 #[test]
@@ -258,6 +258,7 @@ seed = 7                               # --seed 7
 threads = ""                           # default (unset: `RAYON_NUM_THREADS`, or the cores at hand)
 memory_budget = "auto"                 # default
 resume = "never"                       # default
+init_from = ""                         # default (unset: weights are drawn from `seed`)
 checkpoint_every = "epoch"             # default
 "#;
     assert_eq!(text, expected);
@@ -370,7 +371,7 @@ fn the_reference_has_a_row_for_every_field() {
         "### `[model.backbone]`\n",
         "| `hand_left_dir` | Folder of the left hand's crops. | path | required | `--hand-left-dir` |\n",
         "| `batch_size` | Clips in a training batch. | whole number, at least 1 | `4` | `--batch-size` |\n",
-        "| `tensorboard` | Folder for TensorBoard's event files. | path | unset: off | `--tensorboard` |\n",
+        "| `tensorboard` | Folder for TensorBoard's event files; `auto` is the folder `tensorboard` in `run.work_dir`. | path | unset: off | `--tensorboard` |\n",
         "| `depth` | Transformer blocks. | whole number, at least 1 | `12` | `--set model.backbone.depth=` |\n",
         "| `lr` | Learning rate. | number, at least 0 | `1e-3` | `--lr` |\n",
     ] {

@@ -20,6 +20,7 @@ mod folder;
 mod gpu;
 mod gradients;
 mod hostile;
+mod identity;
 #[cfg(target_os = "linux")]
 mod limits;
 mod lock;

@@ -91,7 +91,11 @@ impl Machine<'_> {
                 }
                 return self.refer(sizes);
             }
-            (Global::Tensor, &[storage, offset, shape, strides, ..]) => {
+            (Global::Tensor, &[storage, offset, shape, strides, ref rest @ ..]) => {
+                // `requires_grad`, `backward_hooks`, and what `torch._utils.get_tensor_metadata` says of the view.
+                if let Some(&metadata) = rest.get(2) {
+                    self.refuse_lazy_bits(metadata)?;
+                }
                 self.tensor(storage, offset, shape, strides)?
             }
             (Global::NumpyDtype, &[code, ..]) => Node::NumpyDtype { code, big_endian: false },
@@ -118,6 +122,23 @@ impl Machine<'_> {
             return Err(refused());
         }
         Ok(Node::Tensor { storage, offset, shape, strides })
+    }
+
+    /// Refuses a view whose elements are the negated or conjugated ones of its storage, which PyTorch notes in a dict
+    /// such as `{"neg": True}`. Any other note may change their meaning too.
+    fn refuse_lazy_bits(&self, metadata: Id) -> Result<()> {
+        let unset = |&(key, value): &(Id, Id)| {
+            (self.is_str(key, "neg") || self.is_str(key, "conj"))
+                && matches!(at(&self.nodes, value), Node::Bool(false))
+        };
+        match at(&self.nodes, metadata) {
+            Node::None => Ok(()),
+            Node::Dict(bits) if bits.iter().all(unset) => Ok(()),
+            _ => Err(Error::data(
+                "a tensor is a negated, conjugated or otherwise marked view of what is stored",
+            )
+            .hint("save it with torch.save after tensor.resolve_conj().resolve_neg().clone()")),
+        }
     }
 
     /// The number in a NumPy scalar of a common type; others stay opaque.

@@ -344,7 +344,7 @@ fn the_repository_of_the_experiment_file_is_recorded() {
     assert!(diff.contains("-x = 1\n+x = 2\n"), "{diff}");
 
     // What is new at a resume is kept beside it; what is not is named.
-    let resumed = Some(Resumed { epoch: 1, step: 2, changes: vec![] });
+    let resumed = Some(Resumed { epoch: 1, step: 2, changes: vec![], moved: vec![] });
     let resumed = RunInfo { resumed, ..info.clone() };
     let whole = run_of(&resumed);
     assert_eq!(
