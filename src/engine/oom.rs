@@ -12,3 +12,21 @@ pub fn out_of_memory(with: &str, lower: &str, cause: impl Display) -> Error {
         "lower {lower}data.batch_size or model.sequence_length; nvidia-smi shows who else uses the GPU's memory"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn what_to_lower_is_said() {
+        let error = out_of_memory(" with all of it", "a.b, ", "CUDA_ERROR_OUT_OF_MEMORY");
+        assert_eq!((error.kind, error.exit_code()), (Kind::Memory, 1));
+        let text = error.to_string();
+        for part in
+            ["the GPU's memory is full with all of it\n", "lower a.b, data.batch_size", "OUT_OF_MEMORY"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

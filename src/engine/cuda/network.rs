@@ -157,6 +157,8 @@ pub struct GpuNetwork {
 /// What can be given back and taken again.
 #[derive(Default)]
 struct Workspace {
+    /// The slot and the chunk of the batch that a backward pass may follow for.
+    kept: Option<(usize, Option<usize>)>,
     /// One for each backbone, or one for all where images go through them in chunks.
     saved: Vec<BackboneSaved>,
     scratch: BackboneScratch,
@@ -307,6 +309,7 @@ impl GpuNetwork {
         self.check_batch(batch)?;
         let allocator = self.ops.allocator();
         let to = self.slots.get_mut(slot).ok_or_else(|| no_slot(slot))?;
+        self.workspace.kept = self.workspace.kept.filter(|(kept, _)| *kept != slot);
         // Where this fails, there is none.
         (to.clips, to.frames) = (0, 0);
         to.streams.resize_with(batch.streams.len(), SlotStream::default);
@@ -398,6 +401,7 @@ impl GpuNetwork {
     pub fn encode(&mut self, slot: usize, pass: &Pass, chunk: Option<usize>, keep: bool) -> Result<()> {
         self.ops.stream().receive(slot)?;
         let chunk = chunk_of(chunk, self.slot(slot)?.images());
+        self.workspace.kept = keep.then_some((slot, chunk));
         if keep {
             let backbones = self.streams.iter().filter(|stream| stream.backbone.is_some()).count();
             let all = if chunk.is_some() { 1 } else { backbones };
@@ -430,6 +434,9 @@ impl GpuNetwork {
         chunk: Option<usize>,
         d_encoded: &[f32],
     ) -> Result<()> {
+        if self.workspace.kept != Some((slot, chunk_of(chunk, self.slot(slot)?.images()))) {
+            return Err(nothing_was_kept());
+        }
         self.workspace.frame_encoder.encoded()?.flat()?.write(d_encoded)?;
         self.encoder_backward(slot, pass, chunk)
     }
@@ -470,6 +477,7 @@ impl GpuNetwork {
     /// The backward pass of the encoder, whose output's gradient is where that output was.
     fn encoder_backward(&mut self, slot: usize, pass: &Pass, chunk: Option<usize>) -> Result<()> {
         let chunk = chunk_of(chunk, self.slot(slot)?.images());
+        self.workspace.kept = None;
         let Self { ops, streams, frame_encoder, workspace, slots, .. } = self;
         let slot = &slots[slot];
         let Workspace { saved, scratch, features, d_features, frame_encoder: buffers, .. } = workspace;
@@ -487,8 +495,7 @@ impl GpuNetwork {
         let mut next = 0;
         for (i, (stream, d_features)) in streams.iter().zip(&gradients).enumerate() {
             let (Some(net), Some(d_features)) = (&stream.backbone, d_features) else { continue };
-            let saved =
-                saved.get_mut(next).ok_or_else(|| Error::run("nothing was kept for a backward pass"))?;
+            let saved = saved.get_mut(next).ok_or_else(nothing_was_kept)?;
             next += usize::from(chunk.is_none());
             for part in slot.parts(chunk) {
                 let pass = part.pass(pass, slot);
@@ -636,6 +643,10 @@ impl GpuNetwork {
 
 fn no_slot(slot: usize) -> Error {
     Error::run(format!("there is no batch in slot {slot}"))
+}
+
+fn nothing_was_kept() -> Error {
+    Error::run("nothing was kept for a backward pass")
 }
 
 fn decoder_is_elsewhere() -> Error {

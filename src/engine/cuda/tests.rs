@@ -12,7 +12,7 @@ use super::{
     Allocator, DecoderPlacement, GpuNetwork, GpuStream, HostBatch, NetworkSpec, Rule, StreamData,
     head_widths, step_memory,
 };
-use crate::config::streams::STREAMS;
+use crate::config::streams::{STREAMS, Stream};
 use crate::config::{self, Experiment};
 use crate::data::{Batch, Pixels, Sizes};
 use crate::engine::batch::{frames, targets};
@@ -306,6 +306,33 @@ fn a_backward_pass_needs_its_forward_pass() {
     split.encode(0, &pass, None, true).unwrap();
     assert!(split.backward_from(0, &pass, None, &gradient[1..]).is_err());
     split.backward_from(0, &pass, None, &gradient).unwrap();
+    // Once: it is used up; and another batch, or other chunks, are no use.
+    assert!(split.backward_from(0, &pass, None, &gradient).is_err());
+    split.encode(0, &pass, None, true).unwrap();
+    assert!(split.backward_from(0, &pass, Some(2), &gradient).is_err());
+    send(&mut split, 1, &batch);
+    assert!(split.backward_from(1, &pass, None, &gradient).is_err());
+    send(&mut split, 0, &batch);
+    assert!(split.backward_from(0, &pass, None, &gradient).is_err());
+}
+
+/// What no layer has would never be trained.
+#[test]
+fn a_parameter_that_nothing_computes_with_is_an_error() {
+    let c = model(1, 0.0, 3, 1);
+    let blueprint = blueprint(&c);
+    let &[face, left, right, pose] = STREAMS else { panic!("other streams") };
+    let twice = Stream { projector: left.projector, ..right };
+    for (streams, what) in [
+        (&[face, left, twice, pose][..], "nothing on the GPU computes with encoder.hand_right_projector."),
+        (&[face, left, pose], "fusion takes 12, not 9"),
+        (&[face, left, right, Stream { kind: face.kind, ..pose }], "pose_projector takes"),
+    ] {
+        let decoder = DecoderPlacement::Host;
+        let spec = NetworkSpec { blueprint: &blueprint, model: &c, streams, decoder, moments: false };
+        let error = head_widths(&spec).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
 }
 
 #[test]

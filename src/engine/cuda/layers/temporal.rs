@@ -1,4 +1,4 @@
-//! A layer of the temporal encoder: `nn.TransformerEncoderLayer`, post-norm, with ReLU.
+//! A layer of the temporal encoder: `nn.TransformerEncoderLayer`, post-norm, with `ReLU`.
 
 use super::attention::{
     AttentionGradients, AttentionInput, AttentionSaved, AttentionScratch, Queries, SelfAttention,
