@@ -11,7 +11,7 @@ use super::train::open_dataset;
 use super::{origins, print, resolve, select_device};
 use crate::cli::{BenchArgs, Subject};
 use crate::config::streams::image_streams;
-use crate::config::{Experiment, Resolved, Setting};
+use crate::config::{Experiment, FIELDS, Field, Preset, Resolved, Role, Setting};
 use crate::data::{Batch, Dataset, Loader, Sizes, requests};
 use crate::engine::{self, End, Engine, Outcome, Placed, Step, Times, memory, threads};
 use crate::nn::Pass;
@@ -19,18 +19,6 @@ use crate::observe::reporter::Reporter;
 use crate::random::{Purpose, stream};
 use crate::train::feed::default_workers;
 use crate::{Error, Result};
-
-/// What an experiment must have for a run, and a benchmark without a dataset has no use for.
-const UNUSED: [&str; 8] = [
-    "run.work_dir",
-    "data.face_dir",
-    "data.hand_left_dir",
-    "data.hand_right_dir",
-    "data.pose_dir",
-    "data.metadata_csv",
-    "data.train_index",
-    "data.val_index",
-];
 
 /// The same work, timed several times.
 struct Timing {
@@ -101,15 +89,16 @@ impl Timing {
 }
 
 pub fn bench(mut args: BenchArgs, reporter: &Reporter) -> Result<()> {
-    let unused = if args.subject == Subject::Data { &UNUSED[..1] } else { &UNUSED };
-    args.layers.presets = unused
-        .iter()
-        .map(|key| Setting {
-            key: (*key).to_owned(),
-            value: "unused".to_owned(),
-            origin: "slt-run bench".to_owned(),
-        })
-        .collect();
+    // What a run must have, and a benchmark has no use for.
+    let unused = |field: &&Field| {
+        field.default == Preset::Required && !(args.subject == Subject::Data && field.role == Role::Data)
+    };
+    let setting = |field: &Field| Setting {
+        key: field.key.to_owned(),
+        value: "unused".to_owned(),
+        origin: "slt-run bench".to_owned(),
+    };
+    args.layers.presets = FIELDS.iter().filter(unused).map(setting).collect();
     let resolved = resolve(args.layers, reporter)?;
     let times = args.steps.max(1);
     let text = match args.subject {

@@ -25,6 +25,23 @@ pub struct Field {
     pub note: Option<&'static str>,
     /// Which values can work, looking at this field alone.
     pub rule: Rule,
+    /// What another value changes.
+    pub role: Role,
+}
+
+/// What another value of a field changes: whether a run may go on with it, and whether a checkpoint has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Where the data are. What they are is known from their ids, texts and files.
+    Data,
+    /// The network: another function of the frames, even where the parameters' shapes are the same.
+    Network,
+    /// How the network is trained: the run becomes another experiment.
+    Training,
+    /// What computes it: the last digits at most.
+    Computing,
+    /// No number: where the run goes, how it loads, when it saves. A checkpoint leaves it out.
+    Place,
 }
 
 /// A section of the experiment file.
@@ -149,40 +166,7 @@ impl Field {
     /// Whether the numbers of a run depend on it; the others say where it runs, how it loads and when it saves.
     #[must_use]
     pub fn decides_numbers(&self) -> bool {
-        const NO_NUMBER: [&str; 9] = [
-            "data.num_workers",
-            "data.tensorboard",
-            "data.on_bad_clip",
-            "data.max_empty_clips",
-            "run.work_dir",
-            "run.threads",
-            "run.memory_budget",
-            "run.resume",
-            "run.checkpoint_every",
-        ];
-        !NO_NUMBER.contains(&self.key)
-    }
-
-    /// Whether it says where the data are. What they are is known from their ids, texts and files.
-    #[must_use]
-    pub fn names_data(&self) -> bool {
-        self.section == "data" && self.kind == Kind::Path && self.default == Preset::Required
-    }
-
-    /// Whether another value makes it another network: another function of the frames, even where the parameters' shapes
-    /// are the same. Dropout is a matter of training, and `mlp_ratio` acts through the shapes alone.
-    #[must_use]
-    pub fn shapes_network(&self) -> bool {
-        const TRAINING: [&str; 7] = [
-            "projector_dropout",
-            "fusion_dropout",
-            "temporal_dropout",
-            "dropout",
-            "attention_dropout",
-            "stochastic_depth",
-            "mlp_ratio",
-        ];
-        self.section.starts_with("model") && !TRAINING.contains(&self.name)
+        self.role != Role::Place
     }
 
     /// What a person writes for it, with the rule that it must keep: `whole number, at least 1`.
@@ -238,15 +222,16 @@ impl Rule {
 /// Defines the sections: for each a struct, and for all of them [`FIELDS`](super::FIELDS) and
 /// [`SECTIONS`](super::SECTIONS), from which the layers, the flags, the snapshots and the reference come.
 ///
-/// A field reads `name: type = default => rule`, with its documentation above. The default is `required`, `unset` or a
-/// value as one would write it on the command line, a remark on it in brackets; the rule may be left out.
+/// A field reads `name: type = default => rule; role`, with its documentation above. The default is `required`, `unset` or a
+/// value as one would write it on the command line, a remark on it in brackets; the rule may be left out, and so may the
+/// [`Role`] behind it, `; Network`, where it is `Training`.
 macro_rules! sections {
     ($(
         $(#[doc = $about:literal])+
         $Section:ident in $section:literal $(with $nested:ident: $Nested:ident)? {
             $(
                 $(#[doc = $doc:literal])+
-                $name:ident: $type:ty = $default:tt $(($note:literal))? $(=> $rule:expr)?,
+                $name:ident: $type:ty = $default:tt $(($note:literal))? $(=> $rule:expr)? $(; $role:ident)?,
             )+
         }
     )+) => {
@@ -285,6 +270,7 @@ macro_rules! sections {
             default: sections!(@default $default),
             note: sections!(@note $($note)?),
             rule: sections!(@rule $($rule)?),
+            role: sections!(@role $($role)?),
         },)+)+];
     };
     (@default required) => { Preset::Required };
@@ -294,6 +280,8 @@ macro_rules! sections {
     (@note $note:literal) => { Some($note) };
     (@rule) => { Rule::Any };
     (@rule $rule:expr) => { $rule };
+    (@role) => { Role::Training };
+    (@role $role:ident) => { Role::$role };
 }
 
 /// Defines a field type of which the values are words.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::auto::{Chunk, MemoryBudget};
-use super::define::{Field, FieldType, Kind, Preset, Rule, Section, choices, sections};
+use super::define::{Field, FieldType, Kind, Preset, Role, Rule, Section, choices, sections};
 use super::interval::CheckpointEvery;
 use super::places::{EventFolder, InitFrom};
 
@@ -31,73 +31,73 @@ sections! {
     /// The dataset and how it is read.
     Data in "data" {
         /// Folder of the face crops, `<video_id>_f<digits>.jpg`.
-        face_dir: PathBuf = required,
+        face_dir: PathBuf = required; Data,
         /// Folder of the left hand's crops.
-        hand_left_dir: PathBuf = required,
+        hand_left_dir: PathBuf = required; Data,
         /// Folder of the right hand's crops.
-        hand_right_dir: PathBuf = required,
+        hand_right_dir: PathBuf = required; Data,
         /// Folder of the poses, `<video_id>.npz` with the key `pose`.
-        pose_dir: PathBuf = required,
+        pose_dir: PathBuf = required; Data,
         /// CSV with the columns `video_id` and `texto`.
-        metadata_csv: PathBuf = required,
+        metadata_csv: PathBuf = required; Data,
         /// CSV with the `video_id`s of the training split.
-        train_index: PathBuf = required,
+        train_index: PathBuf = required; Data,
         /// CSV with the `video_id`s of the validation split.
-        val_index: PathBuf = required,
+        val_index: PathBuf = required; Data,
         /// Clips in a training batch.
         batch_size: usize = 4 => Rule::Positive,
         /// Clips in a validation batch.
         val_batch_size: Option<usize> = unset ("as `batch_size`") => Rule::Positive,
         /// Threads that load data; 0 loads in the training thread. Results never depend on it.
-        num_workers: Option<usize> = unset ("the cores at hand, at most 8") => Rule::AtMost(MOST_THREADS),
+        num_workers: Option<usize> = unset ("the cores at hand, at most 8") => Rule::AtMost(MOST_THREADS); Place,
         /// What a clip costs that cannot be loaded during training: the run, or itself, where no more than 1 % of them are
         /// so.
-        on_bad_clip: OnBadClip = error,
+        on_bad_clip: OnBadClip = error; Place,
         /// Share of the clips that may have no image in any stream, and are black ones to the network; a run with more
         /// of them does not start.
-        max_empty_clips: f64 = 0.01 => Rule::Share,
+        max_empty_clips: f64 = 0.01 => Rule::Share; Place,
         /// Folder for TensorBoard's event files; `auto` is the folder `tensorboard` in `run.work_dir`.
-        tensorboard: Option<EventFolder> = unset ("off"),
+        tensorboard: Option<EventFolder> = unset ("off"); Place,
     }
 
     /// The network, but for the backbones.
     Model in "model" with backbone: Backbone {
         /// Side of the square input images, in pixels; a multiple of `backbone.patch_size`.
-        image_size: usize = 224 => Rule::Positive,
+        image_size: usize = 224 => Rule::Positive; Network,
         /// Frames sampled from each clip.
-        sequence_length: usize = 128 => Rule::Positive,
+        sequence_length: usize = 128 => Rule::Positive; Network,
         /// Width of each stream's projected features.
-        projector_dim: usize = 256 => Rule::Positive,
+        projector_dim: usize = 256 => Rule::Positive; Network,
         /// Width of the fused features and of the temporal transformer; a multiple of `temporal_nhead`.
-        d_model: usize = 512 => Rule::Positive,
+        d_model: usize = 512 => Rule::Positive; Network,
         /// Landmarks of a pose, 3 numbers each.
-        pose_landmarks: usize = 13 => Rule::Positive,
+        pose_landmarks: usize = 13 => Rule::Positive; Network,
         /// Dropout in the projectors.
         projector_dropout: f64 = 0.0 => Rule::BelowOne,
         /// Dropout before the fusion's linear layer.
         fusion_dropout: f64 = 0.0 => Rule::BelowOne,
         /// Attention heads of the temporal transformer.
-        temporal_nhead: usize = 8 => Rule::Positive,
+        temporal_nhead: usize = 8 => Rule::Positive; Network,
         /// Layers of the temporal transformer.
-        temporal_layers: usize = 6 => Rule::Positive,
+        temporal_layers: usize = 6 => Rule::Positive; Network,
         /// Width of the feed-forward part of a temporal layer.
-        temporal_dim_feedforward: usize = 2048 => Rule::Positive,
+        temporal_dim_feedforward: usize = 2048 => Rule::Positive; Network,
         /// Dropout in the temporal transformer.
         temporal_dropout: f64 = 0.1 => Rule::BelowOne,
         /// Classes that the decoder tells apart: texts are hashed to that many.
-        vocab_size: usize = 32000 => Rule::Positive,
+        vocab_size: usize = 32000 => Rule::Positive; Network,
     }
 
     /// The vision transformer that each image stream has one of; the defaults are ViT-S/16.
     Backbone in "model.backbone" {
         /// Side of the square patches, in pixels.
-        patch_size: usize = 16 => Rule::Positive,
+        patch_size: usize = 16 => Rule::Positive; Network,
         /// Width of the patch embeddings; a multiple of `num_heads`.
-        embed_dim: usize = 384 => Rule::Positive,
+        embed_dim: usize = 384 => Rule::Positive; Network,
         /// Transformer blocks.
-        depth: usize = 12 => Rule::Positive,
+        depth: usize = 12 => Rule::Positive; Network,
         /// Attention heads of a block.
-        num_heads: usize = 6 => Rule::Positive,
+        num_heads: usize = 6 => Rule::Positive; Network,
         /// Width of a block's hidden layer, as a multiple of `embed_dim`.
         mlp_ratio: f64 = 4.0 => Rule::AboveZero,
         /// Dropout after the positions and in the blocks' MLPs.
@@ -130,14 +130,14 @@ sections! {
         label_smoothing: f64 = 0.1 => Rule::Share,
         /// Frames of a stream that go through its backbone at a time. Fewer take less memory and a second forward
         /// pass; `auto` is all of them where the memory budget allows, and fewer once a GPU's memory was full.
-        frames_per_chunk: Chunk = auto,
+        frames_per_chunk: Chunk = auto; Computing,
         /// Batches of which the gradients make one step, as one batch of that many times the clips would.
         accumulate: usize = 1 => Rule::Positive,
         /// Largest norm of all gradients together, as `torch.nn.utils.clip_grad_norm_` cuts it.
         grad_clip: Option<f64> = unset ("off") => Rule::AboveZero,
         /// Steps in a row that may be left out because their loss or gradient is not a finite number; one more stops
         /// the run.
-        skip_nonfinite_steps: usize = 0,
+        skip_nonfinite_steps: usize = 0; Computing,
         /// What `run.precision = "amp"` stores activations in on a GPU; `auto` is bfloat16 where the GPU has it, else
         /// float16 with gradients scaled.
         amp_dtype: AmpDtype = auto,
@@ -146,28 +146,28 @@ sections! {
     /// Where and on what the experiment runs.
     Run in "run" {
         /// Folder for checkpoints, metrics and the resolved configuration.
-        work_dir: PathBuf = required,
+        work_dir: PathBuf = required; Place,
         /// What to compute on. `cuda` falls back to the CPU, with a warning, where no GPU can be used.
-        device: Device = cuda,
+        device: Device = cuda; Computing,
         /// What computes the network. `fused`: blocks of our own for the device. `candle`: plain Candle operations, the
         /// reference that the others are tested against. `auto`: `fused` for as much of the network as it covers.
-        engine: EngineKind = auto,
+        engine: EngineKind = auto; Computing,
         /// `amp`: mixed precision on a GPU with f32 master weights; a CPU computes in f32 either way.
         precision: Precision = amp,
         /// Seed of everything random: initial weights, order, sampling and dropout.
         seed: u64 = 1234,
         /// Threads that compute; 0 as unset. Results do not depend on it.
-        threads: Option<usize> = unset ("`RAYON_NUM_THREADS`, or the cores at hand") => Rule::AtMost(MOST_THREADS),
+        threads: Option<usize> = unset ("`RAYON_NUM_THREADS`, or the cores at hand") => Rule::AtMost(MOST_THREADS); Place,
         /// Memory that `frames_per_chunk = "auto"` plans for; `auto` is three quarters of what the machine and its
         /// limits leave, or nine tenths of what a GPU has free.
-        memory_budget: MemoryBudget = auto,
+        memory_budget: MemoryBudget = auto; Place,
         /// Whether to go on from the work folder's `last.pt`; the flag alone means `auto`.
-        resume: Resume = never,
+        resume: Resume = never; Place,
         /// Checkpoint whose weights the run begins with. A run's own `config.toml` adds the file's SHA-1
         /// (`path@sha1:…`), and a file that holds something else is refused then.
         init_from: Option<InitFrom> = unset ("weights are drawn from `seed`"),
         /// How often `last.pt` is written beside the end of each epoch.
-        checkpoint_every: CheckpointEvery = epoch,
+        checkpoint_every: CheckpointEvery = epoch; Place,
     }
 }
 

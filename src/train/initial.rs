@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::checkpoint::{TensorData, Value, load, model_state};
-use crate::config::{Experiment, Field, InitFrom, changes};
+use crate::config::{Experiment, InitFrom, Role, changes};
 use crate::error::{Error, Kind, Problem, Result};
 use crate::input;
 use crate::nn::Parameters;
@@ -55,7 +55,7 @@ impl Initial {
         set_parameters(&self.from.path, &self.model, parameters)?;
         let Some(config) = &self.config else { return Ok(()) };
         // What cannot be read tells nothing about the weights, which are sound.
-        let problems: Vec<Problem> = changes(config, c, Field::shapes_network)
+        let problems: Vec<Problem> = changes(config, c, |field| field.role == Role::Network)
             .unwrap_or_default()
             .into_iter()
             .map(|change| {

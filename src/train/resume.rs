@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::optimizer::{AdamState, SgdState};
 use crate::checkpoint::{Checkpoint, TensorData, Value, load};
-use crate::config::{Change, Edit, Experiment, FIELDS, Field, InitFrom, OptimizerKind, changes, saved_value};
+use crate::config::{
+    Change, Edit, Experiment, FIELDS, Field, InitFrom, OptimizerKind, Role, changes, saved_value,
+};
 use crate::data::{Contents, Dataset};
 use crate::error::{Error, Kind, Problem, Result};
 use crate::optim::{LossScale, Moments};
@@ -89,11 +91,11 @@ impl Saved {
         for change in all {
             let of_its_kind = match change.key.as_str() {
                 "optimization.epochs" if c.optimization.epochs >= self.begun() => &mut sorted.harmless,
-                "optimization.frames_per_chunk" | "optimization.skip_nonfinite_steps" | "run.device" => {
-                    &mut sorted.harmless
-                }
+                key if role(key) == Some(Role::Computing) => &mut sorted.harmless,
                 INIT_FROM if self.has_same_start(config, c) => &mut sorted.harmless,
-                key if names_data(key) && (self.knows_data() || change.is_one_place()) => &mut sorted.moved,
+                key if role(key) == Some(Role::Data) && (self.knows_data() || change.is_one_place()) => {
+                    &mut sorted.moved
+                }
                 _ => &mut sorted.others,
             };
             of_its_kind.push(change);
@@ -336,7 +338,7 @@ impl Changes {
             })
             .collect();
         if let Some(last) = problems.last_mut() {
-            let cure = if self.others.iter().any(|change| shapes_network(&change.key)) {
+            let cure = if self.others.iter().any(|change| role(&change.key) == Some(Role::Network)) {
                 format!("to go on with the same experiment, give it the earlier values; {OTHER_MODEL}")
             } else {
                 "to go on with the same experiment, give it the earlier values; to go on with the new ones, add \
@@ -350,7 +352,7 @@ impl Changes {
 
     /// Refuses what makes it another network although the parameters have the same shapes, whatever is allowed.
     fn refuse_network(&self, path: &Path) -> Result<()> {
-        let others = self.others.iter().filter(|change| shapes_network(&change.key));
+        let others = self.others.iter().filter(|change| role(&change.key) == Some(Role::Network));
         let problems = others.map(|Change { key, from, to }| {
             let what = format!("{key} was {from} in {} and is {to} now: another network", path.display());
             Problem::new(what).hint(OTHER_MODEL)
@@ -368,12 +370,8 @@ pub fn is_of_files(key: &str) -> bool {
     key == FILES || key.starts_with(CONTENTS)
 }
 
-fn shapes_network(key: &str) -> bool {
-    FIELDS.iter().any(|field| field.key == key && field.shapes_network())
-}
-
-fn names_data(key: &str) -> bool {
-    FIELDS.iter().any(|field| field.key == key && field.names_data())
+fn role(key: &str) -> Option<Role> {
+    FIELDS.iter().find(|field| field.key == key).map(|field| field.role)
 }
 
 /// Weights that do not fit; where changes were allowed, it has to be said that this is none of them.
