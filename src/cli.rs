@@ -233,7 +233,6 @@ fn command() -> clap::Command {
         ))
         .args_conflicts_with_subcommands(true)
         .arg_required_else_help(true)
-        .disable_help_subcommand(true)
         .args(train_options())
         .arg(overwrite_option().conflicts_with(RESUME))
         .subcommand(train)
@@ -723,8 +722,11 @@ mod tests {
                 None => (field.name.to_owned(), ""),
             };
             let values = format!("{before}{}", field.type_name()).replace('`', "");
-            let found = text.match_indices(&format!("{name} ")).any(|(at, _)| {
+            let found = text.match_indices(&name).any(|(at, _)| {
                 let after = &text[at..];
+                if !after[name.len()..].starts_with([' ', '[']) {
+                    return false;
+                }
                 let default = format!("[{}]", default_of(field)).replace('`', "");
                 after.find(&default).is_some_and(|end| {
                     let about = &after[..end];

@@ -218,8 +218,7 @@ mod tests {
         });
         assert!(pieces.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
         assert!(spare.take(layout(SPARE_BYTES, 1)).is_null());
-        assert!(
-            !spare.contains(std::ptr::null_mut()) && !spare.contains(&raw const spare as *mut u8 as *mut u8)
-        );
+        let mut elsewhere = 0_u8;
+        assert!(!spare.contains(std::ptr::null_mut()) && !spare.contains(&raw mut elsewhere));
     }
 }
