@@ -7,6 +7,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use rustix::io::Errno;
+
 /// Memory that can be had still, and who keeps more from being had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Left {
@@ -134,13 +136,9 @@ fn line(text: &str, name: &str) -> Option<usize> {
 /// For a program to call once, at its start.
 pub fn let_writes_fail() {
     #[cfg(unix)]
-    {
-        /// `SIGXFSZ` of `signal.h`, the same on Linux and macOS.
-        const FILE_SIZE: i32 = 25;
-        // A handler, not "ignore": programs that are started from here have the system's default again. Where it is
-        // refused, it is as before.
-        drop(signal_hook::flag::register(FILE_SIZE, std::sync::Arc::default()));
-    }
+    // A handler, not "ignore": programs that are started from here have the system's default again. Where it is refused,
+    // it is as before.
+    drop(signal_hook::flag::register(libc::SIGXFSZ, std::sync::Arc::default()));
 }
 
 /// A limit of this process that kept the system from doing something: no file's or clip's fault.
@@ -160,13 +158,12 @@ impl Limit {
     /// The limit that `error` is about, if it is about one.
     #[must_use]
     pub fn of(error: &io::Error) -> Option<Self> {
-        // The numbers are those of Linux and macOS alike.
-        match error.raw_os_error() {
-            Some(24) => Some(Self::OpenFiles),
-            Some(23) => Some(Self::OpenFilesOfAll),
+        match Errno::from_io_error(error) {
+            Some(Errno::MFILE) => Some(Self::OpenFiles),
+            Some(Errno::NFILE) => Some(Self::OpenFilesOfAll),
             // A file system may have a limit of its own, which no ulimit changes.
-            Some(27) => file_size().map(|_| Self::FileSize),
-            Some(12) => Some(Self::Memory),
+            Some(Errno::FBIG) => file_size().map(|_| Self::FileSize),
+            Some(Errno::NOMEM) => Some(Self::Memory),
             _ => (error.kind() == io::ErrorKind::OutOfMemory).then_some(Self::Memory),
         }
     }
@@ -227,15 +224,10 @@ fn file_size() -> Option<u64> {
     None
 }
 
-/// Bytes as a person reads them.
+/// Bytes as a person reads them: `64.0 KiB`, `3.0 GiB`.
 #[must_use]
 pub fn size(bytes: u64) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    match mib {
-        _ if mib < 0.1 => format!("{:.1} KiB", mib * 1024.0),
-        _ if mib < 1000.0 => format!("{mib:.1} MiB"),
-        _ => format!("{:.1} GiB", mib / 1024.0),
-    }
+    bytesize::ByteSize(bytes).display().iec().to_string()
 }
 
 #[cfg(test)]
@@ -266,6 +258,6 @@ mod tests {
 
     #[test]
     fn sizes_are_short() {
-        assert_eq!([512, 65_536, 1 << 20, 3 << 30].map(size), ["0.5 KiB", "64.0 KiB", "1.0 MiB", "3.0 GiB"]);
+        assert_eq!([512, 65_536, 1 << 20, 3 << 30].map(size), ["512 B", "64.0 KiB", "1.0 MiB", "3.0 GiB"]);
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::text::{about, amount, bytes, count, table, wrapped};
+use super::text::{about, amount, count, table, wrapped};
 use super::train::{begin_from, look_into_files, open_dataset};
 use super::{origins, print, resolve, select_device};
 use crate::cli::CheckArgs;
@@ -13,6 +13,7 @@ use crate::config::{Experiment, Resolved, Resume};
 use crate::data::{Dataset, Depth, Loader, Phase, Request, Summary, Verified};
 use crate::engine::{self, Engine, Placed, Step, memory, memory::Plan, threads};
 use crate::error::{Kind, Problem};
+use crate::limits::size;
 use crate::nn::Pass;
 use crate::observe::{self, reporter::Reporter, run_folder::RunFolder};
 use crate::train::feed::default_workers;
@@ -156,7 +157,7 @@ fn describe_network(c: &Experiment, engine: &dyn Engine, dataset: &Dataset, devi
             format!("{frames} frames of a stream at a time; backbones are computed twice, 4/3 of the work")
         }
     };
-    let budget = budget.map_or_else(|| "unknown".to_owned(), bytes);
+    let budget = budget.map_or_else(|| "unknown".to_owned(), |bytes| size(bytes as u64));
     let batches = dataset.train.len().div_ceil(c.data.batch_size);
     let val_batch = c.data.val_batch_size.unwrap_or(c.data.batch_size);
     let (epochs, val_batches) = (c.optimization.epochs, dataset.val.len().div_ceil(val_batch));
@@ -168,7 +169,7 @@ fn describe_network(c: &Experiment, engine: &dyn Engine, dataset: &Dataset, devi
          epoch        {} of at most {}, and {} of validation; {} are {}\n",
         amount(blueprint.elements("")),
         parts.join(", "),
-        bytes(memory.total()),
+        size(memory.total() as u64),
         memory.parts(),
         match c.data.num_workers.unwrap_or_else(default_workers) {
             0 => "data is loaded in the training thread".to_owned(),

@@ -28,12 +28,6 @@ pub fn about(time: Duration) -> String {
     }
 }
 
-/// Bytes in the unit that gives them one to three digits before the point.
-pub fn bytes(number: usize) -> String {
-    let mib = number as f64 / f64::from(1 << 20);
-    if mib < 1000.0 { format!("{mib:.1} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
-}
-
 /// A number of parameters: `2.0 M`, `38.4 k`.
 pub fn amount(number: usize) -> String {
     match number as f64 {
@@ -128,7 +122,6 @@ mod tests {
         );
         let times = [0.04, 9.96, 99.6, 3600.0, 200_000.0].map(|s| about(Duration::from_secs_f64(s)));
         assert_eq!(times, ["40 ms", "10 s", "2 min", "1 h 0 min", "2 days 7 h"]);
-        assert_eq!([bytes(1 << 19), bytes(3 << 30)], ["0.5 MiB", "3.0 GiB"]);
         assert_eq!([950, 38_400, 101_000_000].map(amount), ["950", "38.4 k", "101.0 M"]);
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bytesize::ByteSize;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
@@ -27,17 +28,6 @@ pub enum MemoryBudget {
     Bytes(usize),
 }
 
-/// Units of memory, the largest first.
-const UNITS: [(&str, usize); 7] = [
-    ("GiB", 1 << 30),
-    ("MiB", 1 << 20),
-    ("KiB", 1 << 10),
-    ("GB", 1_000_000_000),
-    ("MB", 1_000_000),
-    ("kB", 1_000),
-    ("B", 1),
-];
-
 impl Chunk {
     /// Reads `auto` or a number of at least 1; `None` for anything else.
     #[must_use]
@@ -57,13 +47,12 @@ impl MemoryBudget {
             return Some(Self::Auto);
         }
         // A number alone would be bytes, and is never meant to be.
-        let (unit, factor) =
-            UNITS.iter().find(|(unit, _)| text.to_ascii_lowercase().ends_with(&unit.to_ascii_lowercase()))?;
-        let number =
-            text.get(..text.len() - unit.len())?.trim().parse::<f64>().ok().filter(|n| n.is_finite())?;
-        let bytes = number * *factor as f64;
+        if text.ends_with(|last: char| last.is_ascii_digit()) {
+            return None;
+        }
+        let ByteSize(bytes) = text.parse().ok()?;
         // The largest whole number that f64 holds exactly is far above any machine.
-        (bytes >= 1.0 && bytes < 2_f64.powi(53)).then_some(Self::Bytes(bytes as usize))
+        (1..1 << 53).contains(&bytes).then_some(Self::Bytes(bytes as usize))
     }
 }
 
@@ -79,9 +68,11 @@ impl fmt::Display for Chunk {
 impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Bytes(bytes) = self else { return f.write_str("auto") };
-        let binary = UNITS.iter().take(2).find(|(_, factor)| bytes.is_multiple_of(*factor));
-        let (unit, factor) = binary.unwrap_or(&("B", 1));
-        write!(f, "{}{unit}", bytes / factor)
+        // In the largest unit that says it exactly: what is shown must read back.
+        let units = [("GiB", bytesize::GIB), ("MiB", bytesize::MIB), ("B", 1)];
+        let exact = units.into_iter().find(|(_, factor)| (*bytes as u64).is_multiple_of(*factor));
+        let (unit, factor) = exact.unwrap_or(("B", 1));
+        write!(f, "{}{unit}", *bytes as u64 / factor)
     }
 }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use jiff::SignedDuration;
+use jiff::fmt::friendly::{Designator, Spacing, SpanPrinter};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
@@ -20,12 +22,9 @@ pub enum CheckpointEvery {
     Time(Duration),
 }
 
-/// Units of time and their seconds; the first name of each is the one that is shown.
-const UNITS: [(&[&str], u64); 3] = [
-    (&["hours", "hour", "h"], 3600),
-    (&["minutes", "minute", "min", "m"], 60),
-    (&["seconds", "second", "s"], 1),
-];
+/// `1 hour 30 minutes`.
+const IN_WORDS: SpanPrinter =
+    SpanPrinter::new().designator(Designator::Verbose).spacing(Spacing::BetweenUnitsAndDesignators);
 
 impl CheckpointEvery {
     /// Reads `epoch`, a number of steps (`500`, `500 steps`) or a time (`30 minutes`, `2h`, `90 s`); `None` for
@@ -36,16 +35,13 @@ impl CheckpointEvery {
         if text == "epoch" {
             return Some(Self::Epoch);
         }
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let number = u64::from(number.parse::<u32>().ok().filter(|&number| number > 0)?);
-        match unit.trim() {
-            "" | "step" | "steps" => Some(Self::Steps(number)),
-            unit => {
-                let (_, seconds) = UNITS.iter().find(|(names, _)| names.contains(&unit))?;
-                Some(Self::Time(Duration::from_secs(number * seconds)))
-            }
+        let steps = text.strip_suffix("steps").or_else(|| text.strip_suffix("step")).unwrap_or(&text);
+        if let Ok(steps) = steps.trim_end().parse::<u32>() {
+            return (steps > 0).then(|| Self::Steps(steps.into()));
         }
+        let time: SignedDuration = text.parse().ok()?;
+        let whole = time.subsec_nanos() == 0 && (1..=u32::MAX.into()).contains(&time.as_secs());
+        whole.then(|| Self::Time(time.unsigned_abs()))
     }
 }
 
@@ -54,11 +50,7 @@ impl fmt::Display for CheckpointEvery {
         match self {
             Self::Epoch => f.write_str("epoch"),
             Self::Steps(steps) => write!(f, "{steps} steps"),
-            Self::Time(time) => {
-                let whole = UNITS.iter().find(|(_, seconds)| time.as_secs().is_multiple_of(*seconds));
-                let (names, seconds) = whole.unwrap_or(&UNITS[2]);
-                write!(f, "{} {}", time.as_secs() / seconds, names[0])
-            }
+            Self::Time(time) => f.write_str(&IN_WORDS.unsigned_duration_to_string(time)),
         }
     }
 }
@@ -93,11 +85,26 @@ mod tests {
             ("30m", time(1800)),
             ("2 hours", time(7200)),
             ("90s", time(90)),
+            ("1h 30m", time(5400)),
+            ("1 hour", time(3600)),
         ] {
             assert_eq!(CheckpointEvery::from_text(text), Some(expected), "{text}");
             assert_eq!(CheckpointEvery::from_text(&expected.to_string()), Some(expected), "{text}");
         }
-        for text in ["", "0", "-1", "1.5", "0 min", "5 apples", "steps", "99999999999", "every epoch"] {
+        for text in [
+            "",
+            "0",
+            "-1",
+            "1.5",
+            "0 min",
+            "-5 min",
+            "0.5 s",
+            "PT5x",
+            "5 apples",
+            "steps",
+            "99999999999",
+            "every epoch",
+        ] {
             assert_eq!(CheckpointEvery::from_text(text), None, "{text}");
         }
     }

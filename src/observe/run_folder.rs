@@ -10,9 +10,8 @@ mod tests;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
@@ -591,13 +590,7 @@ pub(super) fn real_path(path: &Path) -> PathBuf {
 /// The name of this machine, if it has one.
 #[must_use]
 pub fn host_name() -> Option<String> {
-    let kernel = fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let asked = || {
-        let soon = Instant::now() + Duration::from_secs(1);
-        git::output(Command::new("hostname"), 1024, soon)
-            .map(|(name, _)| String::from_utf8_lossy(&name).into_owned())
-    };
-    kernel.or_else(asked).map(|name| name.trim().to_owned()).filter(|name| !name.is_empty())
+    Some(gethostname::gethostname().to_string_lossy().into_owned()).filter(|name| !name.is_empty())
 }
 
 /// Adds a later start to what `run.json` says of the first.

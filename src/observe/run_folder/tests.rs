@@ -1,5 +1,8 @@
 //! Claiming a run's folder, refusing one, moving a run aside, and what is kept of a run's origin.
 
+use std::process::Command;
+use std::time::Duration;
+
 use super::*;
 
 /// 2023-11-14 22:13:20 UTC.
