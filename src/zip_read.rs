@@ -1,4 +1,6 @@
-//! Reads zip files from elsewhere with distrust: `.pt` checkpoints and `.npz` poses.
+//! Reads zip files from elsewhere with distrust: `.pt` checkpoints and `.npz` poses. Our own, because the `zip`
+//! crate bounds neither the directory's nor an entry's cost by the file's size, and looks for overlaps and doubles only
+//! where asked, when the whole directory is in memory already.
 //!
 //! What a file may cost is bounded by its size on the disk: the directory must lie inside the file and hold as many
 //! entries as it says, no two entries may share a name or a byte, an entry's size may not exceed what its bytes can

@@ -7,7 +7,6 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use std::sync::mpsc;
 use std::thread;
 
 use super::archive::Archive;
@@ -65,20 +64,9 @@ fn write_pickled(out: impl Write, pickled: &Pickled) -> io::Result<()> {
     let mut zip = ZipWriter::new(out);
     zip.entry("archive/data.pkl", &pickled.bytes)?;
     zip.entry("archive/byteorder", b"little")?;
-    thread::scope(|scope| {
-        // A checksum stands before its data; a thread computes them ahead of the writing.
-        let (sender, checksums) = mpsc::channel();
-        let ahead = move || {
-            let all = pickled.tensors.iter().map(|tensor| crc32fast::hash(&tensor.data));
-            all.map(|checksum| sender.send(checksum)).take_while(std::result::Result::is_ok).for_each(drop);
-        };
-        // Without it, each is computed where it is needed.
-        drop(thread::Builder::new().name("checksums".into()).spawn_scoped(scope, ahead));
-        pickled.tensors.iter().enumerate().try_for_each(|(i, tensor)| {
-            let checksum = checksums.recv().unwrap_or_else(|_| crc32fast::hash(&tensor.data));
-            zip.entry_with_checksum(&format!("archive/data/{i}"), &tensor.data, checksum)
-        })
-    })?;
+    for (i, tensor) in pickled.tensors.iter().enumerate() {
+        zip.entry(&format!("archive/data/{i}"), &tensor.data)?;
+    }
     zip.entry("archive/version", b"3\n")?;
     zip.finish()
 }
