@@ -25,6 +25,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -32,44 +33,29 @@ from statistics import median
 
 import gpu_floor
 from bench_vs_torch import ROOT, SCRIPTS, rate, seconds, times
-from gpu_report import Report, say
-from gpu_run import Failure, Runner
-from gpu_setup import dataset, fill, machine, metrics, pack_of, python_with_torch
+from gpu_lib import Failure, Report, Runner, ended, last_words, machine, say
 
-CONFIG = ROOT / "configs" / "multistream_v9.toml"
-PEER = SCRIPTS / "torch_gpu_peer.py"
+CONFIG, PEER = ROOT / "configs" / "multistream_v9.toml", SCRIPTS / "torch_gpu_peer.py"
 PARTS = {"a": "tests on the card", "b": "mini corpus", "c": "stopped and resumed", "d": "feeding",
          "e": "a training step, against PyTorch", "f": "the card's rates and the floor"}
+LAYOUT = {"--face-dir": "face", "--hand-left-dir": "hand_l", "--hand-right-dir": "hand_r", "--pose-dir": "pose",
+          "--metadata-csv": "subs.csv", "--train-index": "index/train.csv", "--val-index": "index/val.csv"}
 # Time that part e's torch.compile leaves for the rates, which need less.
 RESERVE = 45.0
-GB_A_GIB = 2**30 / 1e9
 
 
-class Stopped(BaseException):
-    """SIGTERM or SIGINT came."""
-
-
-class Sizes:
+def sizes(quick: bool, dry: bool) -> argparse.Namespace:
     """How much is done: in full, for --quick, and for --dry."""
-
-    def __init__(self, quick: bool, dry: bool):
-        self.quick = quick
-        self.limit = 575 if quick else 1200
-        self.seeds = [0] if quick else [0, 1, 2]
-        self.resumed = ["bfloat16"] if quick else ["bfloat16", "float16"]
-        self.batch, self.frames, self.size, self.depth = 4, 16, 224, 12
-        self.steps, self.warmup = (30, 10) if quick else (100, 20)
-        self.long, self.long_steps, self.chunk = 128, (4 if quick else 10), 64
-        self.curve = [32, 128] if quick else [16, 32, 64, 128]
-        self.rounds = 1 if quick else 2
-        self.clips, self.clip_frames, self.clip_epochs = 64, 128, (3 if quick else 6)
-        self.product, self.copy_gib = 8192, 4.0
-        if dry:
-            self.seeds, self.resumed = [0], ["bfloat16"]
-            self.batch, self.frames, self.size, self.depth, self.steps, self.warmup = 1, 2, 32, 1, 2, 1
-            self.long, self.long_steps, self.chunk, self.curve, self.rounds = 4, 1, 2, [2, 4], 1
-            self.clips, self.clip_frames, self.clip_epochs = 8, 8, 2
-            self.product, self.copy_gib = 256, 0.02
+    s = dict(limit=1200, seeds=[0, 1, 2], resumed=["bfloat16", "float16"], batch=4, frames=16, size=224, depth=12, steps=100,
+             warmup=20, long=128, long_steps=10, chunk=64, curve=[16, 32, 64, 128], rounds=2, clips=64, clip_frames=128,
+             clip_epochs=6, product=8192, copy_gib=4.0)
+    if quick:
+        s |= dict(limit=575, seeds=[0], resumed=["bfloat16"], steps=30, warmup=10, long_steps=4, curve=[32, 128], rounds=1,
+                  clip_epochs=3)
+    if dry:
+        s |= dict(seeds=[0], resumed=["bfloat16"], batch=1, frames=2, size=32, depth=1, steps=2, warmup=1, long=4, long_steps=1,
+                  chunk=2, curve=[2, 4], rounds=1, clips=8, clip_frames=8, clip_epochs=2, product=256, copy_gib=0.02)
+    return argparse.Namespace(**s)
 
 
 def flops(number: float) -> str:
@@ -81,66 +67,87 @@ def percent(share: float) -> str:
 
 
 def gb(found_gib: float | None) -> str:
-    return "not said" if found_gib is None else f"{found_gib * GB_A_GIB:.1f} GB"
+    return "not said" if found_gib is None else f"{found_gib * 2**30 / 1e9:.1f} GB"
+
+
+def dataset(folder: Path) -> list:
+    """Flags for a dataset of the documented layout."""
+    return [part for flag, name in LAYOUT.items() for part in (flag, folder / name)]
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The whole lines of a run's metrics so far."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def fill(folder: Path, frames: int) -> int:
+    """Gives every clip and stream `frames` frames: drawn clips have from half of that to all of it and lack hands at
+    times. What is added are links to the clip's own frames, which cost as much to read. How many were added."""
+    clips: dict[tuple, dict[int, Path]] = {}
+    for path in sorted(path for stream in ("face", "hand_l", "hand_r") for path in (folder / stream).glob("*_f*.jpg")):
+        id, number = re.fullmatch(r"(.+)_f(\d+)", path.stem).groups()
+        clips.setdefault((path.parent, id, len(number)), {})[int(number)] = path
+    added = 0
+    for (stream, id, digits), found in clips.items():
+        own, first = list(found.values()), min(1, min(found))
+        for number in set(range(first, first + frames)) - found.keys():
+            os.link(own[number % len(own)], stream / f"{id}_f{number:0{digits}d}.jpg")
+            added += 1
+    return added
 
 
 class Check:
     def __init__(self, args, runner: Runner, report: Report, work: Path):
         self.args, self.run, self.report, self.work = args, runner, report, work
-        self.sizes = Sizes(args.quick, args.dry)
-        self.program = args.bin_dir / "slt-run"
+        self.row, self.raw, self.attempt = report.row, report.raw, report.attempt
+        self.sizes, self.program = sizes(args.quick, args.dry), args.bin_dir / "slt-run"
         self.device = "cpu" if args.dry else "cuda"
-        self.knows_dtype = True
+        # Makes the default network small enough to try things with.
+        self.small = ["--set", f"model.backbone.depth={self.sizes.depth}", "--vocab-size", 1000] if args.dry else []
 
     # What the parts share.
 
     def precision(self, dtype: str) -> list:
         """Flags for `float32`, `bfloat16` or `float16`."""
-        if dtype == "float32":
-            return ["--precision", "fp32"]
-        return ["--precision", "amp", *(["--set", f"optimization.amp_dtype={dtype}"] if self.knows_dtype else [])]
+        amp = ["--precision", "amp", "--set", f"optimization.amp_dtype={dtype}"]
+        return ["--precision", "fp32"] if dtype == "float32" else amp
 
     def judged(self, holds: bool) -> bool | None:
         """Speed and memory of tiny sizes on a CPU say nothing."""
         return None if self.args.dry else holds
 
-    def small(self) -> list:
-        """Makes the default network small enough to try things with."""
-        return ["--set", f"model.backbone.depth={self.sizes.depth}", "--vocab-size", 1000] if self.args.dry else []
-
     def bench(self, dtype: str, frames: int, steps: int, *more: object, limit: float = 120) -> dict:
         s = self.sizes
         found = self.run.json([self.program, "bench", CONFIG, "--json", "--device", self.device, *self.precision(dtype),
                                "--batch-size", s.batch, "--sequence-length", frames, "--image-size", s.size, "--steps", steps,
-                               *self.small(), *more], f"slt-run bench, {dtype}, {s.batch} x {frames}", limit)
-        if not self.args.dry:
-            where = (found.get("device"), found.get("precision"))
-            if not str(where[0]).startswith("cuda") or where[1] != dtype:
-                raise Failure(f"slt-run bench was to compute in {dtype} on cuda and did so in {where[1]} on {where[0]}")
+                               *self.small, *more], f"slt-run bench, {dtype}, {s.batch} x {frames}", limit)
+        device, stored = str(found.get("device")), found.get("precision")
+        if not self.args.dry and (not device.startswith("cuda") or stored != dtype):
+            raise Failure(f"slt-run bench was to compute in {dtype} on cuda and did so in {stored} on {device}")
         return found
 
     def peer(self, mode: str, frames: int, steps: int, warmup: int, limit: float) -> dict:
         """PyTorch's figures; {"failed": …} or {"oom": true} where it has none."""
         s = self.sizes
-        command = [self.args.python, PEER, "step", s.batch, frames, s.size, "--mode", mode, "--steps", steps,
-                   "--warmup", warmup, "--device", self.device, "--depth", s.depth]
+        # Compiled code is kept for the next run of the same mode.
+        env = {"TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"), "TRITON_CACHE_DIR": str(self.work / "triton")}
         try:
-            # Compiled code is kept for the next run of the same mode.
-            env = {"TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"), "TRITON_CACHE_DIR": str(self.work / "triton")}
-            return self.run.json(command, f"PyTorch, {mode}, {s.batch} x {frames}", limit, env=env)
+            return self.run.json([self.args.python, PEER, "step", s.batch, frames, s.size, "--mode", mode, "--steps", steps,
+                                  "--warmup", warmup, "--device", self.device, "--depth", s.depth],
+                                 f"PyTorch, {mode}, {s.batch} x {frames}", limit, env=env)
         except Failure as failure:
             return {"mode": mode, "failed": str(failure)}
 
     def train(self, what: str, folder: Path, flags: list, limit: float = 120, until=None) -> tuple[int, list[dict]]:
         """A run's exit code and the lines of its metrics; SIGTERM, where `until` asks for it, is no failure."""
         done = self.run.call([self.program, *flags, "--device", self.device, "--work-dir", folder, "--quiet"], what, limit,
-                             until=until)
-        if done.code != 0 and not (until and done.code == 128 + signal.SIGTERM):
-            raise Failure(f"{what} {done.end()}: {done.last_words()}")
-        where = json.loads((folder / "run.json").read_text()).get("device") if done.code == 0 else None
-        if done.code == 0 and not self.args.dry and not str(where).startswith("cuda"):
-            raise Failure(f"{what} was to run on cuda and ran on {where}: {done.last_words()}")
-        return done.code, metrics(folder)
+                             until=until, codes=(0, 128 + signal.SIGTERM) if until else (0,))
+        where = "cuda" if done.returncode else str(json.loads((folder / "run.json").read_text()).get("device"))
+        if not self.args.dry and not where.startswith("cuda"):
+            raise Failure(f"{what} was to run on cuda and ran on {where}: {last_words(done)}")
+        return done.returncode, metrics(folder)
 
     def mini(self) -> list:
         """The mini corpus, wherever it is: the experiment file's own paths fit one working directory only."""
@@ -149,82 +156,59 @@ class Check:
             raise Failure(f"there is no {experiment}: --shared names the folder that holds data/lsa_t_mini.toml")
         return [experiment, *dataset(data)]
 
-    # a
-
     def part_a(self) -> None:
-        cases = self.args.shared / "cases"
-        env = {"SLT_RUN_BINARY": str(self.program)}
-        if any(cases.glob("*/case.json")):
-            env["NUMERIC_CASES"] = str(cases)
-        if not self.args.dry:
-            env["SLT_RUN_NEED_GPU"] = "1"
-        self.tests("unit-tests", ["on_a_card", "engine::cuda::driver"], env)
-        self.tests("suite-tests", ["gpu::"], env)
+        cases, env = self.args.shared / "cases", {"SLT_RUN_BINARY": str(self.program)}
+        env |= {"NUMERIC_CASES": str(cases)} if any(cases.glob("*/case.json")) else {}
+        env |= {} if self.args.dry else {"SLT_RUN_NEED_GPU": "1"}
+        for name, filters in (("unit-tests", ["on_a_card", "engine::cuda::driver"]), ("suite-tests", ["gpu::"])):
+            self.attempt(name, lambda: self.tests(name, filters, env))
 
     def tests(self, name: str, filters: list[str], env: dict[str, str]) -> None:
         # With --nocapture the log shows which test a limit struck, and what a test printed that passed all the same.
         command = [self.args.bin_dir / name, *filters, "--test-threads=1", "--nocapture"]
-        try:
-            done = self.run.call(command, name, 200 if self.sizes.quick else 300, env=env)
-        except Failure as failure:
-            self.report.failed(name, failure)
-            return
+        done = self.run.call(command, name, 200 if self.args.quick else 300, env=env, codes=None)
         said = done.stdout + "\n" + done.stderr
         result = re.search(r"test result: \w+\. (\d+) passed; (\d+) failed", said)
         passed, failed = map(int, result.groups()) if result else (0, 0)
         # Faults are made on a pretended CUDA alone.
         out = re.findall(r"left out: (?!needs the pretended CUDA).*", said)
         names = re.findall(r"^    (\S+)$", said[said.rfind("\nfailures:"):], re.MULTILINE) if failed else []
-        self.report.raw(name, {"code": done.code, "passed": passed, "failed": names, "left_out": out, "seconds": done.seconds})
-        found = f"no result, {done.end()}: {done.last_words(1)}"
-        if result:
-            found = f"{passed} passed, {failed} failed, {len(out)} left out" + (f": {', '.join(names)}" if names else "")
-        holds = done.code == 0 and passed > 0 and failed == 0 and (not out or self.args.dry)
-        self.report.row(name, found, "some, and all pass", holds)
-
-    # b
+        self.raw(name, {"code": done.returncode, "passed": passed, "failed": names, "left_out": out, "seconds": done.seconds})
+        found = f"{passed} passed, {failed} failed, {len(out)} left out" + (f": {', '.join(names)}" if names else "")
+        self.row(name, found if result else f"no result, {ended(done)}: {last_words(done, 1)}", "some, and all pass",
+                 done.returncode == 0 and passed > 0 and failed == 0 and (not out or self.args.dry))
 
     def part_b(self) -> None:
-        flags = self.mini()
         for seed in self.sizes.seeds:
             last: dict[str, dict] = {}
             for dtype in ("float32", "bfloat16", "float16"):
-                name = f"seed {seed}, {dtype}"
-                try:
-                    _, lines = self.train(f"mini corpus, {name}", self.work / f"mini_{seed}_{dtype}",
-                                          [*flags, *self.precision(dtype), "--seed", seed])
-                except Failure as failure:
-                    self.report.failed(name, failure)
-                    continue
-                self.report.raw(name, lines)
-                last[dtype] = lines[-1]
-                self.mini_row(name, dtype, last)
+                self.attempt(f"seed {seed}, {dtype}", lambda: self.mini_run(f"seed {seed}, {dtype}", seed, dtype, last))
 
-    def mini_row(self, name: str, dtype: str, last: dict[str, dict]) -> None:
-        loss, accuracy = last[dtype]["val_loss"], last[dtype]["val_accuracy"]
+    def mini_run(self, name: str, seed: int, dtype: str, last: dict[str, dict]) -> None:
+        flags = [*self.mini(), *self.precision(dtype), "--seed", seed]
+        lines = self.raw(name, self.train(f"mini corpus, {name}", self.work / f"mini_{seed}_{dtype}", flags)[1])
+        last[dtype] = lines[-1]
+        loss, accuracy = lines[-1]["val_loss"], lines[-1]["val_accuracy"]
+        exact = last.get("float32", {"val_loss": None})
         found = f"loss {loss if loss is None else round(loss, 4)}, accuracy {accuracy}"
         if loss is None:
-            self.report.row(name, found, "a finite loss", False)
+            self.row(name, found, "a finite loss", False)
         elif dtype == "float32":
-            self.report.row(name, found, "loss ≤ 0.08, accuracy 1", loss <= 0.08 and accuracy >= 1.0)
-        elif "float32" not in last or last["float32"]["val_loss"] is None:
-            self.report.row(name, found, "f32's within 0.02, which there is none of", False)
+            self.row(name, found, "loss ≤ 0.08, accuracy 1", loss <= 0.08 and accuracy >= 1.0)
+        elif exact["val_loss"] is None:
+            self.row(name, found, "f32's within 0.02, which there is none of", False)
         else:
-            apart = loss - last["float32"]["val_loss"]
-            holds = abs(apart) <= 0.02 and accuracy == last["float32"]["val_accuracy"]
-            self.report.row(name, f"loss {loss:.4f} ({apart:+.4f}), accuracy {accuracy}", "f32's ± 0.02, its accuracy", holds)
-
-    # c
+            apart = loss - exact["val_loss"]
+            self.row(name, f"loss {loss:.4f} ({apart:+.4f}), accuracy {accuracy}", "f32's ± 0.02, its accuracy",
+                     abs(apart) <= 0.02 and accuracy == exact["val_accuracy"])
 
     def part_c(self) -> None:
         for dtype in self.sizes.resumed:
-            try:
-                self.resumed(dtype, [*self.mini(), *self.precision(dtype), "--seed", 3, "--epochs", 40])
-            except Failure as failure:
-                self.report.failed(f"{dtype}, resumed", failure)
+            self.attempt(f"{dtype}, resumed", lambda: self.resumed(dtype))
 
-    def resumed(self, dtype: str, flags: list) -> None:
-        whole, parts = self.work / f"whole_{dtype}", self.work / f"parts_{dtype}"
+    def resumed(self, dtype: str) -> None:
+        flags = [*self.mini(), *self.precision(dtype), "--seed", 3, "--epochs", 40]
+        whole, parts, again = (self.work / f"{name}_{dtype}" for name in ("whole", "parts", "again"))
         self.train(f"{dtype}, in one go", whole, flags)
         # A short run may end before the signal: earlier, then.
         for after in (12, 6, 1):
@@ -238,202 +222,176 @@ class Check:
         stopped = len(lines)
         _, lines = self.train(f"{dtype}, resumed", parts, [*flags, "--resume"])
         found = self.same(whole, parts)
-        self.report.raw(dtype, {"stopped_after": stopped, "epochs": len(lines), **found})
-        same = found["model_state"]["same"] and len(lines) == 40
-        self.report.row(f"{dtype}: the model's tensors", f"{'the same' if same else 'others'}, stopped after epoch {stopped} of "
-                        f"{len(lines)}", "the same bits as in one go", same)
-        self.report.row(f"{dtype}: the optimizer's tensors", "the same" if found["optimizer_state"]["same"] else "others",
-                        "the same", found["optimizer_state"]["same"])
+        self.raw(dtype, {"stopped_after": stopped, "epochs": len(lines), **found})
+        same, moments = found["model_state"]["same"] and len(lines) == 40, found["optimizer_state"]["same"]
+        said = f"{'the same' if same else 'others'}, stopped after epoch {stopped} of {len(lines)}"
+        self.row(f"{dtype}: the model's tensors", said, "the same bits as in one go", same)
+        self.row(f"{dtype}: the optimizer's tensors", "the same" if moments else "others", "the same", moments)
         if not same:
             # Is it resuming, or would any second run differ?
-            again = self.work / f"again_{dtype}"
             self.train(f"{dtype}, in one go again", again, flags)
             found = self.same(whole, again)["model_state"]
-            self.report.row(f"{dtype}: a second run in one go",
-                            "the same" if found["same"] else f"others, by up to {found.get('most')}")
+            self.row(f"{dtype}: a second run in one go", "the same" if found["same"] else f"others, by up to {found.get('most')}")
 
     def same(self, one: Path, two: Path) -> dict:
         return self.run.json([self.args.python, PEER, "same", one / "last.pt", two / "last.pt"], "comparing checkpoints", 90)
 
-    # d
-
     def part_d(self) -> None:
         s, clips = self.sizes, self.work / "clips"
         # A quarter of the clips is for validation.
-        self.run.ok([self.program, "demo", clips, "--clips", s.clips * 4 // 3, "--frames", s.clip_frames, "--size", s.size,
-                     "--signs", 2, "--data-only", "--quiet"], "drawing clips", 150)
+        self.run.call([self.program, "demo", clips, "--clips", s.clips * 4 // 3, "--frames", s.clip_frames, "--size", s.size,
+                       "--signs", 2, "--data-only", "--quiet"], "drawing clips", 150)
         linked = fill(clips, s.clip_frames)
-        _, lines = self.train("feeding", self.work / "feeding", [
+        lines = self.raw("metrics", self.train("feeding", self.work / "feeding", [
             CONFIG, *dataset(clips), "--num-workers", 16, "--batch-size", 4, "--sequence-length", s.clip_frames, "--image-size",
-            s.size, "--epochs", s.clip_epochs, "--lr", 1e-4, "--precision", "amp", *self.small()], 240)
-        self.report.raw("metrics", lines)
-        waited, whole = (sum(line[key] for line in lines) for key in ("data_wait_seconds", "seconds"))
-        self.report.row(f"{len(lines)} epochs, 16 threads: wait for data", f"{percent(waited / whole)} of {seconds(whole)}",
-                        "≤ 2 %", self.judged(waited <= 0.02 * whole))
-        train = len((clips / "index" / "train.csv").read_text().splitlines()) - 1
-        images = 3 * s.clip_frames * train
-        training = sum(images / line["images_per_second"] for line in lines)
-        self.report.row("the same, of the time in training alone", percent(waited / training))
-        after = [(line["data_wait_seconds"], line["seconds"]) for line in lines[1:]]
-        if after:
-            waited, whole = map(sum, zip(*after))
-            self.report.row("from the second epoch on", f"{percent(waited / whole)} of {seconds(whole)}")
-        self.report.row("images in training", f"{rate(median([line['images_per_second'] for line in lines]))}, "
-                        f"{images} an epoch ({linked} of the frames links to others)")
+            s.size, "--epochs", s.clip_epochs, "--lr", 1e-4, "--precision", "amp", *self.small], 240)[1])
+        images = 3 * s.clip_frames * (len((clips / "index" / "train.csv").read_text().splitlines()) - 1)
 
-    # e
+        def waited(lines: list[dict]) -> tuple[float, float]:
+            return tuple(sum(line[key] for line in lines) for key in ("data_wait_seconds", "seconds"))
+
+        wait, whole = waited(lines)
+        self.row(f"{len(lines)} epochs, 16 threads: wait for data", f"{percent(wait / whole)} of {seconds(whole)}", "≤ 2 %",
+                 self.judged(wait <= 0.02 * whole))
+        training = sum(images / line["images_per_second"] for line in lines)
+        self.row("the same, of the time in training alone", percent(wait / training))
+        if lines[1:]:
+            wait, whole = waited(lines[1:])
+            self.row("from the second epoch on", f"{percent(wait / whole)} of {seconds(whole)}")
+        self.row("images in training", f"{rate(median(line['images_per_second'] for line in lines))}, {images} an epoch "
+                 f"({linked} of the frames links to others)")
 
     def part_e(self) -> None:
-        runs: list[dict] = []
-        self.report.raw("runs", runs)
-        compiled = ["compile-f16", "compile-bf16"]
-        for _ in range(self.sizes.rounds):
+        s, runs = self.sizes, self.raw("runs", [])
+        for _ in range(s.rounds):
             self.turns(runs, ["eager-f16", "eager-bf16"], 100)
-        self.ours(runs, "bfloat16")
-        self.ours(runs, "float16")
+        self.ours(runs, "bfloat16", "float16")
         # What needs no PyTorch, and little time, before what may take minutes.
-        self.guarded("documented defaults", self.defaults)
-        self.guarded("memory by frames", self.curve)
-        if not self.sizes.quick:
+        self.attempt("documented defaults", self.defaults)
+        self.attempt("memory by frames", self.curve)
+        if not self.args.quick:
             self.ours(runs, "float32")
-            self.note_peer(runs, self.peer("eager-f32", self.sizes.frames, self.sizes.steps, self.sizes.warmup, 100))
-        self.turns(runs, compiled, 240)
-        self.ours(runs, "bfloat16")
-        self.ours(runs, "float16")
+            self.note(runs, "eager-f32", self.peer("eager-f32", s.frames, s.steps, s.warmup, 100))
+        self.turns(runs, ["compile-f16", "compile-bf16"], 240)
+        self.ours(runs, "bfloat16", "float16")
         self.compare(runs)
 
-    def guarded(self, name: str, work) -> None:
-        try:
-            work()
-        except Failure as failure:
-            self.report.failed(name, failure)
-
     def turns(self, runs: list[dict], modes: list[str], limit: float) -> None:
+        s = self.sizes
         for mode in modes:
             self.ours(runs, "float16" if mode.endswith("-f16") else "bfloat16")
             left = self.run.left() - RESERVE
-            found = {"mode": mode, "failed": "no time was left"}
-            if left > 20:
-                s = self.sizes
-                found = self.peer(mode, s.frames, s.steps, s.warmup, min(limit, left))
-            self.note_peer(runs, found)
+            self.note(runs, mode, self.peer(mode, s.frames, s.steps, s.warmup, min(limit, left)) if left > 20
+                      else {"mode": mode, "failed": "no time was left"})
 
-    def ours(self, runs: list[dict], dtype: str) -> None:
-        try:
-            found = self.bench(dtype, self.sizes.frames, self.sizes.steps)
-        except Failure as failure:
-            found = {"failed": str(failure)}
-        runs.append({"who": dtype, **found})
-        self.report.write()
+    def ours(self, runs: list[dict], *dtypes: str) -> None:
+        for dtype in dtypes:
+            try:
+                self.note(runs, dtype, self.bench(dtype, self.sizes.frames, self.sizes.steps))
+            except Failure as failure:
+                self.note(runs, dtype, {"failed": str(failure)})
 
-    def note_peer(self, runs: list[dict], found: dict) -> None:
-        runs.append({"who": found.get("mode"), **found})
+    def note(self, runs: list[dict], who: str, found: dict) -> None:
+        runs.append({"who": who, **found})
         self.report.write()
 
     def compare(self, runs: list[dict]) -> None:
         """A row for each kind, by the median over its runs, then the targets."""
-        s = self.sizes
-        speed: dict[str, float] = {}
+        s, speed = self.sizes, {}
         for who in dict.fromkeys(run["who"] for run in runs):
-            ours = "-" not in who
+            ours, own = "-" not in who, [run for run in runs if run["who"] == who]
             name = f"{s.batch} x {s.frames} x {s.size}, {'slt-run' if ours else 'PyTorch'} {who}"
-            own = [run for run in runs if run["who"] == who]
             good = [run for run in own if "images_per_s" in run]
+            figures = [run["images_per_s"] for run in good]
             if not good:
                 why = "out of memory" if any(run.get("oom") for run in own) else own[-1].get("failed", "no figure")
                 # PyTorch may fail; slt-run may not.
-                self.report.row(name, why, "measured" if ours else "", False if ours else None)
+                self.row(name, why, "measured" if ours else "", False if ours else None)
                 continue
-            figures = [run["images_per_s"] for run in good]
             speed[who] = median(figures)
             spread = f" ({rate(min(figures))} to {rate(max(figures))} in {len(figures)} runs)" if len(figures) > 1 else ""
-            peak = max((run.get("peak_gpu_gib") or 0 for run in good), default=0)
-            self.report.row(name, f"{rate(speed[who])}{spread}, {seconds(median([run['step_s_median'] for run in good]))} a step"
-                            + (f", {gb(peak)}" if peak else ""))
-        self.report.raw("images_per_s", speed)
+            peak = max(run.get("peak_gpu_gib") or 0 for run in good)
+            self.row(name, f"{rate(speed[who])}{spread}, {seconds(median(run['step_s_median'] for run in good))} a step"
+                     + (f", {gb(peak)}" if peak else ""))
+        self.raw("images_per_s", speed)
         peers = {who: value for who, value in speed.items() if "-" in who}
-        self.against("slt-run bfloat16 to PyTorch eager-f16", speed.get("bfloat16"), peers.get("eager-f16"), 1.3)
-        self.report.row("slt-run float16 to PyTorch eager-f16", times(speed["float16"] / peers["eager-f16"])
-                        if "float16" in speed and "eager-f16" in peers else "not measured")
         best = max(peers, key=peers.get) if peers else "of which there is none"
-        self.against(f"slt-run bfloat16 to PyTorch's best, {best}", speed.get("bfloat16"), peers.get(best), 1.0)
+        for ours, name, theirs, least in (("bfloat16", "eager-f16", "eager-f16", 1.3), ("float16", "eager-f16", "eager-f16", None),
+                                          ("bfloat16", f"'s best, {best}", best, 1.0)):
+            ratio = speed[ours] / peers[theirs] if ours in speed and theirs in peers else None
+            holds = None if least is None else False if ratio is None else self.judged(ratio >= least)
+            self.row(f"slt-run {ours} to PyTorch{name if name[0] == chr(39) else f' {name}'}",
+                     "not measured" if ratio is None else times(ratio), f"≥ {least} ×" if least else "", holds)
         lacking = [mode for mode in ("eager-f16", "eager-bf16", "compile-f16", "compile-bf16") if mode not in peers]
         if lacking:
-            self.report.row("PyTorch's best is without", ", ".join(lacking))
-
-    def against(self, name: str, ours: float | None, theirs: float | None, least: float) -> None:
-        target = f"≥ {least} ×"
-        if ours is None or theirs is None:
-            self.report.row(name, "not measured", target, False)
-        else:
-            self.report.row(name, times(ours / theirs), target, self.judged(ours / theirs >= least))
+            self.row("PyTorch's best is without", ", ".join(lacking))
 
     def defaults(self) -> None:
         s = self.sizes
         name = f"documented defaults, {s.batch} x {s.long} x {s.size}"
-        ours = self.bench("bfloat16", s.long, s.long_steps, limit=200)
-        self.report.raw("defaults", ours)
-        chunk = ours.get("frames_per_chunk") or "all"
-        self.report.row(f"{name}: images", f"{rate(ours['images_per_s'])}, {seconds(ours['step_s_median'])} a step, chunks of "
-                        f"{chunk} frames")
+        ours = self.raw("defaults", self.bench("bfloat16", s.long, s.long_steps, limit=200))
+        self.row(f"{name}: images", f"{rate(ours['images_per_s'])}, {seconds(ours['step_s_median'])} a step, chunks of "
+                 f"{ours.get('frames_per_chunk') or 'all'} frames")
         peak = ours.get("peak_gpu_gib")
-        self.report.row(f"{name}: peak memory", gb(peak), "≤ 40 GB", self.judged(peak is not None and peak * GB_A_GIB <= 40))
-        theirs = self.peer("eager-f16", s.long, max(2, s.long_steps // 2), 2, 150)
-        self.report.raw("defaults_peer", theirs)
+        self.row(f"{name}: peak memory", gb(peak), "≤ 40 GB", self.judged(peak is not None and peak * 2**30 <= 40e9))
+        theirs = self.raw("defaults_peer", self.peer("eager-f16", s.long, max(2, s.long_steps // 2), 2, 150))
+        peak = gb(theirs.get("peak_gpu_gib"))
+        found = f"out of memory beyond {peak}" if theirs.get("oom") else theirs.get("failed", "?")
         if "images_per_s" in theirs:
-            found = f"{rate(theirs['images_per_s'])}, peak {gb(theirs['peak_gpu_gib'])} of tensors, " \
-                    f"{gb(theirs['peak_gpu_reserved_gib'])} taken"
-        else:
-            found = f"out of memory beyond {gb(theirs.get('peak_gpu_gib'))}" if theirs.get("oom") else theirs.get("failed", "?")
-        self.report.row(f"{name}: PyTorch eager-f16", found)
+            taken = gb(theirs["peak_gpu_reserved_gib"])
+            found = f"{rate(theirs['images_per_s'])}, peak {peak} of tensors, {taken} taken"
+        self.row(f"{name}: PyTorch eager-f16", found)
 
     def curve(self) -> None:
         """With a fixed chunk, only the batch's bytes and the head grow with the frames."""
         s = self.sizes
-        found = {t: self.bench("bfloat16", t, 3 if not self.args.dry else 1, "--set", f"optimization.frames_per_chunk={s.chunk}")
-                 for t in s.curve}
-        self.report.raw("curve", found)
-        self.report.row(f"chunks of {s.chunk} frames, {s.batch} x T, T = {', '.join(map(str, s.curve))}: peak memory",
-                        " / ".join(gb(run.get("peak_gpu_gib")) for run in found.values()))
-        self.report.row("the same: images", " / ".join(rate(run["images_per_s"]) for run in found.values()))
-
-    # f
+        found = self.raw("curve", {t: self.bench("bfloat16", t, 1 if self.args.dry else 3, "--set",
+                                                 f"optimization.frames_per_chunk={s.chunk}") for t in s.curve})
+        self.row(f"chunks of {s.chunk} frames, {s.batch} x T, T = {', '.join(map(str, s.curve))}: peak memory",
+                 " / ".join(gb(run.get("peak_gpu_gib")) for run in found.values()))
+        self.row("the same: images", " / ".join(rate(run["images_per_s"]) for run in found.values()))
 
     def part_f(self) -> None:
         s = self.sizes
-        rates = self.run.json([self.args.python, PEER, "rates", "--device", self.device, "--size", s.product, "--copy-gib",
-                               s.copy_gib], "the card's rates", 120)
-        self.report.raw("rates", rates)
+        rates = self.raw("rates", self.run.json([self.args.python, PEER, "rates", "--device", self.device, "--size", s.product,
+                                                 "--copy-gib", s.copy_gib], "the card's rates", 120))
         for name in ("bf16", "f16", "f32"):
-            self.report.row(f"a product of {s.product}³, {name}", flops(rates[f"{name}_flops"]))
-        self.report.row("a copy, bytes read and written", f"{rates['copy_bytes_per_s'] / 1e12:.2f} TB/s")
-        runs = self.report.figure("e", "runs") or []
-        short = next((run for run in runs if run["who"] == "bfloat16" and "step_s_median" in run), None)
-        if short is None:
-            short = self.bench("bfloat16", s.frames, s.steps)
-        own = [run["step_s_median"] for run in runs if run["who"] == "bfloat16" and "step_s_median" in run]
-        self.floor(s.frames, median(own) if own else short["step_s_median"], short, rates)
+            self.row(f"a product of {s.product}³, {name}", flops(rates[f"{name}_flops"]))
+        self.row("a copy, bytes read and written", f"{rates['copy_bytes_per_s'] / 1e12:.2f} TB/s")
+        own = [run for run in self.report.figure("e", "runs") or [] if run["who"] == "bfloat16" and "step_s_median" in run]
+        own = own or [self.bench("bfloat16", s.frames, s.steps)]
+        self.floor(s.frames, median(run["step_s_median"] for run in own), own[0], rates)
         whole = self.report.figure("e", "defaults")
         if whole:
             self.floor(s.long, whole["step_s_median"], whole, rates)
 
     def floor(self, frames: int, step: float, run: dict, rates: dict) -> None:
-        s = self.sizes
+        s, bandwidth = self.sizes, rates["copy_bytes_per_s"]
         name = f"{s.batch} x {frames} x {s.size}"
         floor = gpu_floor.floor(s.batch, frames, s.size, s.depth, run.get("parameters") or 101_000_000, rates["bf16_flops"],
-                                rates["copy_bytes_per_s"])
-        self.report.raw(f"floor, {name}", {**floor, "step_s": step})
-        moved = sum(floor["bytes"].values())
-        self.report.row(f"{name}: {floor['flops'] / 1e12:.3g} TFLOP at the bf16 rate", seconds(floor["matrix_s"]))
-        self.report.row(f"{name}: {moved / 1e9:.3g} GB at the copy bandwidth", seconds(floor["memory_s"]))
-        self.report.row(f"{name}: floor, one hidden by the other", seconds(floor["overlapped_s"]))
-        self.report.row(f"{name}: floor, one after the other", seconds(floor["in_turn_s"]))
-        self.report.row(f"{name}: slt-run's step", f"{seconds(step)}, {step / floor['overlapped_s']:.2f} and "
-                        f"{step / floor['in_turn_s']:.2f} times the floors")
-        share, written = (floor[key] / step / rates["bf16_flops"] for key in ("flops", "flops_as_written"))
-        self.report.row(f"{name}: reached of the bf16 rate", f"{percent(share)} ({percent(written)} counting the network as "
-                        "it is written)")
-        self.report.row(f"{name}: reached of the copy bandwidth", percent(moved / step / rates["copy_bytes_per_s"]))
+                                bandwidth)
+        self.raw(f"floor, {name}", {**floor, "step_s": step})
+        moved, together, in_turn = sum(floor["bytes"].values()), floor["overlapped_s"], floor["in_turn_s"]
+        share, written = (percent(floor[key] / step / rates["bf16_flops"]) for key in ("flops", "flops_as_written"))
+        for what, found in {
+            f"{floor['flops'] / 1e12:.3g} TFLOP at the bf16 rate": seconds(floor["matrix_s"]),
+            f"{moved / 1e9:.3g} GB at the copy bandwidth": seconds(floor["memory_s"]),
+            "floor, one hidden by the other": seconds(together), "floor, one after the other": seconds(in_turn),
+            "slt-run's step": f"{seconds(step)}, {step / together:.2f} and {step / in_turn:.2f} times the floors",
+            "reached of the bf16 rate": f"{share} ({written} counting the network as it is written)",
+            "reached of the copy bandwidth": percent(moved / step / bandwidth),
+        }.items():
+            self.row(f"{name}: {what}", found)
+
+
+def python_with_torch(asked: str | None) -> str | None:
+    """An interpreter that has torch, as a path that keeps its virtual environment."""
+    test = "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
+    for name in [asked] if asked else [sys.executable, "python3", "python"]:
+        path = shutil.which(name or "")
+        if path and subprocess.run([path, "-c", test], capture_output=True, check=False).returncode == 0:
+            return os.path.abspath(path)
+    return None
 
 
 def arguments() -> argparse.Namespace:
@@ -446,56 +404,44 @@ def arguments() -> argparse.Namespace:
     ap.add_argument("--python", metavar="PY", help="an interpreter that has torch [the first that has it: python3, python]")
     ap.add_argument("--work", metavar="DIR", type=Path, help="for checkpoints and clips, 5 GB [the system's temporary folder]")
     ap.add_argument("--quick", action="store_true", help="fewer runs: at most 10 minutes in all, else 20")
-    ap.add_argument("--only", metavar="PARTS", help="parts to run, such as a,b,e [all]")
+    ap.add_argument("--only", metavar="PARTS", default=",".join(PARTS), help="parts to run, such as a,b,e [all]")
     ap.add_argument("--limit", metavar="SECONDS", type=float, help="stop in good order after so long [575 with --quick, or 1200]")
     ap.add_argument("--dry", action="store_true", help="on the CPU, in tiny sizes: are the scripts themselves in order?")
     args = ap.parse_args()
-    args.parts = list(PARTS) if args.only is None else [name for name in PARTS if name in args.only.split(",")]
-    unknown = sorted(set((args.only or "a").split(",")) - set(PARTS))
+    args.parts = [name for name in PARTS if name in args.only.split(",")]
+    unknown = sorted(set(args.only.split(",")) - set(PARTS))
     if unknown:
         ap.error(f"no part {', '.join(map(repr, unknown))}; there are {', '.join(PARTS)}")
-    args.bin_dir, args.out = args.bin_dir.absolute(), args.out.absolute()
+    shared = args.shared or next(filter(Path.is_dir, (ROOT.parent / "shared", ROOT / "shared")), ROOT.parent / "shared")
+    args.bin_dir, args.out, args.shared = args.bin_dir.absolute(), args.out.absolute(), shared.absolute()
     if not (args.bin_dir / "slt-run").is_file():
         ap.error(f"{args.bin_dir} holds no slt-run: scripts/gpu_pack.sh makes such a folder")
-    if args.shared is None:
-        args.shared = next((path for path in (ROOT.parent / "shared", ROOT / "shared") if path.is_dir()), ROOT.parent / "shared")
-    args.shared = args.shared.absolute()
     asked, args.python = args.python, python_with_torch(args.python)
     if args.python is None:
         ap.error(f"{asked} has no torch" if asked else "no Python here has torch: --python names one that has")
-    args.pack = pack_of(args.bin_dir)
     return args
-
-
-def executable(folder: Path) -> None:
-    """Copies between machines lose the permission at times."""
-    for name in ("slt-run", "unit-tests", "suite-tests"):
-        if (folder / name).is_file() and not os.access(folder / name, os.X_OK):
-            (folder / name).chmod(0o755)
 
 
 def measure(args, work: Path) -> bool:
     """All parts that were asked for; whether their targets hold."""
-    runner = Runner(ROOT, args.out / "gpu_check.log", args.limit or Sizes(args.quick, args.dry).limit)
-    about = machine(runner, args.bin_dir / "slt-run", args.python, PEER, args.pack, args.dry)
+    for name in ("slt-run", "unit-tests", "suite-tests"):
+        # Copies between machines lose the permission at times.
+        if (args.bin_dir / name).is_file() and not os.access(args.bin_dir / name, os.X_OK):
+            (args.bin_dir / name).chmod(0o755)
+    try:
+        pack = dict(json.loads((args.bin_dir / "pack.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        pack = {}
+    runner = Runner(ROOT, args.out / "gpu_check.log", args.limit or sizes(args.quick, args.dry).limit)
+    about = machine(runner, args.bin_dir / "slt-run", args.python, PEER, pack, args.dry)
     about.update(quick=args.quick, measured=datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
     report = Report(args.out, about, PARTS)
-    check = Check(args, runner, report, work)
     for key in ("gpu", "driver", "cuda_libraries", "torch", "commit"):
         say(f"{key.replace('_', ' ')}: {about.get(key)}")
-    if args.dry:
-        check.knows_dtype = "amp_dtype" in runner.ok([check.program, "config", CONFIG], "slt-run config", 60).stdout
+    check = Check(args, runner, report, work)
     try:
         for name in args.parts:
-            report.start(name)
-            try:
-                getattr(check, f"part_{name}")()
-            except Failure as failure:
-                report.failed(PARTS[name], failure)
-            except (OSError, KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
-                # A program that says other things than it should spoils its own part only.
-                report.failed(PARTS[name], f"{type(error).__name__}: {error}")
-            report.finish()
+            report.run(name, getattr(check, f"part_{name}"))
     finally:
         print(report.text(), end="", flush=True)
     return report.holds(args.parts)
@@ -505,16 +451,15 @@ def main() -> int:
     args = arguments()
 
     def stop(number: int, _frame) -> None:
-        raise Stopped(signal.Signals(number).name)
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        executable(args.bin_dir)
         with tempfile.TemporaryDirectory(prefix="gpu_check_", dir=args.work) as work:
             return 0 if measure(args, Path(work)) else 1
-    except Stopped as stopped:
+    except KeyboardInterrupt as stopped:
         say(f"gpu_check: stopped by {stopped}; what was measured is in {args.out}")
     except (Failure, OSError) as failure:
         say(f"gpu_check: {failure}")
