@@ -162,7 +162,7 @@ mod tests {
             zip.entry("archive/data/1", &[2; 100])?;
             zip.finish()
         };
-        let whole = (0..).find(|&room| write(room).is_ok()).unwrap();
+        let whole = (0..10_000).find(|&room| write(room).is_ok()).unwrap();
         assert!((400..1000).contains(&whole));
         for room in 0..whole {
             assert_eq!(write(room).unwrap_err().raw_os_error(), Some(28), "{room}");
@@ -235,7 +235,7 @@ mod tests {
         sparse.at = 0;
         let mut archive = zip::ZipArchive::new(sparse).unwrap();
         let mut entry = archive.by_name("archive/data/1").unwrap();
-        assert!(entry.data_start().unwrap() > LARGE && entry.data_start().unwrap() % 64 == 0);
+        assert!(entry.data_start().unwrap() > LARGE && entry.data_start().unwrap().is_multiple_of(64));
         let mut read = String::new();
         entry.read_to_string(&mut read).unwrap();
         assert_eq!(read, "far away");

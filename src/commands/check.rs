@@ -8,7 +8,7 @@ use super::text::{about, amount, count, table, wrapped};
 use super::train::{begin_from, look_into_files, open_dataset};
 use super::{origins, print, resolve, select_device};
 use crate::cli::CheckArgs;
-use crate::config::streams::{STREAMS, image_streams};
+use crate::config::streams::{STREAMS, Stream, image_streams};
 use crate::config::{Experiment, Resolved, Resume};
 use crate::data::{Dataset, Depth, Loader, Phase, Request, Summary, Verified};
 use crate::engine::{self, Engine, Placed, Step, memory, memory::Plan, threads};
@@ -141,7 +141,7 @@ fn describe_network(c: &Experiment, engine: &dyn Engine, dataset: &Dataset, devi
         format!("{name} {}", amount(elements.fold(0, usize::saturating_add)))
     };
     let encoder = |names: Vec<&str>| names.iter().map(|name| format!("encoder.{name}")).collect::<Vec<_>>();
-    let backbones = encoder(image_streams().filter_map(|stream| stream.backbone()).collect());
+    let backbones = encoder(image_streams().filter_map(Stream::backbone).collect());
     let projectors = encoder(STREAMS.iter().map(|stream| stream.projector).collect());
     let parts = [
         part("backbones", backbones.iter().map(String::as_str).collect()),

@@ -153,7 +153,7 @@ pub fn resolve(layers: &Layers) -> Result<Resolved> {
     let overrides = overrides(layers, &experiment, &origins);
     let asked = FIELDS.iter().filter(|field| merge.asked(field)).map(|field| field.key).collect();
     let (warnings, files, folders) = (merge.warnings, merge.files, merge.folders);
-    Ok(Resolved { experiment, warnings, files, overrides, folders, origins, asked })
+    Ok(Resolved { experiment, warnings, files, overrides, origins, asked, folders })
 }
 
 fn overrides(

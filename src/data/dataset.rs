@@ -439,13 +439,13 @@ fn list_folders(sources: &Sources, ids: &HashMap<&str, usize>) -> Result<Folders
         let threads = sources.streams.map(|source| {
             let list = move || list_frames(source.path, ids, clips);
             // Where the system grants no thread, this one lists the folder, too.
-            std::thread::Builder::new().spawn_scoped(scope, list).map_err(|_| list())
+            std::thread::Builder::new().spawn_scoped(scope, list).map_err(|_| Box::new(list()))
         });
         let poses = list_poses(sources.pose.path, ids, clips);
         let lost = || Err(std::io::Error::other("the listing was interrupted"));
         let listed = threads.map(|thread| match thread {
             Ok(thread) => thread.join().unwrap_or_else(|_| lost()),
-            Err(listed) => listed,
+            Err(listed) => *listed,
         });
         (listed, poses)
     });

@@ -106,7 +106,7 @@ impl Engine for Candle {
 
     fn update(&mut self, step: Step, lr: f64, max_norm: Option<f64>) -> Result<Pending> {
         let begun = Instant::now();
-        self.outcome = Some(self.gradients.update(&mut self.host, step, lr, max_norm)?);
+        self.outcome = Some(self.gradients.update(&mut self.host, &step, lr, max_norm)?);
         self.push()?;
         self.times.optimizer = begun.elapsed();
         Ok(Pending(()))

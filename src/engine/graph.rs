@@ -32,7 +32,13 @@ impl Gradients {
     }
 
     /// The optimizer's step by the mean gradient, unless a number is not finite.
-    pub fn update(&mut self, host: &mut Host, step: Step, lr: f64, max_norm: Option<f64>) -> Result<Outcome> {
+    pub fn update(
+        &mut self,
+        host: &mut Host,
+        step: &Step,
+        lr: f64,
+        max_norm: Option<f64>,
+    ) -> Result<Outcome> {
         let (sums, weight) = self.sums.sums();
         let (gradients, share) =
             if weight > 0 { (sums, 1.0 / weight as f64) } else { (self.single.as_slice(), 1.0) };

@@ -51,7 +51,8 @@ pub fn start(threads: usize) -> Result<usize> {
         .start_handler(|_| flush_denormals())
         .build_global();
     // Another error says that the pool runs already.
-    let refused = built.err().filter(|error| error.source().is_some_and(|cause| cause.is::<io::Error>()));
+    let refused =
+        built.err().filter(|error| error.source().is_some_and(<dyn std::error::Error>::is::<io::Error>));
     match refused {
         Some(error) => {
             let what = format!("the system does not grant {threads} threads to compute with (run.threads)");

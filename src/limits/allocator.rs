@@ -5,6 +5,7 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::{Cell, UnsafeCell};
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -123,13 +124,14 @@ fn end(what: &str) -> ! {
     let start = if std::io::stderr().is_terminal() { "\n" } else { "" };
     let mut message = format!("{start}error: memory ran out: {what} cannot be had\n");
     if let Some(left) = left {
-        message += &match left.by.refuses() {
-            true => format!("  caused by: {} is used up\n", left.by),
-            false => format!("  caused by: {} has {} left\n", left.by, size(left.bytes as u64)),
+        let _ = if left.by.refuses() {
+            writeln!(message, "  caused by: {} is used up", left.by)
+        } else {
+            writeln!(message, "  caused by: {} has {} left", left.by, size(left.bytes as u64))
         };
     }
     message.extend(words.map(|words| format!("  caused by: {words}\n")));
-    message += &format!("  hint: {MEMORY_HINT}\n");
+    let _ = writeln!(message, "  hint: {MEMORY_HINT}");
     say(message.as_bytes());
     exit()
 }
@@ -209,7 +211,8 @@ mod tests {
 
     #[test]
     fn spare_memory_is_handed_out_in_pieces() {
-        let spare = Spare { bytes: UnsafeCell::new([0; SPARE_BYTES]), used: AtomicUsize::new(0) };
+        static SPARE: Spare = Spare { bytes: UnsafeCell::new([0; SPARE_BYTES]), used: AtomicUsize::new(0) };
+        let spare = &SPARE;
         let layout = |size, align| Layout::from_size_align(size, align).unwrap();
         let pieces = [(3, 1), (100, 64), (1, 1), (8, 8)].map(|(size, align)| {
             let piece = spare.take(layout(size, align));

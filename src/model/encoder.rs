@@ -9,7 +9,7 @@ use super::temporal::{Positional, Temporal};
 use super::trace::Trace;
 use super::vit::VisionTransformer;
 use crate::config;
-use crate::config::streams::{STREAMS, StreamKind, image_streams};
+use crate::config::streams::{STREAMS, Stream, StreamKind, image_streams};
 use crate::nn::{Builder, Pass};
 
 /// All streams to one vector a frame.
@@ -26,11 +26,11 @@ pub struct Encoder {
 impl Encoder {
     /// A backbone for each image stream, and all that follows them.
     pub fn new(b: &Builder, c: &config::Model) -> Result<Self> {
-        let names = image_streams().filter_map(|stream| stream.backbone());
+        let names = image_streams().filter_map(Stream::backbone);
         let backbone = |name| VisionTransformer::new(&b.pp(name), &c.backbone, c.image_size);
         let backbones: Result<_> = names.map(backbone).collect();
         let backbones = backbones?;
-        let projector = |stream: &config::Stream| {
+        let projector = |stream: &Stream| {
             let inputs = match stream.kind {
                 StreamKind::Images { .. } => c.backbone.embed_dim,
                 StreamKind::Pose => 3 * c.pose_landmarks,

@@ -9,7 +9,7 @@ use super::encoder::Encoder;
 use super::frames::Frames;
 use super::trace::{Activation, Activations, Trace, unseen};
 use super::vit::VisionTransformer;
-use crate::config::streams::image_streams;
+use crate::config::streams::{Stream, image_streams};
 use crate::nn::{Blueprint, Builder, Images, Parameters, Pass};
 use crate::{Result, config};
 
@@ -89,7 +89,7 @@ impl Network {
         const AT_A_TIME: usize = 16;
         let mut seen = Activations::default();
         let mut features = Vec::new();
-        let names = image_streams().filter_map(|stream| stream.backbone());
+        let names = image_streams().filter_map(Stream::backbone);
         for ((net, name), images) in self.backbones().iter().zip(names).zip(images) {
             let mut trace = |part: &str, x: &Tensor| seen.see(&format!("encoder.{name}.{part}"), x);
             let mut parts = Vec::new();

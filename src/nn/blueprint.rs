@@ -139,7 +139,7 @@ impl Scope<'_> {
             let prefix = join(&join(&self.path, i), "");
             self.blueprint.parameters.iter().any(|parameter| parameter.name.starts_with(&prefix))
         };
-        (0..).take_while(has).count()
+        (0..self.blueprint.parameters.len()).take_while(has).count()
     }
 }
 

@@ -80,7 +80,7 @@ impl Case {
         let mut batch = Batch::new((0..shape[0]).collect(), sizes);
         let images = |name: &&str| Pixels::Normalised(part(name).1.clone());
         batch.images = ["face", "hand_l", "hand_r"].iter().map(images).collect();
-        batch.pose = part("pose").1.clone();
+        batch.pose.clone_from(&part("pose").1);
         batch.pad_mask = part("pad_mask").1.iter().map(|&valid| valid > 0.0).collect();
         batch.targets = targets.iter().map(|&target| target as u32).collect();
         batch

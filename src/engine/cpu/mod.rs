@@ -19,7 +19,7 @@ use super::host::Host;
 use super::memory::Plan;
 use super::seam::{Engine, Evaluating, Outcome, Pending, Step, Times};
 use crate::config::Experiment;
-use crate::config::streams::image_streams;
+use crate::config::streams::{Stream, image_streams};
 use crate::data::{Batch, Pixels};
 use crate::error::Error;
 use crate::model::decoder::gradient;
@@ -55,7 +55,7 @@ struct Buffers {
 /// Where the blueprint is of another network.
 pub fn backbones(c: &config::Model, blueprint: &Blueprint) -> Result<Vec<Backbone>> {
     let encoder = blueprint.root().pp("encoder");
-    let names = image_streams().filter_map(|stream| stream.backbone());
+    let names = image_streams().filter_map(Stream::backbone);
     names.map(|name| Backbone::new(&encoder.pp(name), &c.backbone, c.image_size)).collect()
 }
 
@@ -227,7 +227,7 @@ impl Engine for Cpu {
 
     fn update(&mut self, step: Step, lr: f64, max_norm: Option<f64>) -> Result<Pending> {
         let begun = Instant::now();
-        self.outcome = Some(self.gradients.update(&mut self.host, step, lr, max_norm)?);
+        self.outcome = Some(self.gradients.update(&mut self.host, &step, lr, max_norm)?);
         self.times.optimizer = begun.elapsed();
         Ok(Pending(()))
     }
