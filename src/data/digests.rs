@@ -2,7 +2,7 @@
 
 use super::dataset::{Clip, Dataset};
 use super::image::Decoder;
-use super::{SHOWN, count, some_of};
+use super::{SHOWN, count, on_threads, some_of};
 use crate::error::Problem;
 use crate::input;
 use sha1::{Digest, Sha1};
@@ -66,14 +66,9 @@ impl Dataset {
                 progress(1 + done.fetch_add(1, Ordering::Relaxed), self.clips.len());
             }
         };
-        let found = std::thread::scope(|scope| {
-            let threads: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mut found = work();
-            found.extend(threads.into_iter().filter_map(|thread| thread.join().ok()).flatten());
-            found
-        });
+        let found = on_threads(threads, work);
         let mut contents = Contents { clips: vec![0; self.clips.len()], bytes: 0 };
-        for (at, (digest, bytes)) in found {
+        for (at, (digest, bytes)) in found.into_iter().flatten() {
             contents.clips[at] = digest;
             contents.bytes += bytes;
         }

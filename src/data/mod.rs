@@ -53,6 +53,17 @@ pub fn silence_guarded_panics() {
     }));
 }
 
+/// What `work` returns on each of up to `threads` threads, this one among them: fewer where the system grants fewer.
+fn on_threads<T: Send>(threads: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, &work).ok();
+        let others: Vec<_> = (1..threads).map_while(spawn).collect();
+        let mut results = vec![work()];
+        results.extend(others.into_iter().filter_map(|thread| thread.join().ok()));
+        results
+    })
+}
+
 /// Runs a decoder of somebody else's on a file that may be hostile: its panic becomes the message of an error.
 fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     let outer = GUARDED.replace(true);

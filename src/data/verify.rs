@@ -2,7 +2,7 @@
 
 use super::dataset::Dataset;
 use super::image::Decoder;
-use super::{SHOWN, some_of_many};
+use super::{SHOWN, on_threads, some_of_many};
 use crate::error::{Error, Problem};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -104,14 +104,10 @@ impl Dataset {
             }
             found
         };
-        let found = std::thread::scope(|scope| {
-            // Where the system grants fewer threads, it takes longer.
-            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
-            let threads: Vec<_> = (1..threads).map_while(spawn).collect();
-            let mut found = work();
-            threads.into_iter().filter_map(|thread| thread.join().ok()).for_each(|other| found.merge(other));
-            found
-        });
+        let mut found = Findings::default();
+        for other in on_threads(threads, work) {
+            found.merge(other);
+        }
         let poses = self.streams.len();
         let mut opened = vec![0; poses + 1];
         for piece in &pieces {

@@ -430,7 +430,7 @@ fn a_resumed_run_says_its_own_time_and_that_of_the_whole() {
     let (_, after) = after.split_once(',').unwrap();
     world.write("run/metrics.jsonl", format!("{before}\"seconds\":3600.0,{after}"));
     let rest = world.ok(&["tiny.toml", "--epochs", "3", "--resume"]);
-    rest.says(&["trained epochs 2 to 3 in ", ", all 3 in 1 h 0 min: the lowest validation loss"]);
+    rest.says(&["trained epochs 2 to 3 in ", ", all 3 in 1 h 0 min: the best is epoch "]);
     let one = world.ok(&["tiny.toml", "--epochs", "4", "--resume"]);
     one.says(&["trained epoch 4 in ", ", all 4 in 1 h 0 min: "]);
 }

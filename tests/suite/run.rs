@@ -110,6 +110,7 @@ fn a_run_leaves_what_is_documented() {
         "scheduler_state",
         "dataset",
         "files",
+        "contents",
         "config",
     ];
     assert_eq!(kept, expected);
