@@ -122,7 +122,7 @@ fn check_says_what_a_run_needs_and_writes_nothing() {
     let shown = masked(&first_lines.collect::<Vec<_>>().join("\n"));
     let starts = [
         "parameters N k: backbones",
-        "memory N MiB",
+        "memory N KiB",
         "chunks all frames of a batch at once",
         "device cpu, N thread",
         "epoch N steps of",
