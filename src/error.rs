@@ -223,10 +223,28 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// `1 clip`, `2 clips`, `3 classes`, for a message.
+#[must_use]
+pub fn count(number: usize, noun: &str) -> String {
+    match number {
+        1 => format!("1 {noun}"),
+        _ if noun.ends_with('s') => format!("{number} {noun}es"),
+        _ => format!("{number} {noun}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io;
+
+    #[test]
+    fn numbers_go_before_their_nouns() {
+        assert_eq!(
+            [(1, "clip"), (2, "clip"), (0, "class")].map(|(n, noun)| count(n, noun)),
+            ["1 clip", "2 clips", "0 classes"]
+        );
+    }
 
     #[test]
     fn a_limit_of_the_process_is_the_only_problem_and_no_file_is_to_blame() {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::text::{about, amount, count, table, wrapped};
+use super::text::{about, amount, table, wrapped};
 use super::train::{begin_from, look_into_files, open_dataset};
 use super::{origins, print, resolve, select_device};
 use crate::cli::CheckArgs;
@@ -12,7 +12,7 @@ use crate::config::streams::{STREAMS, Stream, image_streams};
 use crate::config::{Experiment, Resolved, Resume};
 use crate::data::{Dataset, Depth, Loader, Phase, Request, Summary, Verified};
 use crate::engine::{self, Engine, Placed, Step, memory, memory::Plan, threads};
-use crate::error::{Kind, Problem};
+use crate::error::{Kind, Problem, count};
 use crate::limits::size;
 use crate::nn::Pass;
 use crate::observe::{self, reporter::Reporter, run_folder::RunFolder};

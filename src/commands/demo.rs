@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::text::{count, shell_word};
+use super::text::shell_word;
 use super::{resolve, train};
 use crate::Result;
 use crate::cli::DemoArgs;
 use crate::demo::{Options, draw, drawn_with};
+use crate::error::count;
 use crate::observe::reporter::Reporter;
 use crate::train::trainer::Ended;
 

@@ -1,6 +1,6 @@
 //! Messages about the experiment's values say where the values came from: file and line, variable or argument.
 
-use crate::config::{FIELDS, Field, Kind, Resolved};
+use crate::config::{FIELDS, Field, Resolved};
 use crate::error::{Error, Problem};
 use crate::input;
 
@@ -79,7 +79,7 @@ fn note_path(problem: &mut Problem, resolved: &Resolved) {
     for text in std::iter::once(&mut problem.what).chain(&mut problem.causes) {
         let inside = |field: &&Field| {
             let start = |path: &str| format!("{}/", path.trim_end_matches('/'));
-            field.kind == Kind::Path && folder(field).is_some_and(|path| text.contains(&start(path)))
+            field.kind.is_path() && folder(field).is_some_and(|path| text.contains(&start(path)))
         };
         // Of folders inside one another the innermost one counts.
         let field = FIELDS.iter().filter(inside).max_by_key(|field| folder(field).map_or(0, str::len));

@@ -4,15 +4,6 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::time::Duration;
 
-/// `1 clip`, `2 clips`, `3 classes`.
-pub fn count(number: usize, noun: &str) -> String {
-    match number {
-        1 => format!("1 {noun}"),
-        _ if noun.ends_with('s') => format!("{number} {noun}es"),
-        _ => format!("{number} {noun}s"),
-    }
-}
-
 /// How long something took or will take: `40 ms`, `0.4 s`, `12 s`, `3 min`, `5 h 20 min`, `2 days 3 h`.
 pub fn about(time: Duration) -> String {
     let seconds = time.as_secs_f64();
@@ -116,10 +107,6 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        assert_eq!(
-            [(1, "clip"), (2, "clip"), (0, "class")].map(|(n, s)| count(n, s)),
-            ["1 clip", "2 clips", "0 classes"]
-        );
         let times = [0.04, 9.96, 99.6, 3600.0, 200_000.0].map(|s| about(Duration::from_secs_f64(s)));
         assert_eq!(times, ["40 ms", "10 s", "2 min", "1 h 0 min", "2 days 7 h"]);
         assert_eq!([950, 38_400, 101_000_000].map(amount), ["950", "38.4 k", "101.0 M"]);

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::text::{about, amount, count};
+use super::text::{about, amount};
 use super::{origins, resolve, select_device};
 use crate::cli::TrainArgs;
 use crate::config::{Change, Edit, Experiment, FIELDS, OnBadClip, Override, Resolved, Resume, with_edits};
 use crate::data::{Contents, Dataset, Depth, Verified};
 use crate::engine::threads;
-use crate::error::{Kind, Problem};
+use crate::error::{Kind, Problem, count};
 use crate::limits::allocator::at_the_end;
 use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::{Ending, Resumed, RunFolder, RunInfo};

@@ -69,6 +69,8 @@ pub enum Preset {
 pub enum Kind {
     /// A path, as given; relative ones are relative to the working directory.
     Path,
+    /// `auto` or a path.
+    AutoOrPath,
     /// A whole number of at least 0 that TOML can hold (at most 2^63 - 1).
     Whole,
     /// A 64-bit floating point number; whole numbers are taken too.
@@ -83,6 +85,14 @@ pub enum Kind {
     AutoOrBytes,
     /// `epoch`, a number of steps or a time, such as `30 minutes`.
     Interval,
+}
+
+impl Kind {
+    /// Whether its values name a file or folder.
+    #[must_use]
+    pub fn is_path(self) -> bool {
+        matches!(self, Self::Path | Self::AutoOrPath)
+    }
 }
 
 /// Which values of a field can work, looking at the field alone. Numbers must be finite under every rule.
@@ -174,6 +184,7 @@ impl Field {
     pub fn type_name(&self) -> String {
         let kind = match self.kind {
             Kind::Path => "path".to_owned(),
+            Kind::AutoOrPath => "`auto` or a path".to_owned(),
             Kind::Whole => "whole number".to_owned(),
             Kind::Number => "number".to_owned(),
             Kind::Choice(names) => names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "),

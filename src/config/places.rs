@@ -36,7 +36,7 @@ impl From<String> for EventFolder {
 }
 
 impl FieldType for EventFolder {
-    const KIND: Kind = Kind::Path;
+    const KIND: Kind = Kind::AutoOrPath;
     fn json(&self) -> Json {
         match self {
             Self::Auto => "auto".into(),

@@ -185,6 +185,13 @@ fn switch(name: &str) -> Option<impl Iterator<Item = (&'static Field, &'static s
     Some(values.iter().filter_map(|(key, value)| Some((FIELDS.iter().find(|f| f.key == *key)?, *value))))
 }
 
+/// What to write where `word`, in the place of `field`'s value, is a switch of another program that sets this field.
+pub(super) fn switched(field: &Field, word: &str) -> Option<String> {
+    let word = normal(word.get(..LONGEST).unwrap_or(word));
+    let sets = switch(&word)?.any(|(other, _)| other.key == field.key);
+    sets.then(|| switch(&word).map(in_file))?
+}
+
 /// What to say about an unknown flag, such as `--clip-grad`, of a command that has the flags `own`, without their dashes.
 /// `value` is what follows it on the command line, and `of_fields` whether the command takes the fields' flags.
 #[must_use]
@@ -224,13 +231,18 @@ fn as_flag(field: &Field, value: Option<&str>) -> String {
     }
 }
 
+/// How to give fields their values in an experiment file.
+fn in_file(values: impl Iterator<Item = (&'static Field, &'static str)>) -> String {
+    let values: Vec<_> = values.map(|(field, value)| format!("{} = \"{value}\"", field.key)).collect();
+    format!("write {}", values.join(" and "))
+}
+
 /// What to say about an unknown key.
 pub(super) fn for_key(key: &str) -> String {
     let word = normal(key.get(..LONGEST).unwrap_or(key));
     let (section, name) = word.rsplit_once('.').unwrap_or(("", &word));
     if let Some(values) = switch(name) {
-        let values: Vec<_> = values.map(|(field, value)| format!("{} = \"{value}\"", field.key)).collect();
-        return format!("write {}", values.join(" and "));
+        return in_file(values);
     }
     if let Some(field) = meant(key) {
         return did_you_mean(field.key);

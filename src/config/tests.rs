@@ -90,8 +90,8 @@ error: a.toml:4: data.num_workers: expected a whole number, found an array
   hint: for example num_workers = 4
 error: a.toml:5: data.face_dir: expected a path, found the integer 7
   hint: put it in quotes: face_dir = "7"
-error: a.toml:6: data.tensorboard: expected a path, found the boolean true
-  hint: give a path, such as tensorboard = "folder/name"
+error: a.toml:6: data.tensorboard: expected auto or a path, found the boolean true
+  hint: write tensorboard = "auto", or a folder of your own
 error: a.toml:8: optimization.lr: expected a number, found the string "1e-4"
   hint: write it without quotes: lr = 1e-4
 error: a.toml:9: optimization.epochs: expected a whole number, found an empty string
@@ -283,7 +283,7 @@ fn words_of_other_languages_are_answered() {
             "[optimization]\ngrad_clip = None",
             "leave it out, or write grad_clip = \"\", to leave it unset (off)",
         ),
-        ("data.tensorboard = True", "give a path, such as tensorboard = \"folder/name\""),
+        ("data.tensorboard = True", "write tensorboard = \"auto\", or a folder of your own"),
         ("[data]\ntensorboard = false", "leave it out, or write tensorboard = \"\", to leave it unset (off)"),
         ("[run]\ndevice = cuda:1 # the second", "put it in quotes: device = \"cuda:1\""),
         ("[data]\nface_dir = data/face", "put it in quotes: face_dir = \"data/face\""),
@@ -293,6 +293,10 @@ fn words_of_other_languages_are_answered() {
         ("[run]\nmemory_budget = \"8000000000\"", "write the unit: memory_budget = \"8000000000B\""),
         ("[run]\nfp16 = true", "write run.precision = \"amp\" and optimization.amp_dtype = \"float16\""),
         ("bf16 = true", "write run.precision = \"amp\" and optimization.amp_dtype = \"bfloat16\""),
+        (
+            "[run]\nprecision = \"fp16\"",
+            "write run.precision = \"amp\" and optimization.amp_dtype = \"float16\"",
+        ),
         ("[optim]\nlr = 1", "did you mean [optimization]?"),
         ("[optimization]\npatience = 3", "there is no early stopping; [optimization] has"),
         ("[optimization]\nclip_grad = 1", "did you mean optimization.grad_clip?"),

@@ -9,7 +9,7 @@ use super::auto::{Chunk, MemoryBudget};
 use super::define::{Field, Kind, Preset};
 use super::fields::Device;
 use super::interval::CheckpointEvery;
-use super::suggest::nearest;
+use super::suggest::{nearest, switched};
 use crate::input;
 
 /// Why a value was refused: what follows the field's key in the message, and the cure.
@@ -36,7 +36,7 @@ pub(super) fn from_text(field: &Field, text: &str) -> Result<Value, Mismatch> {
     }
     let word = text.trim();
     match field.kind {
-        Kind::Path => path(text),
+        Kind::Path | Kind::AutoOrPath => path(text),
         Kind::Whole => match word.parse::<i128>() {
             Ok(number) => whole(field, number, word),
             Err(_) if digits(word) => Err(too_large(field, word)),
@@ -64,7 +64,7 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
                 return empty(field);
             }
             match kind {
-                Kind::Path => path(text),
+                Kind::Path | Kind::AutoOrPath => path(text),
                 Kind::Choice(names) => choice(field, names, text.trim()),
                 Kind::Device => device(field, text.trim()),
                 Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval => own_type(field, text.trim()),
@@ -89,7 +89,7 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
             let text = shorten(value.clone().decorated("", "").to_string().trim());
             let hint = match kind {
                 _ if value.as_bool().is_some() => instead_of(field, &text),
-                Kind::Path => format!("put it in quotes: {} = \"{text}\"", field.name),
+                kind if kind.is_path() => format!("put it in quotes: {} = \"{text}\"", field.name),
                 _ => such_as(field),
             };
             Err(Mismatch::found(field, &format!("the {} {text}", value.type_name()), hint))
@@ -151,10 +151,13 @@ fn digits(word: &str) -> bool {
 }
 
 fn choice(field: &Field, names: &[&'static str], word: &str) -> Result<Value, Mismatch> {
-    match names.iter().find(|name| name.eq_ignore_ascii_case(word)) {
-        Some(name) => Ok(Value::from(*name)),
-        None => Err(unknown(field, word, nearest(word, names.iter().copied()), &list(names))),
+    if let Some(name) = names.iter().find(|name| name.eq_ignore_ascii_case(word)) {
+        return Ok(Value::from(*name));
     }
+    Err(match switched(field, word) {
+        Some(instead) => Mismatch::new(format!("unknown {} {}", field.name, quoted(word)), instead),
+        None => unknown(field, word, nearest(word, names.iter().copied()), &list(names)),
+    })
 }
 
 fn device(field: &Field, word: &str) -> Result<Value, Mismatch> {
@@ -191,6 +194,7 @@ fn unknown(field: &Field, word: &str, near: Option<&str>, choices: &str) -> Mism
 pub(super) fn expected(field: &Field) -> String {
     match field.kind {
         Kind::Path => "a path".into(),
+        Kind::AutoOrPath => "auto or a path".into(),
         Kind::Whole => "a whole number".into(),
         Kind::Number => "a number".into(),
         Kind::Choice(names) => format!("one of {}", list(names)),
@@ -216,9 +220,7 @@ pub(super) fn instead_of(field: &Field, word: &str) -> String {
             _ => such_as(field),
         },
         "true" | "false" | "on" | "off" | "yes" | "no" => match field.kind {
-            Kind::Path if field.type_name().contains("`auto`") => {
-                format!("write {name} = \"auto\", or a folder of your own")
-            }
+            Kind::AutoOrPath => format!("write {name} = \"auto\", or a folder of your own"),
             Kind::Path => format!("give a path, such as {name} = \"folder/name\""),
             Kind::Choice(names) => format!("the choices are {}", list(names)),
             _ => such_as(field),

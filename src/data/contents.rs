@@ -2,8 +2,8 @@
 
 use super::dataset::{Clip, Dataset, ENDINGS};
 use super::sampling::distinct;
-use super::{count, some_of};
-use crate::error::{Error, Kind, Problem, Result};
+use super::some_of;
+use crate::error::{Error, Kind, Problem, Result, count};
 
 impl Clip {
     /// Whether any of its streams has an image.

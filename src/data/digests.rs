@@ -2,8 +2,8 @@
 
 use super::dataset::{Clip, Dataset};
 use super::image::Decoder;
-use super::{SHOWN, count, on_threads, some_of};
-use crate::error::Problem;
+use super::{SHOWN, on_threads, some_of};
+use crate::error::{Problem, count};
 use crate::input;
 use sha1::{Digest, Sha1};
 use std::fs;

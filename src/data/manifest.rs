@@ -2,8 +2,8 @@
 
 use super::table::{self, Row};
 use super::target::normalize;
-use super::{FirstTen, SHOWN, count, some_of_many};
-use crate::error::Problem;
+use super::{FirstTen, SHOWN, some_of_many};
+use crate::error::{Problem, count};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;

@@ -131,11 +131,6 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// `1 clip`, `2 clips`.
-fn count(number: usize, noun: &str) -> String {
-    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,7 +139,6 @@ mod tests {
     fn lists_are_cut_after_ten() {
         assert_eq!(some_of(&[1, 2]), "1, 2");
         assert_eq!(some_of(&(0..12).collect::<Vec<_>>()), "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more");
-        assert_eq!((count(1, "clip"), count(2, "clip")), ("1 clip".into(), "2 clips".into()));
     }
 
     #[test]

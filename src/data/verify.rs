@@ -3,7 +3,7 @@
 use super::dataset::Dataset;
 use super::image::Decoder;
 use super::{SHOWN, on_threads, some_of_many};
-use crate::error::{Error, Problem};
+use crate::error::{Error, Problem, count};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -131,7 +131,7 @@ impl Dataset {
             Some(stream) => ("image", &stream.dir, stream.key),
             None => ("pose", &self.pose_dir, "data.pose_dir"),
         };
-        format!("{} opened in {} ({key})", super::count(number, noun), folder.display())
+        format!("{} opened in {} ({key})", count(number, noun), folder.display())
     }
 
     fn pieces(&self, depth: Depth) -> Vec<Piece> {
@@ -219,7 +219,7 @@ impl Findings {
             let first = rest.iter().filter_map(|(_, group)| group.first.values().next());
             let lines: Vec<String> = first.map(|(_, problem)| problem.line()).collect();
             problems.push(
-                Problem::new(format!("{} cannot be read either", super::count(files, "more file")))
+                Problem::new(format!("{} cannot be read either", count(files, "more file")))
                     .cause(listed(&lines, files))
                     .hint("mend the others first: these may have the same cause"),
             );

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io;
 
 use crate::config::MOST_THREADS;
-use crate::error::{Kind, Problem};
+use crate::error::{Kind, Problem, count};
 use crate::{Error, Result};
 
 /// The variable that stands in for `run.threads`.
@@ -55,7 +55,10 @@ pub fn start(threads: usize) -> Result<usize> {
         built.err().filter(|error| error.source().is_some_and(<dyn std::error::Error>::is::<io::Error>));
     match refused {
         Some(error) => {
-            let what = format!("the system does not grant {threads} threads to compute with (run.threads)");
+            let what = format!(
+                "the system does not grant {} to compute with (run.threads)",
+                count(threads, "thread")
+            );
             let hint = "set run.threads to fewer, or raise the limits on processes (ulimit -u) and memory (ulimit -v)";
             Err(Error::new(Kind::Run, Problem::new(what).cause(error).hint(hint)))
         }

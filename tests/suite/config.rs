@@ -299,7 +299,8 @@ fn every_shipped_file_survives_its_snapshot() {
 fn draw(field: &Field, random: &mut impl Rng) -> String {
     match (field.kind, field.rule) {
         _ if field.optional && random.random_range(0..3) == 0 => String::new(),
-        (Kind::Path, _) => {
+        (Kind::AutoOrPath, _) if random.random_range(0..3) == 0 => "auto".into(),
+        (Kind::Path | Kind::AutoOrPath, _) => {
             let characters: Vec<char> = "ab/._ -#=\"'\\ñ日\t\n\u{7f}\u{1b}1e,[]{}$%".chars().collect();
             (0..random.random_range(1..12))
                 .map(|_| characters[random.random_range(0..characters.len())])

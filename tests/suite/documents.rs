@@ -256,7 +256,7 @@ fn unwrapped(lines: &[String]) -> Vec<String> {
     for line in lines {
         match (line.strip_prefix("             "), whole.last_mut()) {
             (Some(rest), Some(last)) if rest.starts_with(|first| first != ' ') => {
-                *last += &format!(" {rest}")
+                *last += &format!(" {rest}");
             }
             _ => whole.push(line.clone()),
         }

@@ -168,7 +168,7 @@ fn threads_have_a_bound_and_may_be_refused() {
     let stacks = [("RUST_MIN_STACK", "40000000000")];
     let (outcome, errors) = limited(&world, "ulimit -v 2000000", &stacks, &["tiny.toml"]);
     assert_eq!((outcome.code, errors), (1, 1), "{}", outcome.stderr);
-    outcome.says(&["the system does not grant 1 threads", "run.threads", "ulimit -u"]);
+    outcome.says(&["the system does not grant 1 thread to", "run.threads", "ulimit -u"]);
     assert!(!world.path("run").exists());
     let demo =
         ["demo", "drawn", "--data-only", "--clips", "8", "--size", "16", "--frames", "2", "--signs", "2"];
