@@ -372,7 +372,7 @@ fn the_reference_has_a_row_for_every_field() {
         "### `[model.backbone]`\n",
         "| `hand_left_dir` | Folder of the left hand's crops. | path | required | `--hand-left-dir` |\n",
         "| `batch_size` | Clips in a training batch. | whole number, at least 1 | `4` | `--batch-size` |\n",
-        "| `tensorboard` | Folder for TensorBoard's event files; `auto` is the folder `tensorboard` in `run.work_dir`. | path | unset: off | `--tensorboard` |\n",
+        "| `tensorboard` | Folder for TensorBoard's event files; `auto` is the folder `tensorboard` in `run.work_dir`. | `auto` or a path | unset: off | `--tensorboard` |\n",
         "| `depth` | Transformer blocks. | whole number, at least 1 | `12` | `--set model.backbone.depth=` |\n",
         "| `lr` | Learning rate. | number, at least 0 | `1e-3` | `--lr` |\n",
     ] {
