@@ -453,7 +453,7 @@ fn for_bare_word(line: &str) -> Option<String> {
         return None;
     }
     let field = FIELDS.iter().find(|field| field.name == name);
-    let in_quotes = || format!("put it in quotes: {name} = \"{word}\"");
+    let in_quotes = || format!("put it in quotes: {} = \"{}\"", shorten(name), shorten(word));
     match (field, word.to_ascii_lowercase().as_str()) {
         (Some(field), "none" | "null" | "nil" | "true" | "false" | "yes" | "no" | "on" | "off") => {
             Some(value::instead_of(field, word))

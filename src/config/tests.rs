@@ -306,6 +306,13 @@ fn words_of_other_languages_are_answered() {
         assert_eq!(text.matches("error: ").count(), 1, "{line}\n{text}");
     }
     assert!(!refused("a = 1 2").contains("hint"), "nothing is known of that line");
+    // No line, however long, makes a long message.
+    let zeros = "0".repeat(3000);
+    for line in [format!("face_dir = {}", "é".repeat(3000)), format!("[run]\nmemory_budget = \"{zeros}8\"")]
+    {
+        let text = refused(&line);
+        assert!(text.contains("\n  hint: ") && text.chars().count() < 800, "{text}");
+    }
 }
 
 #[test]

@@ -228,7 +228,7 @@ pub(super) fn instead_of(field: &Field, word: &str) -> String {
         word if field.kind == Kind::AutoOrBytes && word.parse().is_ok_and(is_amount) => {
             // Nobody has a million gibibytes, or less than a mebibyte.
             let unit = if digits(word) && word.len() > 6 { "B" } else { "GiB" };
-            format!("write the unit: {name} = \"{word}{unit}\"")
+            format!("write the unit: {name} = \"{}{unit}\"", shorten(word))
         }
         _ => such_as(field),
     }
