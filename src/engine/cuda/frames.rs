@@ -151,7 +151,7 @@ impl FrameEncoder {
         Ok(buffers.x)
     }
 
-    /// Adds the parameters' gradients, from that of the encoded frames, which is where those were: [`Self::encoded`]. That of
+    /// Adds the parameters' gradients, from that of the encoded frames, which is where those were. That of
     /// each stream's features goes to `d_features`, where it is wanted.
     ///
     /// # Errors

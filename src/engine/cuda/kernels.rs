@@ -201,7 +201,7 @@ arguments! {
     Cast { x: f32s, out: stored, count: long }
 }
 
-/// What `judge` makes of a step: as [`VERDICT`] has it in C.
+/// What `judge` makes of a step: as `VERDICT` has it in C.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 #[allow(missing_docs, reason = "named as in C")]

@@ -11,7 +11,7 @@ use crate::engine::cuda::memory::{Activation, Buffer, Matrix};
 use crate::engine::cuda::ops::Nonlinearity;
 use crate::engine::cuda::parameters::Module;
 
-/// A pre-norm transformer block. Its first norm comes with the residual sum before it, so [`super::super::backbone`] calls
+/// A pre-norm transformer block. Its first norm comes with the residual sum before it, so `backbone` calls
 /// it, between two blocks.
 pub struct Block {
     /// The norm before attention.
