@@ -3,9 +3,10 @@
 use super::batch::{Phase, Sample, Sizes};
 use super::frames::{FrameTable, Listing, PassedOver, PoseListing, list_frames, list_poses};
 use super::image::Decoder;
-use super::manifest::{Index, Metadata, Source, read_index, read_metadata};
+use super::manifest::{Index, Metadata, read_index, read_metadata};
 use super::pose::{self, Pose};
 use super::sampling::{frame_at, sample_indices, stride, union};
+use super::table::Source;
 use super::target::text_target;
 use super::{shortened, some_of};
 use crate::config::{self, OnBadClip};

@@ -1,27 +1,10 @@
 //! What the CSVs say: the text of each clip, and the ids of each split.
 
-use super::table::{self, Row};
+use super::table::{self, Row, Source};
 use super::target::normalize;
 use super::{FirstTen, SHOWN, some_of_many};
 use crate::error::{Problem, count};
 use std::collections::{HashMap, HashSet};
-use std::fmt;
-use std::path::Path;
-
-/// A path of the dataset together with the configuration key that it came from.
-#[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
-    /// The key, such as `data.face_dir`.
-    pub key: &'static str,
-    /// The path as it was given.
-    pub path: &'a Path,
-}
-
-impl fmt::Display for Source<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.path.display(), self.key)
-    }
-}
 
 /// The longest name that a file can have, without `_f0.jpg`.
 const MAX_ID: usize = 255 - 7;

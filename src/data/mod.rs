@@ -30,10 +30,11 @@ pub use digests::Contents;
 pub use frames::FrameTable;
 pub use image::Decoder;
 pub use loader::Loader;
-pub use manifest::{Index, Metadata, Source, read_index, read_metadata};
+pub use manifest::{Index, Metadata, read_index, read_metadata};
 pub use pose::{Pose, read as read_pose};
 pub use sampling::{frame_at, sample_indices, stride};
 pub use summary::{Collisions, Frames, StreamSummary, Summary};
+pub use table::Source;
 pub use target::{normalize, text_hash, text_target};
 pub use verify::{Depth, Verified};
 

@@ -1,12 +1,13 @@
 //! A CSV file row by row with line numbers: delimiter, BOM and encoding settled, every row as wide as the first.
 
 use super::FirstTen;
-use super::manifest::Source;
 use crate::error::Problem;
 use crate::input;
 use csv::StringRecord;
 use std::cell::Cell;
+use std::fmt;
 use std::io::{self, Read};
+use std::path::Path;
 
 /// Far beyond any corpus (the real one's metadata is 4 MB), and small enough to hold.
 const MAX_BYTES: u64 = 512 << 20;
@@ -14,6 +15,21 @@ const MAX_BYTES: u64 = 512 << 20;
 const MAX_ROWS: u64 = 4_000_000;
 /// A longer row is a quote that is not closed, or no CSV.
 const MAX_ROW_BYTES: usize = 1 << 20;
+
+/// A path of the dataset together with the configuration key that it came from.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The key, such as `data.face_dir`.
+    pub key: &'static str,
+    /// The path as it was given.
+    pub path: &'a Path,
+}
+
+impl fmt::Display for Source<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.path.display(), self.key)
+    }
+}
 
 /// One record and the line that it starts on, counted from 1.
 pub struct Row<'r> {
