@@ -12,9 +12,10 @@ use super::seam::{Engine, Evaluating, Outcome, Pending, Step, Times};
 use crate::Result;
 use crate::config::streams::image_streams;
 use crate::config::{Chunk, Experiment};
+use crate::data::Batch;
 use crate::error::Error;
 use crate::model::decoder::gradient;
-use crate::model::{DecoderKind, Encoded, Network, Score};
+use crate::model::{DecoderKind, Encoded, Frames, Network, Score};
 use crate::nn::{Blueprint, Pass};
 
 /// The network as one graph, on `device`.
@@ -117,10 +118,10 @@ impl Engine for Candle {
     }
 
     fn evaluate(&mut self, batch: &mut Placed) -> Result<Evaluating> {
-        let targets = targets(&batch.batch, &self.device)?;
-        let encoded = self.encoded(batch)?;
-        let pad_mask = &frames(&batch.batch, &self.device)?.pad_mask;
-        let encoded = Encoded { frames: &encoded, pad_mask };
+        let (batch, device) = (&batch.batch, &self.device);
+        let (inputs, targets) = (frames(batch, device)?, targets(batch, device)?);
+        let encoded = self.encoded(batch, &inputs)?;
+        let encoded = Encoded { frames: &encoded, pad_mask: &inputs.pad_mask };
         self.score = Some(self.evaluator().decoder().score(encoded, &targets)?);
         Ok(Evaluating(()))
     }
@@ -130,7 +131,8 @@ impl Engine for Candle {
     }
 
     fn encode(&mut self, batch: &mut Placed) -> Result<Tensor> {
-        Ok(self.encoded(batch)?.to_device(&Device::Cpu)?)
+        let inputs = frames(&batch.batch, &self.device)?;
+        Ok(self.encoded(&batch.batch, &inputs)?.to_device(&Device::Cpu)?)
     }
 
     fn gradients(&self, step: &Step) -> Result<Vec<Vec<f32>>> {
@@ -168,12 +170,11 @@ impl Engine for Candle {
 }
 
 impl Candle {
-    /// The encoded frames on the device.
-    fn encoded(&self, batch: &Placed) -> Result<Tensor> {
-        let (batch, network) = (&batch.batch, self.evaluator());
-        let (images, frames) = (images(batch, &self.device)?, frames(batch, &self.device)?);
-        let features = network.features(&images, &Pass::EVALUATION)?;
-        Ok(network.encode(&features, &frames, &Pass::EVALUATION)?)
+    /// The encoded frames on the device, of a batch whose `inputs` are there.
+    fn encoded(&self, batch: &Batch, inputs: &Frames) -> Result<Tensor> {
+        let network = self.evaluator();
+        let features = network.features(&images(batch, &self.device)?, &Pass::EVALUATION)?;
+        Ok(network.encode(&features, inputs, &Pass::EVALUATION)?)
     }
 }
 
