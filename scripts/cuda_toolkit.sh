@@ -3,11 +3,12 @@
 # else its makers expect of a toolkit. Building slt-run itself needs none of it.
 #
 #   eval "$(scripts/cuda_toolkit.sh DIR)" && slt-run …
+#   eval "$(scripts/cuda_toolkit.sh DIR)" && cargo build --release --features cuda,candle-cuda      Candle's own CUDA, too
 #   eval "$(scripts/cuda_toolkit.sh DIR nvrtc)"      the compiler of kernels alone: 90 MB, enough for the tests
 #
 # Takes NVIDIA's Python wheels (660 MB to download, 1.3 GB on disk), each checked against the SHA-256 given here, unpacks
-# them over one another in DIR and adds what they lack: modes, unversioned library names, and an empty libcuda to link
-# against (the real one comes with the driver). On standard output go only the `export` lines, everything else on
+# them over one another in DIR and adds what they lack: modes, unversioned library names, and a libcuda to link against,
+# whose functions are empty (the real one comes with the driver). On standard output go only the `export` lines, everything else on
 # standard error. A second call finds DIR complete and downloads nothing. Needs Python 3 with pip, sh and a C compiler.
 set -eu
 
@@ -77,8 +78,11 @@ PYTHON
         [ -e "$cuda/lib/$name" ] || ln -s "$file" "$cuda/lib/$name"
     done
     mkdir "$cuda/lib/stubs"
-    : >"$new/empty.c"
-    $compiler -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$cuda/lib/stubs/libcuda.so" "$new/empty.c" >&2 ||
+    # Every function of the driver's header, as a name for the linker: nothing ever runs them.
+    [ ! -e "$cuda/include/cuda.h" ] ||
+        grep -oE '\bcu[A-Z][A-Za-z0-9_]*' "$cuda/include/cuda.h" | sort -u | sed 's/.*/void &(void) {}/' >"$new/cuda.c"
+    [ ! -e "$new/cuda.c" ] ||
+        $compiler -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$cuda/lib/stubs/libcuda.so" "$new/cuda.c" >&2 ||
         fail "$compiler cannot make a shared library"
     [ ! -e "$cuda/bin/nvcc" ] || "$cuda/bin/nvcc" --version >&2 || fail "the toolkit's nvcc does not start"
     rm -rf "$home"
@@ -87,4 +91,11 @@ PYTHON
 fi
 
 echo "export CUDA_HOME='$home'"
-[ ! -e "$home/bin/nvcc" ] || echo "export NVCC='$home/bin/nvcc'"
+if [ -e "$home/bin/nvcc" ]; then
+    echo "export NVCC='$home/bin/nvcc'"
+    # What is built with Candle's CUDA is linked to the libraries, and finds them by these as it is linked and as it starts.
+    echo "export LIBRARY_PATH='$home/lib:$home/lib/stubs'\${LIBRARY_PATH:+:\$LIBRARY_PATH}"
+    echo "export LD_LIBRARY_PATH='$home/lib'\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
+    # Candle compiles its kernels for one capability, which it asks the GPU for.
+    command -v nvidia-smi >/dev/null 2>&1 || echo "export CUDA_COMPUTE_CAP=\${CUDA_COMPUTE_CAP:-80}"
+fi

@@ -231,20 +231,24 @@ impl Errors {
         assert!(self.keys < tolerance, "the keys' bias: {}", self.keys);
     }
 
-    /// Rounding in another order gives other errors of the same size: at most twice the other's, or a tenth of `tolerance`.
+    /// Rounding in another order gives errors like `other`'s. A unit of a ReLU that it switches moves single gradients by
+    /// up to 40 times, and all of them together by up to 5 (seen in 48 emulated steps whose parameters differ by 1e-3):
+    /// what is compared is the middle one and all together. A gradient that is wrong is off by as much as it is.
     #[cfg(feature = "cuda")]
     fn like(&self, other: &Self, tolerance: f64) {
-        let mut pairs = vec![
-            ("loss", self.loss, other.loss.max(tolerance)),
-            ("logits", self.logits, other.logits),
-            ("gradients", self.gradients, other.gradients),
-            ("the keys' bias", self.keys, other.keys),
-        ];
-        for ((name, far, _), (_, expected, _)) in self.parameters.iter().zip(&other.parameters) {
-            pairs.push((name, *far, *expected));
+        assert!(self.loss < tolerance && self.keys < tolerance, "{} {}", self.loss, self.keys);
+        let mut ratios = Vec::new();
+        for ((name, far, size), (_, expected, _)) in self.parameters.iter().zip(&other.parameters) {
+            assert!(*far < 1.0 || *expected > 0.1, "{name}: {far} of {size}, and emulated {expected}");
+            ratios.push(far / expected.max(f64::MIN_POSITIVE));
         }
-        for (what, far, expected) in pairs {
-            assert!(far < 2.0 * expected + 0.1 * tolerance, "{what}: {far}, and emulated {expected}");
+        ratios.sort_by(f64::total_cmp);
+        for (what, ratio, most) in [
+            ("middle gradient", ratios[ratios.len() / 2], 3.0),
+            ("gradients", self.gradients / other.gradients, 10.0),
+            ("logits", self.logits / other.logits, 3.0),
+        ] {
+            assert!(ratio < most, "{what}: {ratio} times as far off as emulated");
         }
     }
 }
