@@ -8,8 +8,9 @@
 #
 # Takes NVIDIA's Python wheels (660 MB to download, 1.3 GB on disk), each checked against the SHA-256 given here, unpacks
 # them over one another in DIR and adds what they lack: modes, unversioned library names, and a libcuda to link against,
-# whose functions are empty (the real one comes with the driver). On standard output go only the `export` lines, everything else on
-# standard error. A second call finds DIR complete and downloads nothing. Needs Python 3 with pip, sh and a C compiler.
+# whose functions are empty (the real one comes with the driver). On standard output go only the `export` lines,
+# everything else on standard error. A second call finds DIR complete and downloads nothing. Needs Python 3 with pip, sh
+# and a C compiler.
 set -eu
 
 fail() { echo "cuda_toolkit.sh: $*" >&2; exit 1; }
@@ -92,7 +93,7 @@ fi
 
 echo "export CUDA_HOME='$home'"
 if [ -e "$home/bin/nvcc" ]; then
-    echo "export NVCC='$home/bin/nvcc'"
+    echo "export NVCC='$home/bin/nvcc' PATH='$home/bin':\"\$PATH\""
     # What is built with Candle's CUDA is linked to the libraries, and finds them by these as it is linked and as it starts.
     echo "export LIBRARY_PATH='$home/lib:$home/lib/stubs'\${LIBRARY_PATH:+:\$LIBRARY_PATH}"
     echo "export LD_LIBRARY_PATH='$home/lib'\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
