@@ -14,6 +14,7 @@ use crate::config::streams::image_streams;
 use crate::config::{Experiment, FIELDS, Field, Preset, Resolved, Role, Setting};
 use crate::data::{Batch, Dataset, Loader, Sizes, requests};
 use crate::engine::{self, End, Engine, Outcome, Placed, Step, Times, memory, threads};
+use crate::model::decoder;
 use crate::nn::Pass;
 use crate::observe::reporter::Reporter;
 use crate::random::{Purpose, stream};
@@ -163,7 +164,7 @@ fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) 
 
 fn one_step(c: &Experiment, engine: &mut dyn Engine, step: u64) -> Result<Seconds> {
     let begun = Instant::now();
-    let mut batch = Placed::from(random_batch(c, c.data.batch_size, step));
+    let mut batch = random_batch(c, c.data.batch_size, step);
     engine.send(&mut batch)?;
     let data = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
@@ -188,7 +189,7 @@ fn evaluation(resolved: &Resolved, batches: usize, json: bool, reporter: &Report
     let clips = c.data.val_batch_size.unwrap_or(c.data.batch_size);
     let mut seconds = Vec::new();
     for at in 0..batches {
-        let mut batch = Placed::from(random_batch(c, clips, at as u64));
+        let mut batch = random_batch(c, clips, at as u64);
         engine.send(&mut batch)?;
         let begun = Instant::now();
         let evaluating = engine.evaluate(&mut batch)?;
@@ -210,7 +211,7 @@ fn evaluation(resolved: &Resolved, batches: usize, json: bool, reporter: &Report
 fn data(resolved: &Resolved, passes: usize, json: bool, reporter: &Reporter) -> Result<String> {
     let c = &resolved.experiment;
     let begun = Instant::now();
-    let dataset = open_dataset(resolved, reporter)?;
+    let (dataset, _) = open_dataset(resolved, reporter)?;
     let open = begun.elapsed().as_secs_f64();
     let workers = c.data.num_workers.unwrap_or_else(default_workers);
     let alone = load(c, &dataset, 0, passes)?;
@@ -255,7 +256,7 @@ fn peak_gib() -> Option<f64> {
 }
 
 /// `clips` clips of noise, of the shape that the loader's batches have.
-fn random_batch(c: &Experiment, clips: usize, step: u64) -> Batch {
+fn random_batch(c: &Experiment, clips: usize, step: u64) -> Placed {
     let mut rng = stream(c.run.seed, Purpose::Bench, [step, 0]);
     let sizes = Sizes {
         frames: c.model.sequence_length,
@@ -267,8 +268,7 @@ fn random_batch(c: &Experiment, clips: usize, step: u64) -> Batch {
     for value in &mut batch.pose {
         *value = (f64::from(rng.next_u32()) / f64::from(u32::MAX)) as f32;
     }
-    for target in &mut batch.targets {
-        *target = rng.next_u32() % c.model.vocab_size as u32;
-    }
-    batch
+    let decoder = decoder::of(c, &[]);
+    let targets = (0..clips).map(|_| decoder.target(&rng.next_u32().to_string())).collect();
+    Placed::new(batch, targets)
 }

@@ -10,13 +10,14 @@ use super::{origins, print, resolve, select_device};
 use crate::cli::CheckArgs;
 use crate::config::streams::{STREAMS, Stream, image_streams};
 use crate::config::{Experiment, Resolved, Resume};
-use crate::data::{Dataset, Depth, Loader, Phase, Request, Summary, Verified};
-use crate::engine::{self, Engine, Placed, Step, memory, memory::Plan, threads};
+use crate::data::{Dataset, Depth, Phase, Request, Summary, Verified};
+use crate::engine::{self, Engine, Step, memory, memory::Plan, threads};
 use crate::error::{Kind, Problem, count};
 use crate::limits::size;
+use crate::model::{DecoderKind, TextReport};
 use crate::nn::Pass;
 use crate::observe::{self, reporter::Reporter, run_folder::RunFolder};
-use crate::train::feed::default_workers;
+use crate::train::feed::{Feed, default_workers};
 use crate::{Error, Result};
 
 pub fn check(args: CheckArgs, reporter: &Reporter) -> Result<()> {
@@ -29,10 +30,10 @@ fn check_resolved(resolved: &Resolved, depth: Depth, reporter: &Reporter) -> Res
     let c = &resolved.experiment;
     let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads)?)?;
-    let dataset = open_dataset(resolved, reporter)?;
+    let (dataset, decoder) = open_dataset(resolved, reporter)?;
     let mut found = look_into_files(&dataset, resolved, depth, reporter);
     let sized = memory::with_batches_of(c, dataset.train.len(), dataset.val.len());
-    let mut engine = engine::new(&sized, &device)?;
+    let mut engine = engine::with_decoder(&sized, &device, decoder.as_ref())?;
     let engine = engine.as_mut();
     if let Err(error) = begin(c, engine, reporter) {
         found.problems.extend(error.problems);
@@ -42,14 +43,14 @@ fn check_resolved(resolved: &Resolved, depth: Depth, reporter: &Reporter) -> Res
     let summary = dataset.summary();
     print(&format!(
         "{}\n{}",
-        describe_data(&summary, c),
+        describe_data(&summary, &decoder.report(&dataset.texts())),
         wrapped(&describe_network(c, engine, &dataset, &device), LABEL)
     ))?;
     let looked_at = describe_look(&found, &summary, dataset.unindexed_files);
     Error::all(Kind::Data, found.problems)?;
     engine.plan().refuse_more_than_the_budget()?;
     let before = engine.chunk();
-    print(&wrapped(&one_step(c, &dataset, engine)?, LABEL))?;
+    print(&wrapped(&one_step(c, &dataset, decoder.as_ref(), engine)?, LABEL))?;
     if let (Some(frames), true) = (engine.chunk(), engine.chunk() != before) {
         reporter.warn(&observe::smaller_chunk(frames));
     }
@@ -83,7 +84,7 @@ fn begin(c: &Experiment, engine: &mut dyn Engine, reporter: &Reporter) -> Result
     engine.push()
 }
 
-fn describe_data(s: &Summary, c: &Experiment) -> String {
+fn describe_data(s: &Summary, t: &TextReport) -> String {
     let title = ["split", "clips", "frames: min", "median", "max", "longer", "repeated"];
     let mut splits = vec![title.map(str::to_owned)];
     for (name, split) in [("train", &s.train), ("validation", &s.val)] {
@@ -105,10 +106,8 @@ fn describe_data(s: &Summary, c: &Experiment) -> String {
     }
     streams.push(pose);
 
-    let t = &s.texts;
     let mut text = format!("{}\n{}\n{LEGEND}\n", table(&splits), table(&streams));
-    let mut texts = String::new();
-    let _ = write!(texts, "{} on {} of {} classes", count(t.texts, "text"), t.classes, c.model.vocab_size);
+    let mut texts = t.full.clone();
     if s.unseen_val_texts > 0 {
         let _ = write!(
             texts,
@@ -116,13 +115,13 @@ fn describe_data(s: &Summary, c: &Experiment) -> String {
             count(s.unseen_val_texts, "validation clip")
         );
     }
-    if t.colliding > 0 {
-        let _ = write!(texts, "; {} share a class with another, for example", count(t.colliding, "text"));
+    if let Some(problem) = &t.problem {
+        let _ = write!(texts, "; {problem}");
     }
     texts.push('\n');
     text.push_str(&wrapped(&texts, 2));
-    for [a, b] in &t.examples {
-        let _ = writeln!(text, "  {a:?} and {b:?}");
+    for example in &t.examples {
+        let _ = writeln!(text, "  {example}");
     }
     text
 }
@@ -204,15 +203,19 @@ fn describe_look(found: &Verified, s: &Summary, unindexed: usize) -> String {
 }
 
 /// One training step on the first batch, without an update, and what it says about a run's time.
-fn one_step(c: &Experiment, dataset: &Arc<Dataset>, engine: &mut dyn Engine) -> Result<String> {
+fn one_step(
+    c: &Experiment,
+    dataset: &Arc<Dataset>,
+    decoder: &dyn DecoderKind,
+    engine: &mut dyn Engine,
+) -> Result<String> {
     let clips: Vec<usize> = dataset.train.iter().take(c.data.batch_size).copied().collect();
     let request = Request { phase: Phase::Train, epoch: 0, clips };
-    let mut loader = Loader::new(Arc::clone(dataset), 0, std::iter::once(request));
+    let mut feed = Feed::of(dataset, decoder, 0, std::iter::once(request));
     let begun = Instant::now();
-    let (_, batch) = loader.next().ok_or_else(|| Error::run("the loader has no batch"))??;
+    let mut batch = feed.next(Phase::Train, 0)?;
     let loading = begun.elapsed();
-    let images = image_streams().count() * batch.targets.len() * c.model.sequence_length;
-    let mut batch = Placed::from(batch);
+    let images = image_streams().count() * batch.clips() * c.model.sequence_length;
     let begun = Instant::now();
     // A step of two batches: every engine tells their losses at once.
     let mut step = Step::of(2);

@@ -1,7 +1,9 @@
 //! `slt-run CONFIG…`: builds everything a run needs, checks all of it, then claims the folder and trains.
 
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,9 +12,11 @@ use super::{origins, resolve, select_device};
 use crate::cli::TrainArgs;
 use crate::config::{Change, Edit, Experiment, FIELDS, OnBadClip, Override, Resolved, Resume, with_edits};
 use crate::data::{Contents, Dataset, Depth, Verified};
+use crate::engine::device::Compute;
 use crate::engine::threads;
 use crate::error::{Kind, Problem, count};
-use crate::limits::allocator::at_the_end;
+use crate::limits::allocator::{Until, at_the_end};
+use crate::model::{DecoderKind, decoder};
 use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::{Ending, Resumed, RunFolder, RunInfo};
 use crate::observe::{self, Observer};
@@ -52,107 +56,191 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     let (started, begun) = (SystemTime::now(), Instant::now());
     let stop = Stop::on_signals()?;
     resolved.to_toml_with_origins().lines().for_each(|line| reporter.verbose(line));
-    // What the run begins with is known by its digest from here on.
-    let mut resolved = resolved.clone();
-    let mut earlier = Earlier::find(&mut resolved, call)?;
-    let goes_on = earlier.as_ref().is_some_and(|earlier| earlier.saved.is_some());
-    let initial = if goes_on { None } else { begin_from(&mut resolved.experiment, reporter)? };
-    let (resolved, c) = (&resolved, &resolved.experiment);
-    let device = select_device(resolved, reporter);
-    let threads = threads::start(threads::available(c.run.threads)?)?;
-    let dataset = open_dataset(resolved, reporter)?;
-    if let Some(earlier) = &mut earlier {
-        earlier.refuse_other_data(&dataset, resolved, call, reporter)?;
-    }
-    let contents = look_at_clips(&dataset, resolved, earlier.is_some(), reporter)?;
-    if let Some(earlier) = &mut earlier {
-        earlier.refuse_other_contents(&dataset, &contents, resolved, call, reporter)?;
-    }
-    let mut trainer = Trainer::new(c, &device, &dataset, contents)?;
-    let steps = dataset.train.len().div_ceil(c.data.batch_size);
-    let is_resumed = earlier.is_some();
+    let sound = Sound::open(resolved, call, reporter)?;
     // Nothing has been written so far; what is written from now on is put in order before the process ends.
     stop.let_steps_end();
-    let (folder, changes) = match earlier {
-        Some(Earlier { folder, saved: Some(saved), changes }) => {
-            go_on(saved, &mut trainer, steps, &changes, resolved, reporter)?;
-            if let Some(warning) = state::repair_best(&mut trainer, &folder)? {
-                reporter.warn(&warning);
-            }
-            (folder, changes)
-        }
-        earlier => {
-            if let Some(initial) = initial {
-                initial.apply(c, trainer.engine.host().parameters())?;
-            }
-            let folder = match earlier {
-                Some(earlier) => earlier.folder,
-                None => claim(c, call, started, reporter)?,
-            };
-            (folder, Changes::default())
-        }
-    };
-
-    say_overrides(resolved, reporter);
-    reporter.info(&summary(c, &dataset, &trainer, &device.name(), threads));
-    if trainer.progress.epoch >= c.optimization.epochs {
-        separate_best(&folder, reporter);
-        reporter.info(&nothing_left(c.optimization.epochs, &trainer));
+    let housed = sound.take_folder(call, started, reporter)?;
+    if housed.is_over() {
+        separate_best(&housed.folder, reporter);
+        reporter.info(&nothing_left(housed.trainer.epochs(), &housed.trainer));
         return Ok(Ended::Finished);
     }
-    let folder = Arc::new(folder);
-    let place_changes = folder.place_changes(c);
-    if is_resumed {
-        observe::rewind(reporter, &folder, trainer.progress.epoch, trainer.progress.step);
-    }
-    let resumed = is_resumed.then(|| Resumed {
-        epoch: trainer.progress.epoch,
-        step: trainer.progress.step,
-        changes: [changes.others, changes.harmless, place_changes].concat(),
-        moved: changes.moved,
-    });
-    let start = RunInfo {
-        command_line: call.arguments.iter().map(|text| text.to_string_lossy().into_owned()).collect(),
-        started,
-        device: device.name(),
-        threads,
-        experiment: call.experiment_file.clone(),
-        files: resolved.files.clone(),
-        overrides: resolved.overrides.clone(),
-        resumed,
-    };
-    let mut observer = write_start(&folder, &start, resolved, &trainer.edits, reporter)?;
-    let _words = at_the_end(last_words(Arc::clone(&folder), &observer));
-    if trainer.progress != Progress::default() {
-        reporter.info(&where_it_stands(&trainer, steps, &folder));
+    housed.begin(call, started, reporter)?.train(&stop, begun, reporter)
+}
+
+/// All that a run needs, known to be sound; nothing has been written.
+struct Sound {
+    resolved: Resolved,
+    device: Compute,
+    threads: usize,
+    dataset: Arc<Dataset>,
+    decoder: Rc<dyn DecoderKind>,
+    trainer: Trainer,
+    /// The run to go on with, where there is one.
+    earlier: Option<Earlier>,
+    /// The weights that a new run begins with, where they are not random.
+    initial: Option<Initial>,
+}
+
+impl Sound {
+    fn open(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Result<Self> {
+        // What the run begins with is known by its digest from here on.
+        let mut resolved = resolved.clone();
+        let mut earlier = Earlier::find(&mut resolved, call)?;
+        let goes_on = earlier.as_ref().is_some_and(|earlier| earlier.saved.is_some());
+        let initial = if goes_on { None } else { begin_from(&mut resolved.experiment, reporter)? };
+        let c = &resolved.experiment;
+        let device = select_device(&resolved, reporter);
+        let threads = threads::start(threads::available(c.run.threads)?)?;
+        let (dataset, decoder) = open_dataset(&resolved, reporter)?;
+        if let Some(earlier) = &mut earlier {
+            earlier.refuse_other_data(&dataset, &resolved, call, reporter)?;
+        }
+        let contents = look_at_clips(&dataset, &resolved, earlier.is_some(), reporter)?;
+        if let Some(earlier) = &mut earlier {
+            earlier.refuse_other_contents(&dataset, &contents, &resolved, call, reporter)?;
+        }
+        let trainer = Trainer::new(c, &device, &dataset, contents, decoder.as_ref())?;
+        Ok(Self { resolved, device, threads, dataset, decoder, trainer, earlier, initial })
     }
 
-    let from = trainer.progress.epoch;
-    let earlier_seconds = observe::metrics::seconds(&folder.metrics(), from);
-    let progress = &trainer.progress;
-    let epochs = progress.epoch..c.optimization.epochs.max(progress.epoch);
-    let mut feed = Feed::new(&dataset, &c.data, c.run.seed, epochs, progress.partial.batches);
-    let trained = trainer.run(&mut Surroundings {
-        feed: &mut feed,
-        observer: &mut observer,
-        folder: &folder,
-        stop: &stop,
-    });
-    if ended_early(&trained) && !folder.has_last() {
-        observer.discard();
-        folder.abandon();
-    } else {
-        end(&trained, &trainer, &folder, reporter)?;
+    /// Claims a folder for a new run, or puts the trainer where an earlier one stood; says what is about to be trained.
+    fn take_folder(mut self, call: &Call, started: SystemTime, reporter: &Reporter) -> Result<Housed> {
+        let c = &self.resolved.experiment;
+        let (steps, is_resumed) =
+            (self.dataset.train.len().div_ceil(c.data.batch_size), self.earlier.is_some());
+        let (folder, changes) = match self.earlier {
+            Some(Earlier { folder, saved: Some(saved), changes }) => {
+                go_on(saved, &mut self.trainer, steps, &changes, &self.resolved, reporter)?;
+                if let Some(warning) = state::repair_best(&mut self.trainer, &folder)? {
+                    reporter.warn(&warning);
+                }
+                (folder, changes)
+            }
+            earlier => {
+                if let Some(initial) = self.initial {
+                    initial.apply(c, self.trainer.engine.host().parameters())?;
+                }
+                let folder = match earlier {
+                    Some(earlier) => earlier.folder,
+                    None => claim(c, call, started, reporter)?,
+                };
+                (folder, Changes::default())
+            }
+        };
+        say_overrides(&self.resolved, reporter);
+        let texts = self.decoder.report(&self.dataset.texts()).brief;
+        let device = self.device.name();
+        reporter.info(&summary(c, &self.dataset, &texts, &self.trainer, &device, self.threads));
+        let Self { resolved, threads, dataset, decoder, trainer, .. } = self;
+        let folder = Arc::new(folder);
+        Ok(Housed {
+            resolved,
+            device,
+            threads,
+            dataset,
+            decoder,
+            trainer,
+            folder,
+            changes,
+            steps,
+            is_resumed,
+        })
     }
-    let ended = trained.map_err(|error| with_checkpoint(error, &folder))?;
-    match ended {
-        Ended::Stopped(signal) => reporter.warn(&stopped(signal, &trainer, &folder)),
-        Ended::Finished => {
-            let time = epochs_in(c.optimization.epochs, from, earlier_seconds, begun.elapsed());
-            reporter.info(&finished(&time, &trainer, &folder));
+}
+
+/// A run that has its folder, and stands where it is to go on.
+struct Housed {
+    resolved: Resolved,
+    device: String,
+    threads: usize,
+    dataset: Arc<Dataset>,
+    decoder: Rc<dyn DecoderKind>,
+    trainer: Trainer,
+    folder: Arc<RunFolder>,
+    changes: Changes,
+    /// Batches an epoch.
+    steps: usize,
+    is_resumed: bool,
+}
+
+impl Housed {
+    fn is_over(&self) -> bool {
+        self.trainer.progress.epoch >= self.trainer.epochs()
+    }
+
+    /// Writes what tells of the start, and opens logs and data.
+    fn begin<'r>(self, call: &Call, started: SystemTime, reporter: &'r Reporter) -> Result<Begun<'r>> {
+        let Self { resolved, device, threads, dataset, decoder, trainer, folder, changes, .. } = self;
+        let (c, progress) = (&resolved.experiment, &trainer.progress);
+        let place_changes = folder.place_changes(c);
+        if self.is_resumed {
+            observe::rewind(reporter, &folder, progress.epoch, progress.step);
         }
+        let resumed = self.is_resumed.then(|| Resumed {
+            epoch: progress.epoch,
+            step: progress.step,
+            changes: [changes.others, changes.harmless, place_changes].concat(),
+            moved: changes.moved,
+        });
+        let start = RunInfo {
+            command_line: call.arguments.iter().map(|text| text.to_string_lossy().into_owned()).collect(),
+            started,
+            device,
+            threads,
+            experiment: call.experiment_file.clone(),
+            files: resolved.files.clone(),
+            overrides: resolved.overrides.clone(),
+            resumed,
+        };
+        let observer = write_start(&folder, &start, &resolved, &trainer.edits, reporter)?;
+        let words = at_the_end(last_words(Arc::clone(&folder), &observer));
+        if *progress != Progress::default() {
+            reporter.info(&where_it_stands(&trainer, self.steps, &folder));
+        }
+        let epochs = progress.epoch..trainer.epochs();
+        let earlier_seconds = observe::metrics::seconds(&folder.metrics(), epochs.start);
+        let done = progress.partial.batches;
+        let feed = Feed::new(&dataset, decoder.as_ref(), &c.data, c.run.seed, epochs.clone(), done);
+        Ok(Begun { trainer, feed, observer, folder, epochs, earlier_seconds, _words: words })
     }
-    Ok(ended)
+}
+
+/// A run whose folder tells of it.
+struct Begun<'r> {
+    trainer: Trainer,
+    feed: Feed,
+    observer: Observer<'r>,
+    folder: Arc<RunFolder>,
+    /// Those that are left, counted from 0.
+    epochs: Range<usize>,
+    /// How long the epochs before took.
+    earlier_seconds: Option<f64>,
+    /// What is done and said where memory runs out.
+    _words: Until,
+}
+
+impl Begun<'_> {
+    /// Trains to the end, or to what ends it, and leaves the folder in order.
+    fn train(mut self, stop: &Stop, begun: Instant, reporter: &Reporter) -> Result<Ended> {
+        let Self { trainer, feed, observer, folder, epochs, earlier_seconds, .. } = &mut self;
+        let trained = trainer.run(&mut Surroundings { feed, observer, folder, stop });
+        if ended_early(&trained) && !folder.has_last() {
+            observer.discard();
+            folder.abandon();
+        } else {
+            end(&trained, trainer, folder, reporter)?;
+        }
+        let ended = trained.map_err(|error| with_checkpoint(error, folder))?;
+        match ended {
+            Ended::Stopped(signal) => reporter.warn(&stopped(signal, trainer, folder)),
+            Ended::Finished => {
+                let time = epochs_in(epochs.end, epochs.start, *earlier_seconds, begun.elapsed());
+                reporter.info(&finished(&time, trainer, folder));
+            }
+        }
+        Ok(ended)
+    }
 }
 
 /// Writes what tells of a start, `run.json` first: it makes the folder the run's. Opens its logs.
@@ -468,14 +556,15 @@ fn with_checkpoint(error: Error, folder: &RunFolder) -> Error {
     if folder.has_last() { error.cause(go_on_from(folder)) } else { error }
 }
 
-/// Opens the dataset and passes its warnings on.
-pub fn open_dataset(resolved: &Resolved, reporter: &Reporter) -> Result<Arc<Dataset>> {
+/// Opens the dataset, with the decoder of its texts, and passes on the warnings of both.
+pub fn open_dataset(resolved: &Resolved, reporter: &Reporter) -> Result<(Arc<Dataset>, Rc<dyn DecoderKind>)> {
     let c = &resolved.experiment;
     let dataset = Dataset::open(&c.data, &c.model, c.run.seed)?;
-    for warning in dataset.warnings() {
+    let decoder = decoder::of(c, &dataset.train_texts());
+    for warning in dataset.warnings().iter().chain(&decoder.report(&dataset.texts()).warning) {
         reporter.warn(&origins::in_line(warning, resolved));
     }
-    Ok(Arc::new(dataset))
+    Ok((Arc::new(dataset), decoder))
 }
 
 /// Looks into each clip's files, which costs a hundredth of an epoch and may save one. What is in them, as a resume will
@@ -521,14 +610,18 @@ pub fn look_into_files(
     found
 }
 
-fn summary(c: &Experiment, dataset: &Dataset, trainer: &Trainer, device: &str, threads: usize) -> String {
-    let texts = dataset.collisions();
+fn summary(
+    c: &Experiment,
+    dataset: &Dataset,
+    texts: &str,
+    trainer: &Trainer,
+    device: &str,
+    threads: usize,
+) -> String {
     format!(
-        "{} to train on and {} to validate on, {} in {}; {} parameters on {device}, {}; the run goes to {}",
+        "{} to train on and {} to validate on, {texts}; {} parameters on {device}, {}; the run goes to {}",
         count(dataset.train.len(), "clip"),
         dataset.val.len(),
-        count(texts.texts, "text"),
-        count(texts.classes, "class"),
         amount(trainer.engine.host().parameters().elements("")),
         count(threads, "thread"),
         c.run.work_dir.display(),

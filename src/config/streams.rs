@@ -79,7 +79,15 @@ pub fn image_streams() -> impl Iterator<Item = &'static Stream> + Clone {
     STREAMS.iter().filter(|stream| stream.kind != StreamKind::Pose)
 }
 
-/// Those whose frames are landmarks, in order.
-pub fn pose_streams() -> impl Iterator<Item = &'static Stream> + Clone {
-    STREAMS.iter().filter(|stream| stream.kind == StreamKind::Pose)
+/// The one whose frames are landmarks.
+#[must_use]
+pub fn pose_stream() -> &'static Stream {
+    const POSE: &Stream = {
+        let mut at = 0;
+        while !matches!(STREAMS[at].kind, StreamKind::Pose) {
+            at += 1;
+        }
+        &STREAMS[at]
+    };
+    POSE
 }

@@ -76,14 +76,10 @@ impl Sizes {
 /// One clip, decoded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// Face, left hand, right hand: `(T, H, W, 3)` RGB bytes; a missing image is zeros.
-    pub images: [Vec<u8>; 3],
+    /// Of each image stream: `(T, H, W, 3)` RGB bytes; a missing image is zeros.
+    pub images: Vec<Vec<u8>>,
     /// `(T, P)`.
     pub pose: Vec<f32>,
-    /// Left hand, right hand: `(T)`, false = missing.
-    pub miss_mask: [Vec<bool>; 2],
-    /// The class of the clip's text.
-    pub target: u32,
 }
 
 impl Sample {
@@ -91,10 +87,8 @@ impl Sample {
     #[must_use]
     pub fn new(sizes: Sizes) -> Self {
         Self {
-            images: [(); 3].map(|()| vec![0; sizes.frames * sizes.image_bytes()]),
+            images: image_streams().map(|_| vec![0; sizes.frames * sizes.image_bytes()]).collect(),
             pose: vec![0.0; sizes.frames * sizes.pose],
-            miss_mask: [(); 2].map(|()| vec![false; sizes.frames]),
-            target: 0,
         }
     }
 }
@@ -139,10 +133,6 @@ pub struct Batch {
     pub pose: Vec<f32>,
     /// `(B, T)`, all true: a clip is stretched to `T` by repetition.
     pub pad_mask: Vec<bool>,
-    /// Left hand, right hand: `(B, T)`, false = missing.
-    pub miss_mask: [Vec<bool>; 2],
-    /// The classes of the clips' texts: `(B)`.
-    pub targets: Vec<u32>,
     /// Clips of the request that are left out, in its order: with `data.on_bad_clip = "skip"`, those that could not be
     /// loaded. A batch may be left without any.
     pub skipped: Vec<SkippedClip>,
@@ -154,15 +144,12 @@ impl Batch {
     /// A batch of `clips` with room for their samples.
     #[must_use]
     pub fn new(clips: Vec<usize>, sizes: Sizes) -> Self {
-        let number = clips.len();
-        let frames = number * sizes.frames;
+        let frames = clips.len() * sizes.frames;
         Self {
             clips,
             images: image_streams().map(|_| Pixels::Bytes(vec![0; frames * sizes.image_bytes()])).collect(),
             pose: vec![0.0; frames * sizes.pose],
             pad_mask: vec![true; frames],
-            miss_mask: [(); 2].map(|()| vec![false; frames]),
-            targets: vec![0; number],
             skipped: Vec::new(),
             sizes,
         }
@@ -174,10 +161,6 @@ impl Batch {
             copy_to(all.bytes_mut(), position, one);
         }
         copy_to(&mut self.pose, position, &sample.pose);
-        for (all, one) in self.miss_mask.iter_mut().zip(&sample.miss_mask) {
-            copy_to(all, position, one);
-        }
-        copy_to(&mut self.targets, position, &[sample.target]);
     }
 
     /// Leaves out the clips that are not marked in `keep`, which has a mark for each.
@@ -191,8 +174,6 @@ impl Batch {
         }
         keep_parts(&mut self.pose, keep);
         keep_parts(&mut self.pad_mask, keep);
-        self.miss_mask.iter_mut().for_each(|mask| keep_parts(mask, keep));
-        keep_parts(&mut self.targets, keep);
     }
 }
 
@@ -247,12 +228,9 @@ mod tests {
         let mut sample = Sample::new(sizes);
         sample.images[1].fill(9);
         sample.pose.fill(0.5);
-        sample.miss_mask[0].fill(true);
-        sample.target = 4;
         batch.put(1, &sample);
         assert_eq!(batch.images[1].bytes(), [0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9]);
         assert_eq!((batch.pose[5], batch.pose[6]), (0.0, 0.5));
-        assert_eq!(batch.miss_mask[0], [false, false, true, true]);
-        assert_eq!((batch.targets.as_slice(), batch.pad_mask.as_slice()), (&[0, 4][..], &[true; 4][..]));
+        assert_eq!(batch.pad_mask, [true; 4]);
     }
 }

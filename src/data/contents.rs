@@ -35,14 +35,6 @@ impl Dataset {
         }
         warnings.extend(self.empty_streams());
         warnings.extend(self.repetition());
-        let collisions = self.collisions();
-        if collisions.colliding > 0 {
-            warnings.push(format!(
-                "{} of {} texts share a class with another text and cannot be told apart: a larger \
-                 model.vocab_size separates them",
-                collisions.colliding, collisions.texts
-            ));
-        }
         self.warnings.extend(warnings);
         Ok(())
     }
@@ -54,9 +46,8 @@ impl Dataset {
 
     fn no_images(&self) -> Error {
         let example = self.clips.first().map_or("", |clip| clip.id.as_str());
-        let folders: Vec<String> =
-            self.streams.iter().map(|s| format!("{} ({})", s.dir.display(), s.key)).collect();
-        let key = self.streams.first().map_or("", |stream| stream.key);
+        let folders: Vec<String> = self.streams.iter().map(ToString::to_string).collect();
+        let key = self.streams.first().map_or("", |folder| folder.stream.key);
         Error::data(format!("none of the {} has a frame", count(self.clips.len(), "clip")))
             .cause(format!("no file named {example}_f<number>.jpg, for example, in {}", some_of(&folders)))
             .hint(match ENDINGS.iter().find(|ending| example.ends_with(*ending)) {
@@ -98,10 +89,9 @@ impl Dataset {
         let mut found = Vec::new();
         for (at, stream) in self.streams.iter().enumerate() {
             let has = |clip: &Clip| clip.frames.get(at).is_some_and(|table| !table.numbers().is_empty());
-            found.extend(self.without("a frame", &format!("{} ({})", stream.dir.display(), stream.key), has));
+            found.extend(self.without("a frame", &stream.to_string(), has));
         }
-        let poses = format!("{} (data.pose_dir)", self.pose_dir.display());
-        found.extend(self.without("a pose", &poses, |clip| clip.has_pose));
+        found.extend(self.without("a pose", &self.poses.to_string(), |clip| clip.has_pose));
         found
     }
 

@@ -7,8 +7,8 @@ use super::manifest::{Index, Metadata, read_index, read_metadata};
 use super::pose::{self, Pose};
 use super::sampling::{frame_at, sample_indices, stride, union};
 use super::table::Source;
-use super::target::text_target;
 use super::{shortened, some_of};
+use crate::config::streams::{Stream, image_streams, pose_stream};
 use crate::config::{self, OnBadClip};
 use crate::error::{Error, Kind, Problem, Result, count};
 use crate::input::hexadecimal;
@@ -18,15 +18,19 @@ use sha1::{Digest, Sha1};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-/// One of the three image streams.
+/// Where a stream's files are.
 #[derive(Clone, Debug)]
-pub struct Stream {
-    /// `face`, `hand_left` or `hand_right`.
-    pub name: &'static str,
-    /// The configuration key of its folder.
-    pub key: &'static str,
+pub struct StreamFolder {
+    /// The stream.
+    pub stream: &'static Stream,
     /// Its folder.
     pub dir: PathBuf,
+}
+
+impl std::fmt::Display for StreamFolder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.dir.display(), self.stream.key)
+    }
 }
 
 /// A clip: its text, and which files it has.
@@ -36,10 +40,8 @@ pub struct Clip {
     pub id: String,
     /// The text, as written in the metadata.
     pub text: String,
-    /// The text's class.
-    pub target: u32,
-    /// Face, left hand, right hand.
-    pub frames: [FrameTable; 3],
+    /// Of each image stream.
+    pub frames: Vec<FrameTable>,
     /// Whether there is a pose file.
     pub has_pose: bool,
 }
@@ -48,7 +50,7 @@ impl Clip {
     /// The numbers that any of its streams has, sorted; their number is the clip's length `T0`.
     #[must_use]
     pub fn numbers(&self) -> Vec<u32> {
-        union(self.frames.each_ref().map(FrameTable::numbers))
+        union(self.frames.iter().map(FrameTable::numbers))
     }
 }
 
@@ -61,14 +63,12 @@ pub struct Dataset {
     pub train: Vec<usize>,
     /// Positions in `clips` of the validation split, in the order of its index.
     pub val: Vec<usize>,
-    /// Face, left hand, right hand.
-    pub streams: [Stream; 3],
-    /// The folder of the poses.
-    pub pose_dir: PathBuf,
+    /// The image streams'.
+    pub streams: Vec<StreamFolder>,
+    /// The pose stream's.
+    pub poses: StreamFolder,
     /// The sizes of a sample.
     pub sizes: Sizes,
-    /// How many classes there are.
-    pub vocab_size: usize,
     /// What a clip costs that cannot be loaded.
     pub on_bad_clip: OnBadClip,
     pub(super) landmarks: usize,
@@ -148,22 +148,18 @@ impl Dataset {
         let (Some(metadata), Some(splits), Some(folders)) = (metadata, splits, folders) else {
             return Err(Error::data("the dataset cannot be opened"));
         };
+        let folder = |stream: &'static Stream| StreamFolder { stream, dir: (stream.dir)(data).into() };
         let mut dataset = Self {
-            clips: join(&splits.ids, &metadata, folders.streams, &folders.poses, model.vocab_size),
+            clips: join(&splits.ids, &metadata, folders.streams, &folders.poses),
             train: splits.train,
             val: splits.val,
-            streams: sources.streams.map(|s| Stream {
-                name: stream_name(s.key),
-                key: s.key,
-                dir: s.path.into(),
-            }),
-            pose_dir: data.pose_dir.clone(),
+            streams: image_streams().map(folder).collect(),
+            poses: folder(pose_stream()),
             sizes: Sizes {
                 frames: model.sequence_length,
                 image_size: model.image_size,
                 pose: 3 * model.pose_landmarks,
             },
-            vocab_size: model.vocab_size,
             on_bad_clip: data.on_bad_clip,
             landmarks: model.pose_landmarks,
             seed,
@@ -176,7 +172,7 @@ impl Dataset {
     }
 
     /// What is odd and does not stop a run: ids without metadata, repeated rows, files with odd names, clips without
-    /// images, clips in both splits, streams without files, frames that are mostly repeated, texts that share a class.
+    /// images, clips in both splits, streams without files, frames that are mostly repeated.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -212,19 +208,12 @@ impl Dataset {
         let steps = sample_indices(numbers.len(), self.sizes.frames, offset);
         // The number of each step; none in a clip without frames.
         let steps: Vec<Option<u32>> = steps.into_iter().map(|at| numbers.get(at).copied()).collect();
-        for (at, (stream, images)) in self.streams.iter().zip(&mut sample.images).enumerate() {
-            let Some(table) = clip.frames.get(at) else { continue };
+        for ((stream, table), images) in self.streams.iter().zip(&clip.frames).zip(&mut sample.images) {
             let shown: Vec<Option<u32>> =
                 steps.iter().map(|step| frame_at(table.numbers(), (*step)?)).collect();
             self.load_stream(stream, clip, table, &shown, decoder, images)?;
-            // The masks are of the left and the right hand, streams 1 and 2.
-            if let Some(mask) = at.checked_sub(1).and_then(|hand| sample.miss_mask.get_mut(hand)) {
-                mask.iter_mut().zip(&shown).for_each(|(mask, shown)| *mask = shown.is_some());
-            }
         }
-        self.load_pose(clip, offset, &mut sample.pose)?;
-        sample.target = clip.target;
-        Ok(())
+        self.load_pose(clip, offset, &mut sample.pose)
     }
 
     /// The first frame's position: drawn from `0..stride` in training, 0 in validation.
@@ -241,7 +230,7 @@ impl Dataset {
     /// Fills `images`, `(T, H, W, 3)`, with the frames `shown`; a frame that is shown again is copied.
     fn load_stream(
         &self,
-        stream: &Stream,
+        stream: &StreamFolder,
         clip: &Clip,
         table: &FrameTable,
         shown: &[Option<u32>],
@@ -277,9 +266,21 @@ impl Dataset {
         Ok(())
     }
 
+    /// The texts of the training split, in the order of its index.
+    #[must_use]
+    pub fn train_texts(&self) -> Vec<&str> {
+        self.train.iter().filter_map(|&at| self.clips.get(at)).map(|clip| clip.text.as_str()).collect()
+    }
+
+    /// The texts of all clips.
+    #[must_use]
+    pub fn texts(&self) -> Vec<&str> {
+        self.clips.iter().map(|clip| clip.text.as_str()).collect()
+    }
+
     /// The whole pose of a clip that has one.
     pub(super) fn read_pose(&self, clip: &Clip) -> Result<Pose> {
-        pose::read(&self.pose_dir.join(format!("{}.npz", clip.id)), self.landmarks)
+        pose::read(&self.poses.dir.join(format!("{}.npz", clip.id)), self.landmarks)
     }
 }
 
@@ -288,32 +289,25 @@ struct Sources<'a> {
     metadata: Source<'a>,
     /// Training, validation.
     indices: [Source<'a>; 2],
-    streams: [Source<'a>; 3],
+    /// The image streams'.
+    streams: Vec<Source<'a>>,
     pose: Source<'a>,
 }
 
 impl<'a> Sources<'a> {
     fn new(data: &'a config::Data) -> Self {
         let source = |key, path: &'a PathBuf| Source { key, path: path.as_path() };
+        let folder = |stream: &Stream| Source { key: stream.key, path: (stream.dir)(data) };
         Self {
             metadata: source("data.metadata_csv", &data.metadata_csv),
             indices: [
                 source("data.train_index", &data.train_index),
                 source("data.val_index", &data.val_index),
             ],
-            streams: [
-                source("data.face_dir", &data.face_dir),
-                source("data.hand_left_dir", &data.hand_left_dir),
-                source("data.hand_right_dir", &data.hand_right_dir),
-            ],
-            pose: source("data.pose_dir", &data.pose_dir),
+            streams: image_streams().map(folder).collect(),
+            pose: folder(pose_stream()),
         }
     }
-}
-
-/// `face` for `data.face_dir`.
-fn stream_name(key: &'static str) -> &'static str {
-    key.trim_start_matches("data.").trim_end_matches("_dir")
 }
 
 /// The ids of both splits that the metadata knows.
@@ -424,7 +418,8 @@ fn ending(unknown: &[&str], is_known: impl Fn(&str) -> bool) -> Option<(String, 
 
 /// What the folders hold.
 struct Folders {
-    streams: [Listing; 3],
+    /// The image streams'.
+    streams: Vec<Listing>,
     /// For each clip, whether it has a pose.
     poses: Vec<bool>,
     /// Of odd names.
@@ -433,22 +428,24 @@ struct Folders {
     unindexed: usize,
 }
 
-/// Lists the four folders, side by side: most of the time is the system's.
-fn list_folders(sources: &Sources, ids: &HashMap<&str, usize>) -> Result<Folders, Vec<Problem>> {
+/// Lists the folders, side by side: most of the time is the system's.
+fn list_folders<'a>(sources: &Sources<'a>, ids: &HashMap<&str, usize>) -> Result<Folders, Vec<Problem>> {
     let clips = ids.len();
     let (streams, poses) = std::thread::scope(|scope| {
-        let threads = sources.streams.map(|source| {
-            let list = move || list_frames(source.path, ids, clips);
+        let list_on_thread = |source: &Source<'a>| {
+            let path = source.path;
+            let list = move || list_frames(path, ids, clips);
             // Where the system grants no thread, this one lists the folder, too.
             std::thread::Builder::new().spawn_scoped(scope, list).map_err(|_| Box::new(list()))
-        });
+        };
+        let threads: Vec<_> = sources.streams.iter().map(list_on_thread).collect();
         let poses = list_poses(sources.pose.path, ids, clips);
         let lost = || Err(std::io::Error::other("the listing was interrupted"));
-        let listed = threads.map(|thread| match thread {
+        let listed = threads.into_iter().map(|thread| match thread {
             Ok(thread) => thread.join().unwrap_or_else(|_| lost()),
             Err(listed) => *listed,
         });
-        (listed, poses)
+        (listed.collect::<Vec<_>>(), poses)
     });
     let mut problems = Vec::new();
     let mut failed = |source: &Source, error: &std::io::Error| {
@@ -456,7 +453,7 @@ fn list_folders(sources: &Sources, ids: &HashMap<&str, usize>) -> Result<Folders
         problems.push(problem.hint(format!("correct {}", source.key)));
     };
     let (mut warnings, mut unindexed) = (Vec::new(), 0);
-    let mut streams = streams.into_iter().zip(&sources.streams).map(|(listing, source)| match listing {
+    let streams = streams.into_iter().zip(&sources.streams).map(|(listing, source)| match listing {
         Ok(listing) => {
             warnings.extend(odd_frames(source, &listing));
             unindexed += listing.other_clips;
@@ -467,7 +464,7 @@ fn list_folders(sources: &Sources, ids: &HashMap<&str, usize>) -> Result<Folders
             Listing::default()
         }
     });
-    let streams = [(); 3].map(|()| streams.next().unwrap_or_default());
+    let streams = streams.collect();
     let poses = poses.unwrap_or_else(|error| {
         failed(&sources.pose, &error);
         PoseListing::default()
@@ -505,21 +502,14 @@ fn odd_names(source: &Source, passed: &PassedOver, what: &str) -> Option<String>
 }
 
 /// Puts the parts of each clip together.
-fn join(
-    ids: &[String],
-    metadata: &Metadata,
-    listings: [Listing; 3],
-    poses: &[bool],
-    vocab_size: usize,
-) -> Vec<Clip> {
-    let mut tables = listings.map(|listing| listing.tables.into_iter());
+fn join(ids: &[String], metadata: &Metadata, listings: Vec<Listing>, poses: &[bool]) -> Vec<Clip> {
+    let mut tables: Vec<_> = listings.into_iter().map(|listing| listing.tables.into_iter()).collect();
     let clip = |(at, id): (usize, &String)| {
         let text = metadata.texts.get(id).cloned().unwrap_or_default();
         Clip {
             id: id.clone(),
-            target: text_target(&text, vocab_size),
             text,
-            frames: tables.each_mut().map(|tables| tables.next().unwrap_or_default()),
+            frames: tables.iter_mut().map(|tables| tables.next().unwrap_or_default()).collect(),
             has_pose: poses.get(at).copied().unwrap_or(false),
         }
     };

@@ -117,7 +117,7 @@ impl Dataset {
         }
         digest.update([u8::from(clip.has_pose)]);
         if clip.has_pose {
-            bytes += add_file(&mut digest, &self.pose_dir.join(format!("{}.npz", clip.id)));
+            bytes += add_file(&mut digest, &self.poses.dir.join(format!("{}.npz", clip.id)));
         }
         let digest: [u8; 20] = digest.finalize().into();
         (digest.first_chunk().map_or(0, |first| u64::from_be_bytes(*first)), bytes)

@@ -1,7 +1,7 @@
 //! What the CSVs say: the text of each clip, and the ids of each split.
 
 use super::table::{self, Row, Source};
-use super::target::normalize;
+use super::text::normalize;
 use super::{FirstTen, SHOWN, some_of_many};
 use crate::error::{Problem, count};
 use std::collections::{HashMap, HashSet};

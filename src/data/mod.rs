@@ -18,14 +18,14 @@ mod same_streams;
 mod sampling;
 mod summary;
 mod table;
-mod target;
+mod text;
 mod verify;
 
 use std::cell::Cell;
 
 pub use bad_clips::{BadClips, SkippedClip};
 pub use batch::{Batch, Phase, Pixels, Request, Sample, Sizes, requests, training_order};
-pub use dataset::{Clip, Dataset, Stream};
+pub use dataset::{Clip, Dataset, StreamFolder};
 pub use digests::Contents;
 pub use frames::FrameTable;
 pub use image::Decoder;
@@ -33,9 +33,9 @@ pub use loader::Loader;
 pub use manifest::{Index, Metadata, read_index, read_metadata};
 pub use pose::{Pose, read as read_pose};
 pub use sampling::{frame_at, sample_indices, stride};
-pub use summary::{Collisions, Frames, StreamSummary, Summary};
+pub use summary::{Frames, StreamSummary, Summary};
 pub use table::Source;
-pub use target::{normalize, text_hash, text_target};
+pub use text::normalize;
 pub use verify::{Depth, Verified};
 
 thread_local! {

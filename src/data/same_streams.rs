@@ -1,6 +1,6 @@
 //! Two streams that are one by mistake: the same folder given twice, or a folder that holds another one's files.
 
-use super::dataset::{Dataset, Stream};
+use super::dataset::Dataset;
 use super::frames::FrameTable;
 use crate::input;
 use std::io::Read;
@@ -20,12 +20,11 @@ impl Dataset {
         let mut found = Vec::new();
         for (second, b) in self.streams.iter().enumerate() {
             for (first, a) in self.streams.iter().enumerate().take(second) {
-                let one = |s: &Stream| format!("{} ({})", s.dir.display(), s.key);
                 if is_one_folder(&a.dir, &b.dir) {
-                    found.push(format!("{} and {} are one folder: is one of them wrong?", one(a), one(b)));
+                    found.push(format!("{a} and {b} are one folder: is one of them wrong?"));
                 } else if let Some((same, compared)) = self.same_files(first, second) {
                     let of = format!("{same} of the {compared} that were compared");
-                    found.push(format!("{} and {} hold the same files, {of}", one(a), one(b)));
+                    found.push(format!("{a} and {b} hold the same files, {of}"));
                 }
             }
         }

@@ -4,8 +4,8 @@ use super::contents::repeated;
 use super::dataset::{Clip, Dataset};
 use super::frames::FrameTable;
 use super::sampling::frame_at;
-use super::target::normalize;
-use std::collections::{HashMap, HashSet};
+use super::text::normalize;
+use std::collections::HashSet;
 
 /// The lengths of a split's clips in frames (`T0`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Frames {
 /// What one image stream lacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamSummary {
-    /// `face`, `hand_left` or `hand_right`.
+    /// The stream's.
     pub name: &'static str,
     /// Frames that are there.
     pub frames: usize,
@@ -45,19 +45,6 @@ pub struct StreamSummary {
     pub missing_frames: usize,
 }
 
-/// How the texts fall on the classes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Collisions {
-    /// Distinct texts, stripped and lower-cased.
-    pub texts: usize,
-    /// Classes that have a text.
-    pub classes: usize,
-    /// Texts that share their class with another text.
-    pub colliding: usize,
-    /// Up to three pairs of texts on one class.
-    pub examples: Vec<[String; 2]>,
-}
-
 /// The counts of a dataset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
@@ -65,68 +52,40 @@ pub struct Summary {
     pub train: Frames,
     /// The validation split.
     pub val: Frames,
-    /// Face, left hand, right hand; over the clips of both splits.
-    pub streams: [StreamSummary; 3],
+    /// Of each image stream, over the clips of both splits.
+    pub streams: Vec<StreamSummary>,
     /// Clips without a pose file.
     pub missing_poses: usize,
-    /// The texts of both splits.
-    pub texts: Collisions,
     /// Validation clips with a text that no training clip has.
     pub unseen_val_texts: usize,
 }
 
-impl Collisions {
-    /// Counts over `texts` (as written, repetitions allowed) with their classes.
-    pub fn new<'a>(texts: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
-        let mut seen = HashSet::new();
-        let mut classes = HashMap::<u32, Vec<String>>::new();
-        let mut examples = Vec::new();
-        for (text, class) in texts {
-            let text = normalize(text);
-            if !seen.insert(text.clone()) {
-                continue;
-            }
-            let members = classes.entry(class).or_default();
-            if let (Some(first), true) = (members.first(), examples.len() < 3) {
-                examples.push([first.clone(), text.clone()]);
-            }
-            members.push(text);
-        }
-        let colliding = classes.values().map(Vec::len).filter(|&members| members > 1).sum();
-        Self { texts: seen.len(), classes: classes.len(), colliding, examples }
-    }
-}
-
 impl Dataset {
-    /// How the texts of both splits fall on the classes.
-    #[must_use]
-    pub fn collisions(&self) -> Collisions {
-        Collisions::new(self.clips.iter().map(|clip| (clip.text.as_str(), clip.target)))
-    }
-
     /// Counts what the tables say; no file is opened.
     #[must_use]
     pub fn summary(&self) -> Summary {
         let numbers: Vec<Vec<u32>> = self.clips.iter().map(Clip::numbers).collect();
         let lengths: Vec<usize> = numbers.iter().map(Vec::len).collect();
-        let mut streams = [StreamSummary::default(); 3];
-        for (at, (stream, summary)) in self.streams.iter().zip(&mut streams).enumerate() {
-            summary.name = stream.name;
+        let streams = self.streams.iter().enumerate().map(|(at, folder)| {
+            let mut summary = StreamSummary { name: folder.stream.name, ..StreamSummary::default() };
             let tables = self.clips.iter().filter_map(|clip| clip.frames.get(at));
             tables.zip(&numbers).for_each(|(table, numbers)| summary.add(table, numbers));
-        }
-        let train_texts: HashSet<String> = self.texts(&self.train).collect();
+            summary
+        });
+        let train_texts: HashSet<String> = self.normalized_texts(&self.train).collect();
         Summary {
             train: self.frames(&self.train, &lengths),
             val: self.frames(&self.val, &lengths),
-            streams,
+            streams: streams.collect(),
             missing_poses: self.clips.iter().filter(|clip| !clip.has_pose).count(),
-            texts: self.collisions(),
-            unseen_val_texts: self.texts(&self.val).filter(|text| !train_texts.contains(text)).count(),
+            unseen_val_texts: self
+                .normalized_texts(&self.val)
+                .filter(|text| !train_texts.contains(text))
+                .count(),
         }
     }
 
-    fn texts<'a>(&'a self, split: &'a [usize]) -> impl Iterator<Item = String> + 'a {
+    fn normalized_texts<'a>(&'a self, split: &'a [usize]) -> impl Iterator<Item = String> + 'a {
         split.iter().filter_map(|&at| self.clips.get(at)).map(|clip| normalize(&clip.text))
     }
 
@@ -161,18 +120,5 @@ impl StreamSummary {
         let missing = clip.iter().filter(|&&number| frame_at(own, number).is_none()).count();
         self.with_gaps += usize::from(missing > 0);
         self.missing_frames += missing;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn texts_that_share_a_class_are_counted() {
-        let texts = [("Uno", 1), ("uno ", 1), ("dos", 1), ("tres", 2), ("cuatro", 1)];
-        let got = Collisions::new(texts);
-        assert_eq!((got.texts, got.classes, got.colliding), (4, 2, 3));
-        assert_eq!(got.examples[0], ["uno", "dos"]);
     }
 }

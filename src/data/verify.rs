@@ -127,11 +127,9 @@ impl Dataset {
     /// `24 images opened in data/face (data.face_dir)`.
     fn opened(&self, source: usize, numbers: &[usize]) -> String {
         let number = numbers.get(source).copied().unwrap_or(0);
-        let (noun, folder, key) = match self.streams.get(source) {
-            Some(stream) => ("image", &stream.dir, stream.key),
-            None => ("pose", &self.pose_dir, "data.pose_dir"),
-        };
-        format!("{} opened in {} ({key})", count(number, noun), folder.display())
+        let (noun, folder) =
+            self.streams.get(source).map_or(("pose", &self.poses), |folder| ("image", folder));
+        format!("{} opened in {folder}", count(number, noun))
     }
 
     fn pieces(&self, depth: Depth) -> Vec<Piece> {

@@ -7,10 +7,12 @@ use crate::data::Batch;
 use crate::model::Frames;
 use crate::nn::Images;
 
-/// A batch in the host's memory, and where it is on a device, once it has been sent there.
+/// A batch in the host's memory with its clips' targets, and where it is on a device, once it has been sent there.
 pub struct Placed {
     /// The batch.
     pub batch: Batch,
+    /// What is to be predicted of each clip: (B), of L numbers each.
+    pub targets: Vec<Vec<u32>>,
     /// Its place on the device.
     #[cfg_attr(
         not(any(feature = "cuda", test)),
@@ -19,13 +21,13 @@ pub struct Placed {
     pub(super) slot: Option<usize>,
 }
 
-impl From<Batch> for Placed {
-    fn from(batch: Batch) -> Self {
-        Self { batch, slot: None }
-    }
-}
-
 impl Placed {
+    /// A batch, and the target of each of its clips.
+    #[must_use]
+    pub fn new(batch: Batch, targets: Vec<Vec<u32>>) -> Self {
+        Self { batch, targets, slot: None }
+    }
+
     /// How many clips it has. None where all of them had to be skipped: there is nothing to compute then.
     #[must_use]
     pub fn clips(&self) -> usize {
@@ -43,9 +45,14 @@ pub(super) fn frames(batch: &Batch, device: &Device) -> Result<Frames> {
     })
 }
 
-/// The targets of `batch` (B, 1), u32, on `device`.
-pub(super) fn targets(batch: &Batch, device: &Device) -> Result<Tensor> {
-    Ok(Tensor::from_slice(&batch.targets, (batch.clips.len(), 1), device)?)
+/// The targets of `batch` (B, L), u32, on `device`: shorter ones than the longest end in zeros.
+pub(super) fn targets(batch: &Placed, device: &Device) -> Result<Tensor> {
+    let length = batch.targets.iter().map(Vec::len).max().unwrap_or(0);
+    let padded = batch
+        .targets
+        .iter()
+        .flat_map(|target| target.iter().copied().chain(std::iter::repeat(0)).take(length));
+    Ok(Tensor::from_iter(padded, device)?.reshape((batch.targets.len(), length))?)
 }
 
 /// The images of each stream of `batch`, as tensors on `device`.

@@ -1,12 +1,152 @@
-//! What the engines that end in the host's memory share: gradients on their way to the optimizer.
+//! Engines whose gradients end in the host's memory: what is theirs alone, and the engine that it makes.
 
-use candle_core::Tensor;
+use std::time::{Duration, Instant};
 
+use candle_core::{Device, Tensor};
+
+use super::batch::{Placed, frames, targets};
 use super::host::Host;
-use super::seam::{End, Outcome, Step};
+use super::memory::Plan;
+use super::seam::{End, Engine, Evaluating, Outcome, Pending, Step, Times};
 use crate::Result;
+use crate::data::Batch;
 use crate::error::Error;
+use crate::model::{Encoded, Frames, Network, Score};
+use crate::nn::Pass;
 use crate::optim::gradients::{self, Accumulator};
+
+/// What such an engine keeps.
+pub struct State {
+    pub host: Host,
+    pub plan: Plan,
+    gradients: Gradients,
+    outcome: Option<Outcome>,
+    score: Option<Score>,
+    times: Times,
+}
+
+impl State {
+    pub fn new(host: Host, plan: Plan) -> Self {
+        let (gradients, times) = (Gradients::default(), Times::default());
+        Self { host, plan, gradients, outcome: None, score: None, times }
+    }
+}
+
+/// What one batch gave in training.
+pub struct Trained {
+    /// The mean loss.
+    pub loss: f64,
+    /// How much was predicted.
+    pub weight: usize,
+    /// The mean loss's gradients, in the parameters' order.
+    pub gradients: Vec<Tensor>,
+    /// How long the forward pass took.
+    pub forward: Duration,
+}
+
+/// What is an engine's own. Each of these is an [`Engine`].
+pub trait GraphEngine {
+    fn state(&self) -> &State;
+
+    fn state_mut(&mut self) -> &mut State;
+
+    /// Where the graph is computed.
+    fn device(&self) -> &Device;
+
+    /// The network without a graph, on the device.
+    fn evaluator(&self) -> &Network;
+
+    /// Forward and backward.
+    fn forward_backward(&mut self, batch: &Batch, targets: &Tensor, pass: &Pass) -> Result<Trained>;
+
+    /// The encoded frames of a batch without dropout, on the device, where its `inputs` are.
+    fn encoded(&self, batch: &Batch, inputs: &Frames) -> Result<Tensor>;
+
+    /// Brings the host's parameters to where the device computes with them.
+    fn follow_host(&mut self) -> Result<()>;
+}
+
+impl<E: GraphEngine> Engine for E {
+    fn send(&mut self, _: &mut Placed) -> Result<()> {
+        Ok(())
+    }
+
+    /// Nobody waits for the loader before its batch is needed.
+    fn sends_ahead(&self) -> bool {
+        false
+    }
+
+    fn train(&mut self, batch: &mut Placed, pass: &Pass, step: &mut Step) -> Result<()> {
+        let begun = Instant::now();
+        let targets = targets(batch, self.device())?;
+        let Trained { loss, weight, gradients, forward } =
+            self.forward_backward(&batch.batch, &targets, pass)?;
+        let state = self.state_mut();
+        state.gradients.add(gradients, weight, step)?;
+        (state.times.forward, state.times.backward) = (forward, begun.elapsed().saturating_sub(forward));
+        step.add(batch.clips(), weight, Some(loss));
+        Ok(())
+    }
+
+    fn update(&mut self, step: Step, lr: f64, max_norm: Option<f64>) -> Result<Pending> {
+        let begun = Instant::now();
+        let State { gradients, host, outcome, .. } = self.state_mut();
+        *outcome = Some(gradients.update(host, &step, lr, max_norm)?);
+        self.follow_host()?;
+        self.state_mut().times.optimizer = begun.elapsed();
+        Ok(Pending(()))
+    }
+
+    fn outcome(&mut self, _: Pending) -> Result<Outcome> {
+        self.state_mut().outcome.take().ok_or_else(|| lost("outcome"))
+    }
+
+    fn evaluate(&mut self, batch: &mut Placed) -> Result<Evaluating> {
+        let (inputs, targets) = (frames(&batch.batch, self.device())?, targets(batch, self.device())?);
+        let encoded = self.encoded(&batch.batch, &inputs)?;
+        let encoded = Encoded { frames: &encoded, pad_mask: &inputs.pad_mask };
+        self.state_mut().score = Some(self.evaluator().decoder().score(encoded, &targets)?);
+        Ok(Evaluating(()))
+    }
+
+    fn score(&mut self, _: Evaluating) -> Result<Score> {
+        self.state_mut().score.take().ok_or_else(|| lost("score"))
+    }
+
+    fn encode(&mut self, batch: &mut Placed) -> Result<Tensor> {
+        let inputs = frames(&batch.batch, self.device())?;
+        Ok(self.encoded(&batch.batch, &inputs)?.to_device(&Device::Cpu)?)
+    }
+
+    fn gradients(&self, step: &Step) -> Result<Vec<Vec<f32>>> {
+        self.state().gradients.mean(step)
+    }
+
+    fn host(&self) -> &Host {
+        &self.state().host
+    }
+
+    fn host_mut(&mut self) -> &mut Host {
+        &mut self.state_mut().host
+    }
+
+    /// The host's parameters are those that are updated.
+    fn pull(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn push(&mut self) -> Result<()> {
+        self.follow_host()
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.state().plan
+    }
+
+    fn times(&self) -> Option<Times> {
+        Some(self.state().times)
+    }
+}
 
 /// The gradients of a step, in the parameters' order.
 #[derive(Default)]

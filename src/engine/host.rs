@@ -36,9 +36,9 @@ impl Host {
     /// # Errors
     /// Where the tensor library fails.
     pub fn activations(&self, batch: &Placed) -> Result<Vec<Activation>> {
-        let (batch, device) = (&batch.batch, &Device::Cpu);
+        let (targets, batch, device) = (targets(batch, &Device::Cpu)?, &batch.batch, &Device::Cpu);
         let (images, frames) = (images(batch, device)?, frames(batch, device)?);
-        self.evaluator.activations(&images, &frames, &targets(batch, device)?)
+        self.evaluator.activations(&images, &frames, &targets)
     }
 
     /// The parameters, in PyTorch's order.

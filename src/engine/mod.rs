@@ -31,18 +31,18 @@ pub use batch::Placed;
 pub use host::Host;
 pub use seam::{End, Engine, Evaluating, Outcome, Pending, Step, Times};
 
-/// The engine of an experiment, at its start, with initial weights from its seed.
+/// The engine of an experiment that knows no texts yet: see [`with_decoder`].
+///
+/// # Errors
+/// As [`with_decoder`].
+pub fn new(c: &Experiment, compute: &Compute) -> Result<Box<dyn Engine>> {
+    with_decoder(c, compute, decoder::of(c, &[]).as_ref())
+}
+
+/// The engine of an experiment with this decoder, at its start, with initial weights from its seed.
 ///
 /// # Errors
 /// Where the tensor library or the GPU fails, or the engine that is asked for cannot compute the network.
-pub fn new(c: &Experiment, compute: &Compute) -> Result<Box<dyn Engine>> {
-    with_decoder(c, compute, decoder::of(c).as_ref())
-}
-
-/// [`new`] with a decoder of the caller's.
-///
-/// # Errors
-/// As [`new`].
 pub fn with_decoder(
     c: &Experiment,
     compute: &Compute,

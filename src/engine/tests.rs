@@ -11,8 +11,8 @@ use super::{End, Engine, Placed, Step, with_decoder};
 use crate::Result;
 use crate::config::{self, Experiment};
 use crate::data::{Batch, Sizes};
-use crate::model::Score;
 use crate::model::decoder::{self, Decoder, DecoderKind, Encoded, Loss};
+use crate::model::{Score, TextReport};
 use crate::nn::{Builder, Linear, Pass, loss};
 
 /// A small network with everything that drops switched on, and `more` settings.
@@ -58,13 +58,11 @@ pub(super) fn batch(c: &Experiment, clips: usize, kind: usize) -> Placed {
         }
     }
     batch.pose.iter_mut().enumerate().for_each(|(i, x)| *x = ((i + kind) as f32).sin());
-    for (i, target) in batch.targets.iter_mut().enumerate() {
-        *target = ((5 * i + 3 + kind) % c.model.vocab_size) as u32;
-    }
+    let targets = (0..clips).map(|i| vec![((5 * i + 3 + kind) % c.model.vocab_size) as u32]).collect();
     if let (Some(last), true) = (batch.pad_mask.last_mut(), sizes.frames > 1) {
         *last = false;
     }
-    batch.into()
+    Placed::new(batch, targets)
 }
 
 /// Loss and gradients of a step of one batch, the second that `engine` computes: so that buffers serve again.
@@ -136,6 +134,18 @@ impl DecoderKind for TwoLayers {
         "two layers"
     }
 
+    fn target(&self, text: &str) -> Vec<u32> {
+        vec![text.len() as u32]
+    }
+
+    fn text(&self, _: &[u32]) -> Option<String> {
+        None
+    }
+
+    fn report(&self, _: &[&str]) -> TextReport {
+        TextReport::default()
+    }
+
     fn build(&self, b: &Builder, c: &config::Model) -> CandleResult<Box<dyn Decoder>> {
         Ok(Box::new(TwoLayersModule {
             hidden: Linear::new(&b.pp("hidden"), c.d_model, 10)?,
@@ -181,7 +191,7 @@ fn engines_agree_whatever_reads_the_frames() -> Result<()> {
 /// Trains on each of `engines`, with each decoder: numbers differ from the first's by less than `tolerance`, relatively.
 fn agree(engines: &[(&str, Compute)], tolerance: f64) -> Result<()> {
     let c = experiment(6, &[("optimization.accumulate", "2"), ("run.precision", "fp32")]);
-    let stub = decoder::of(&c);
+    let stub = decoder::of(&c, &[]);
     for kind in [stub.as_ref(), &TwoLayers] {
         let mut found = Vec::new();
         for (name, compute) in engines {
@@ -252,7 +262,7 @@ mod on_an_emulated_gpu {
         for part in ["run.engine = \"fused\"", "\"two layers\"", "on a GPU", "run.engine = \"auto\""] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        with_decoder(&fused, &compute, decoder::of(&fused).as_ref())?;
+        with_decoder(&fused, &compute, decoder::of(&fused, &[]).as_ref())?;
         with_decoder(&fused, &Compute::Cpu, &TwoLayers)?;
         with_decoder(&experiment(2, &[]), &compute, &TwoLayers)?;
         Ok(())

@@ -13,7 +13,7 @@ mod temporal;
 mod trace;
 mod vit;
 
-pub use decoder::{Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score};
+pub use decoder::{Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score, TextReport};
 pub use frames::Frames;
 pub use network::Network;
 pub use trace::Activation;

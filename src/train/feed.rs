@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::config;
 use crate::data::{Dataset, Loader, Phase, Request, requests};
 use crate::engine::Placed;
+use crate::model::DecoderKind;
 use crate::{Error, Result};
 
 /// The batches of a run from one epoch to its last, training and validation in turn, so that loading ahead does not
@@ -14,6 +15,8 @@ use crate::{Error, Result};
 pub struct Feed {
     loader: Loader,
     dataset: Arc<Dataset>,
+    /// Of each of the dataset's clips.
+    targets: Vec<Vec<u32>>,
     /// The batch after the one that was given last, where it has been looked at.
     ahead: Option<Result<(Request, Placed)>>,
     steps: usize,
@@ -21,10 +24,12 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Over `epochs` (counted from 0) of `dataset`, without the first `done` training batches of the first of them.
+    /// Over `epochs` (counted from 0) of `dataset`, without the first `done` training batches of the first of them. What is
+    /// to be predicted of its texts, `decoder` says.
     #[must_use]
     pub fn new(
         dataset: &Arc<Dataset>,
+        decoder: &dyn DecoderKind,
         c: &config::Data,
         seed: u64,
         epochs: Range<usize>,
@@ -34,9 +39,22 @@ impl Feed {
         let clips = [dataset.train.clone(), dataset.val.clone()];
         let [steps, validation_steps] = [0, 1].map(|split| clips[split].len().div_ceil(sizes[split]));
         let workers = c.num_workers.unwrap_or_else(default_workers);
-        let loader =
-            Loader::new(Arc::clone(dataset), workers, requests(seed, clips, sizes, epochs).skip(done));
-        Self { loader, dataset: Arc::clone(dataset), ahead: None, steps, validation_steps }
+        let requests = requests(seed, clips, sizes, epochs).skip(done);
+        Self { steps, validation_steps, ..Self::of(dataset, decoder, workers, requests) }
+    }
+
+    /// Of these requests, on so many threads.
+    #[must_use]
+    pub fn of(
+        dataset: &Arc<Dataset>,
+        decoder: &dyn DecoderKind,
+        workers: usize,
+        requests: impl Iterator<Item = Request> + Send + 'static,
+    ) -> Self {
+        let loader = Loader::new(Arc::clone(dataset), workers, requests);
+        let targets = dataset.clips.iter().map(|clip| decoder.target(&clip.text)).collect();
+        let dataset = Arc::clone(dataset);
+        Self { loader, dataset, targets, ahead: None, steps: 0, validation_steps: 0 }
     }
 
     /// Training batches an epoch.
@@ -91,7 +109,11 @@ impl Feed {
 
     fn load(&mut self) -> Option<Result<(Request, Placed)>> {
         let loaded = self.loader.next()?;
-        Some(loaded.map(|(request, batch)| (request, batch.into())))
+        Some(loaded.map(|(request, batch)| {
+            let target = |&clip: &usize| self.targets.get(clip).cloned().unwrap_or_default();
+            let targets = batch.clips.iter().map(target).collect();
+            (request, Placed::new(batch, targets))
+        }))
     }
 
     /// How long [`Self::next`] has waited for data since the last call.

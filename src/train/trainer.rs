@@ -9,7 +9,7 @@ use crate::data::{BadClips, Contents, Dataset, Phase};
 use crate::engine::device::Compute;
 use crate::engine::{self, End, Engine, Outcome, Placed, Step, memory};
 use crate::error::Kind;
-use crate::model::Activation;
+use crate::model::{Activation, DecoderKind};
 use crate::nn::Pass;
 use crate::observe::metrics::EpochMetrics;
 use crate::observe::{Observer, run_folder::RunFolder};
@@ -93,11 +93,17 @@ impl Trainer {
     ///
     /// # Errors
     /// Where the tensor library or the GPU fails, or there is less memory than it takes.
-    pub fn new(c: &Experiment, compute: &Compute, dataset: &Dataset, contents: Contents) -> Result<Self> {
+    pub fn new(
+        c: &Experiment,
+        compute: &Compute,
+        dataset: &Dataset,
+        contents: Contents,
+        decoder: &dyn DecoderKind,
+    ) -> Result<Self> {
         // The memory that is planned is that of batches that the dataset can fill.
         let sized = memory::with_batches_of(c, dataset.train.len(), dataset.val.len());
         Ok(Self {
-            engine: engine::new(&sized, compute)?,
+            engine: engine::with_decoder(&sized, compute, decoder)?,
             schedule: Schedule::new(&c.optimization),
             progress: Progress::default(),
             bad_clips: BadClips::new(dataset.clips.len()),

@@ -69,7 +69,7 @@ impl Case {
         support::experiment_of(self.model.clone(), self.optimization.clone(), &[])
     }
 
-    pub fn batch(&self, step: usize) -> Batch {
+    pub fn batch(&self, step: usize) -> Placed {
         let part = |name: &str| &self.arrays[&format!("batch_{step}/{name}")];
         let (shape, targets) = part("target");
         let sizes = Sizes {
@@ -82,8 +82,7 @@ impl Case {
         batch.images = ["face", "hand_l", "hand_r"].iter().map(images).collect();
         batch.pose.clone_from(&part("pose").1);
         batch.pad_mask = part("pad_mask").1.iter().map(|&valid| valid > 0.0).collect();
-        batch.targets = targets.iter().map(|&target| target as u32).collect();
-        batch
+        Placed::new(batch, targets.iter().map(|&target| vec![target as u32]).collect())
     }
 
     fn run(&self, compute: &Compute) {
@@ -94,13 +93,13 @@ impl Case {
         engine.push().unwrap();
         let mut schedule = Schedule::new(&self.optimization);
 
-        let found = support::logits(engine.as_mut(), &mut self.batch(0).into());
+        let found = support::logits(engine.as_mut(), &mut self.batch(0));
         check(&format!("{name}: first logits"), &found, &self.arrays["logits_0"].1, FIRST_LOGITS);
 
         let losses = numbers(&self.json["loss"]);
         let rates = numbers(&self.json["lr_used"]);
         for (at, (expected, rate)) in losses.iter().zip(&rates).enumerate() {
-            let (mut batch, mut step) = (Placed::from(self.batch(at)), Step::of(1));
+            let (mut batch, mut step) = (self.batch(at), Step::of(1));
             engine.train(&mut batch, &Pass::training(0, at as u64), &mut step).unwrap();
             assert!((schedule.lr() - rate).abs() <= 1e-9 * rate, "{name}: rate of step {at}");
             let loss = step.loss().unwrap();
@@ -116,7 +115,7 @@ impl Case {
             schedule.step();
         }
 
-        let found = support::logits(engine.as_mut(), &mut self.batch(losses.len() - 1).into());
+        let found = support::logits(engine.as_mut(), &mut self.batch(losses.len() - 1));
         check(&format!("{name}: last logits"), &found, &self.arrays["logits_final"].1, FINAL_LOGITS);
         engine.pull().unwrap();
         let (key, worst) = self.parameters_off(engine.host().parameters());

@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use slt_run::config::{self, Experiment};
 use slt_run::engine::device::{self, Compute};
-use slt_run::engine::{self, End, Engine, Placed, Step};
+use slt_run::engine::{self, End, Engine, Step};
 use slt_run::nn::{ActivationDtype, Pass};
 use slt_run::optim::Schedule;
 use slt_run::train::state;
@@ -354,12 +354,12 @@ fn repeat(case: &Case, c: &Experiment, compute: &Compute) -> [f64; 5] {
     let mut schedule = Schedule::new(&c.optimization);
     let mut off = [0.0; 5];
     let logits_off = |engine: &mut dyn Engine, step, key: &str| {
-        cases::off(&support::logits(engine, &mut case.batch(step).into()), &case.arrays[key].1)
+        cases::off(&support::logits(engine, &mut case.batch(step)), &case.arrays[key].1)
     };
     off[0] = logits_off(engine.as_mut(), 0, "logits_0");
     let expected = cases::numbers(&case.json["loss"]);
     for (at, &expected) in expected.iter().enumerate() {
-        let (mut batch, mut step) = (Placed::from(case.batch(at)), Step::of(1));
+        let (mut batch, mut step) = (case.batch(at), Step::of(1));
         engine.train(&mut batch, &Pass::training(0, at as u64), &mut step).unwrap();
         if at == 0 {
             let found = engine.gradients(&step).unwrap();

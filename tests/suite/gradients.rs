@@ -123,8 +123,7 @@ impl Case {
         // Every second clip ends a frame early.
         let valid = |i: usize| self.frames == 1 || i % (2 * self.frames) + 1 != self.frames;
         batch.pad_mask = (0..rows).map(valid).collect();
-        batch.targets = (0..self.clips).map(|i| (i * 5 + 1) as u32 % self.classes as u32).collect();
-        batch.into()
+        Placed::new(batch, (0..self.clips).map(|i| vec![(i * 5 + 1) as u32 % self.classes as u32]).collect())
     }
 
     fn experiment(&self, chunk: Option<usize>) -> Experiment {

@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use slt_run::checkpoint::{Value, load, model_state};
 use slt_run::config::{self, Experiment, Layers};
 use slt_run::data::{Batch, Sizes};
-use slt_run::engine::{self, Engine, Step, device::Compute};
+use slt_run::engine::{self, Engine, Placed, Step, device::Compute};
 use slt_run::nn::Pass;
 
 use crate::support::{Outcome, TINY, World, event_scalars, experiment};
@@ -363,9 +363,9 @@ fn every_parameter_learns(c: &Experiment, clips: usize) {
         bytes.for_each(|(i, byte)| *byte = ((i * (2 * stream + 31)) % 251) as u8);
     }
     batch.pose.iter_mut().enumerate().for_each(|(i, x)| *x = (i as f32 * 0.7).sin());
-    batch.targets = (0..clips as u32).collect();
+    let mut batch = Placed::new(batch, (0..clips as u32).map(|class| vec![class]).collect());
     let mut step = Step::of(1);
-    engine.train(&mut batch.into(), &Pass::training(1, 0), &mut step).unwrap();
+    engine.train(&mut batch, &Pass::training(1, 0), &mut step).unwrap();
     assert!(step.loss().unwrap().is_finite());
     // Sums tell whether a parameter moved without a second copy of all of them.
     let print = |tensor: &Tensor| {

@@ -13,17 +13,15 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::batch::{Placed, frames, targets};
-use super::graph::{self, Gradients};
+use super::batch::frames;
+use super::graph::{GraphEngine, State, Trained};
 use super::host::Host;
-use super::memory::Plan;
-use super::seam::{Engine, Evaluating, Outcome, Pending, Step, Times};
 use crate::config::Experiment;
 use crate::config::streams::{Stream, image_streams};
 use crate::data::{Batch, Pixels};
 use crate::error::Error;
 use crate::model::decoder::gradient;
-use crate::model::{DecoderKind, Encoded, Frames, Network, Score};
+use crate::model::{DecoderKind, Encoded, Frames, Network};
 use crate::nn::parameters::with_slices;
 use crate::nn::{Blueprint, Pass};
 use crate::{Result, config};
@@ -31,15 +29,10 @@ use vit::{Backbone, Backward, Tape, Workspace};
 
 /// The network on the CPU.
 pub struct Cpu {
-    host: Host,
+    state: State,
     /// The image streams'.
     backbones: Vec<Backbone>,
-    plan: Plan,
     buffers: Buffers,
-    gradients: Gradients,
-    outcome: Option<Outcome>,
-    score: Option<Score>,
-    times: Times,
 }
 
 /// What the backbones keep from step to step: memory that is mapped anew costs its clearing.
@@ -69,16 +62,7 @@ impl Cpu {
         let plan = memory::plan(c, blueprint, &backbones);
         plan.refuse_more_than_there_is(c)?;
         let host = Host::new(c, decoder)?;
-        Ok(Self {
-            host,
-            backbones,
-            plan,
-            buffers: Buffers::default(),
-            gradients: Gradients::default(),
-            outcome: None,
-            score: None,
-            times: Times::default(),
-        })
+        Ok(Self { state: State::new(host, plan), backbones, buffers: Buffers::default() })
     }
 
     /// Each backbone's features (N, D) of a batch. Where all goes at once and there are `tapes`, what backward needs is
@@ -118,7 +102,7 @@ impl Cpu {
         let Buffers { tapes, workspace } = &mut self.buffers;
         let (net, images, pixels) = (&self.backbones[at], images(batch), &batch.images[at]);
         let d_features = d_features.flatten_all()?.to_vec1::<f32>()?;
-        let parameters = all_parameters(&self.host.network);
+        let parameters = all_parameters(&self.state.host.network);
         let mut gradients = vit::Gradients::default();
         with_slices(&parameters, |slices| {
             let weights = net.positions.map(|&position| slices[position]);
@@ -149,22 +133,23 @@ impl Cpu {
         }
         Ok(())
     }
-
-    fn encoded(&self, batch: &Batch, frames: &Frames) -> Result<Tensor> {
-        let pass = Pass::EVALUATION;
-        let features = self.features(&self.host.evaluator, batch, &pass, None)?;
-        Ok(self.host.evaluator.encode(&features, frames, &pass)?)
-    }
 }
 
-impl Engine for Cpu {
-    fn send(&mut self, _: &mut Placed) -> Result<()> {
-        Ok(())
+impl GraphEngine for Cpu {
+    fn state(&self) -> &State {
+        &self.state
     }
 
-    /// Nobody waits for the loader before its batch is needed.
-    fn sends_ahead(&self) -> bool {
-        false
+    fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn evaluator(&self) -> &Network {
+        &self.state.host.evaluator
     }
 
     /// As a graph only from the backbones' features on. In chunks, their forward pass keeps nothing and is computed again
@@ -172,26 +157,25 @@ impl Engine for Cpu {
     ///
     /// Memory is highest when the backbones' tapes are full. What can wait comes after them: the gradients of the decoder,
     /// and, where the tapes are used but once, the backbones' gradients, which take their place.
-    fn train(&mut self, batch: &mut Placed, pass: &Pass, step: &mut Step) -> Result<()> {
-        let (begun, batch) = (Instant::now(), &batch.batch);
-        let (inputs, targets) = (frames(batch, &Device::Cpu)?, targets(batch, &Device::Cpu)?);
+    fn forward_backward(&mut self, batch: &Batch, targets: &Tensor, pass: &Pass) -> Result<Trained> {
+        let (begun, inputs) = (Instant::now(), frames(batch, &Device::Cpu)?);
         let images_pass = inputs.images_pass(pass)?;
-        let chunk = self.plan.chunk.filter(|&chunk| chunk < images(batch));
+        let chunk = self.state.plan.chunk.filter(|&chunk| chunk < images(batch));
         let streams = self.backbones.len();
 
         let mut tapes = std::mem::take(&mut self.buffers.tapes);
         tapes.resize_with(if chunk.is_some() { 1 } else { streams }, Tape::default);
         let kept = if chunk.is_none() { Some(tapes.as_mut_slice()) } else { None };
-        let features = self.features(&self.host.network, batch, &images_pass, kept);
+        let features = self.features(&self.state.host.network, batch, &images_pass, kept);
         self.buffers.tapes = tapes;
         let features: candle_core::Result<Vec<Var>> = features?.iter().map(Var::from_tensor).collect();
         let features = features?;
         let leaves: Vec<Tensor> = features.iter().map(|var| var.as_tensor().clone()).collect();
-        let network = &self.host.network;
+        let network = &self.state.host.network;
         let encoded = network.encode(&leaves, &inputs, pass)?;
         let decoded = network.decoder().train(
             Encoded { frames: &encoded, pad_mask: &inputs.pad_mask },
-            &targets,
+            targets,
             pass,
             &network.parameters_of("decoder"),
         )?;
@@ -204,7 +188,7 @@ impl Engine for Cpu {
             let d_features = gradient(&store, "a backbone's features", feature)?;
             self.backbone_backward(at, batch, &images_pass, &d_features, chunk, &mut all)?;
         }
-        let network = &self.host.network;
+        let network = &self.state.host.network;
         let decoder: Vec<usize> = network.blueprint().root().pp("decoder").parameters().collect();
         let rest = all.iter_mut().zip(network.parameters().iter()).enumerate();
         for (_, (slot, (name, var))) in rest.filter(|(at, (slot, _))| slot.is_none() && !decoder.contains(at))
@@ -219,67 +203,18 @@ impl Engine for Cpu {
         }
         let gradients: Option<Vec<Tensor>> = all.into_iter().collect();
         let gradients = gradients.ok_or_else(|| Error::run("the decoder has left out a gradient"))?;
-        self.gradients.add(gradients, decoded.weight, step)?;
-        (self.times.forward, self.times.backward) = (forward, begun.elapsed().saturating_sub(forward));
-        step.add(batch.clips.len(), decoded.weight, Some(decoded.loss));
-        Ok(())
+        Ok(Trained { loss: decoded.loss, weight: decoded.weight, gradients, forward })
     }
 
-    fn update(&mut self, step: Step, lr: f64, max_norm: Option<f64>) -> Result<Pending> {
-        let begun = Instant::now();
-        self.outcome = Some(self.gradients.update(&mut self.host, &step, lr, max_norm)?);
-        self.times.optimizer = begun.elapsed();
-        Ok(Pending(()))
-    }
-
-    fn outcome(&mut self, _: Pending) -> Result<Outcome> {
-        self.outcome.take().ok_or_else(|| graph::lost("outcome"))
-    }
-
-    fn evaluate(&mut self, batch: &mut Placed) -> Result<Evaluating> {
-        let batch = &batch.batch;
-        let (inputs, targets) = (frames(batch, &Device::Cpu)?, targets(batch, &Device::Cpu)?);
-        let encoded = self.encoded(batch, &inputs)?;
-        let encoded = Encoded { frames: &encoded, pad_mask: &inputs.pad_mask };
-        self.score = Some(self.host.evaluator.decoder().score(encoded, &targets)?);
-        Ok(Evaluating(()))
-    }
-
-    fn score(&mut self, _: Evaluating) -> Result<Score> {
-        self.score.take().ok_or_else(|| graph::lost("score"))
-    }
-
-    fn encode(&mut self, batch: &mut Placed) -> Result<Tensor> {
-        self.encoded(&batch.batch, &frames(&batch.batch, &Device::Cpu)?)
-    }
-
-    fn gradients(&self, step: &Step) -> Result<Vec<Vec<f32>>> {
-        self.gradients.mean(step)
-    }
-
-    fn host(&self) -> &Host {
-        &self.host
-    }
-
-    fn host_mut(&mut self) -> &mut Host {
-        &mut self.host
+    fn encoded(&self, batch: &Batch, inputs: &Frames) -> Result<Tensor> {
+        let (network, pass) = (self.evaluator(), Pass::EVALUATION);
+        let features = self.features(network, batch, &pass, None)?;
+        Ok(network.encode(&features, inputs, &pass)?)
     }
 
     /// The host's parameters are those that are computed with.
-    fn pull(&mut self) -> Result<()> {
+    fn follow_host(&mut self) -> Result<()> {
         Ok(())
-    }
-
-    fn push(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
-    fn times(&self) -> Option<Times> {
-        Some(self.times)
     }
 }
 

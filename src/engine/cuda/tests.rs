@@ -17,7 +17,7 @@ use crate::config::{self, Experiment};
 use crate::data::{Batch, Pixels, Sizes};
 use crate::engine::batch::{frames, targets};
 use crate::engine::device::Compute;
-use crate::engine::{self, Engine, Step};
+use crate::engine::{self, Engine, Placed, Step};
 use crate::error::Kind;
 use crate::model::{DecoderStep, Encoded, Network, decoder};
 use crate::nn::{ActivationDtype, Blueprint, Pass};
@@ -57,11 +57,11 @@ fn experiment(c: &config::Model) -> Experiment {
 }
 
 fn blueprint(c: &config::Model) -> Rc<Blueprint> {
-    Network::blueprint_of(c, decoder::of(&experiment(c)).as_ref()).unwrap()
+    Network::blueprint_of(c, decoder::of(&experiment(c), &[]).as_ref()).unwrap()
 }
 
 /// A batch whose last clip's last frame is padding.
-fn batch(c: &config::Model, clips: usize, bytes: bool) -> Batch {
+fn batch(c: &config::Model, clips: usize, bytes: bool) -> Placed {
     let (frames, image_size) = (c.sequence_length, c.image_size);
     let sizes = Sizes { frames, image_size, pose: 3 * c.pose_landmarks };
     let mut batch = Batch::new((0..clips).collect(), sizes);
@@ -81,8 +81,8 @@ fn batch(c: &config::Model, clips: usize, bytes: bool) -> Batch {
     if let (Some(last), true) = (batch.pad_mask.last_mut(), frames > 1) {
         *last = false;
     }
-    batch.targets.iter_mut().enumerate().for_each(|(i, target)| *target = (i * 7 + 3) as u32 % 31);
-    batch
+    let targets = (0..clips).map(|i| vec![(i * 7 + 3) as u32 % 31]).collect();
+    Placed::new(batch, targets)
 }
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
@@ -93,7 +93,8 @@ fn floats_of(engine: &dyn Engine) -> Vec<Vec<f32>> {
     engine.host().parameters().iter().map(|(_, var)| floats(var.as_tensor())).collect()
 }
 
-fn send(network: &mut GpuNetwork, slot: usize, batch: &Batch) {
+fn send(network: &mut GpuNetwork, slot: usize, Placed { batch, targets, .. }: &Placed) {
+    let targets = targets.concat();
     let images = batch.images.iter().map(|pixels| match pixels {
         Pixels::Bytes(bytes) => StreamData::ImageBytes(bytes),
         Pixels::Normalised(numbers) => StreamData::Images(numbers),
@@ -101,7 +102,7 @@ fn send(network: &mut GpuNetwork, slot: usize, batch: &Batch) {
     let streams: Vec<StreamData> = images.chain([StreamData::Pose(&batch.pose)]).collect();
     let valid: Vec<u8> = batch.pad_mask.iter().map(|&valid| u8::from(valid)).collect();
     let (clips, frames) = (batch.clips.len(), batch.sizes.frames);
-    let batch = HostBatch { streams: &streams, valid: &valid, targets: &batch.targets, clips, frames };
+    let batch = HostBatch { streams: &streams, valid: &valid, targets: &targets, clips, frames };
     network.send(slot, &batch).unwrap();
 }
 
@@ -141,9 +142,9 @@ fn twins_with(
 }
 
 /// The decoder's logits on the CPU, without dropout.
-fn logits_of(engine: &mut dyn Engine, batch: &Batch) -> Vec<f32> {
-    let encoded = engine.encode(&mut batch.clone().into()).unwrap();
-    let pad_mask = &frames(batch, &Device::Cpu).unwrap().pad_mask;
+fn logits_of(engine: &mut dyn Engine, batch: &mut Placed) -> Vec<f32> {
+    let encoded = engine.encode(batch).unwrap();
+    let pad_mask = &frames(&batch.batch, &Device::Cpu).unwrap().pad_mask;
     let encoded = Encoded { frames: &encoded, pad_mask };
     let decoder = engine.host().evaluator.decoder();
     floats(&decoder.logits(encoded, &targets(batch, &Device::Cpu).unwrap(), &Pass::EVALUATION).unwrap())
@@ -178,12 +179,12 @@ struct Errors {
 impl Errors {
     fn of(c: &config::Model, dtype: ActivationDtype, make: Make, chunk: Option<usize>, bytes: bool) -> Self {
         let (mut engine, mut on_gpu) = twins(c, dtype, make);
-        let batch = batch(c, 2, bytes);
+        let mut batch = batch(c, 2, bytes);
         let pass = Pass { first_row: 2, ..Pass::training(1, 5) };
         let mut step = Step::of(1);
-        engine.train(&mut batch.clone().into(), &pass, &mut step).unwrap();
+        engine.train(&mut batch, &pass, &mut step).unwrap();
         let (expected_loss, expected) = (step.loss().unwrap(), engine.gradients(&step).unwrap());
-        let logits = logits_of(engine.as_mut(), &batch);
+        let logits = logits_of(engine.as_mut(), &mut batch);
 
         send(&mut on_gpu, 1, &batch);
         // Twice, so that memory from one step serves the next.
@@ -231,7 +232,7 @@ impl Errors {
         assert!(self.keys < tolerance, "the keys' bias: {}", self.keys);
     }
 
-    /// Rounding in another order gives errors like `other`'s. A unit of a ReLU that it switches moves single gradients by
+    /// Rounding in another order gives errors like `other`'s. A unit that it switches (`ReLU`) moves single gradients by
     /// up to 40 times, and all of them together by up to 5 (seen in 48 emulated steps whose parameters differ by 1e-3):
     /// what is compared is the middle one and all together. A gradient that is wrong is off by as much as it is.
     #[cfg(feature = "cuda")]
@@ -267,10 +268,10 @@ fn check(
 
 /// The stub and its loss on the host: the gradient of the sum of the clips' losses times `scale` for the encoded frames, and
 /// for weight and bias.
-fn stub_on_host(engine: &dyn Engine, encoded: Vec<f32>, batch: &Batch, scale: f64) -> [Vec<f32>; 3] {
-    let (clips, length) = (batch.clips.len(), batch.sizes.frames);
+fn stub_on_host(engine: &dyn Engine, encoded: Vec<f32>, batch: &Placed, scale: f64) -> [Vec<f32>; 3] {
+    let (clips, length) = (batch.clips(), batch.batch.sizes.frames);
     let encoded = Tensor::from_vec(encoded, (clips, length, ()), &Device::Cpu).unwrap();
-    let pad_mask = &frames(batch, &Device::Cpu).unwrap().pad_mask;
+    let pad_mask = &frames(&batch.batch, &Device::Cpu).unwrap().pad_mask;
     let network = &engine.host().network;
     let DecoderStep { weight, d_frames, gradients, .. } = network
         .decoder()

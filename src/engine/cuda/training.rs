@@ -134,15 +134,15 @@ impl Cuda {
     fn train_decoder_on_host(
         &mut self,
         slot: usize,
-        batch: &Batch,
+        batch: &Placed,
         pass: &Pass,
         chunk: Option<usize>,
     ) -> Result<(f64, usize)> {
         self.network.encode(slot, pass, chunk, true)?;
-        let encoded = self.encoded(batch)?;
+        let encoded = self.encoded(&batch.batch)?;
         let decoder = &self.host.network;
         let decoded = decoder.decoder().train(
-            Encoded { frames: &encoded, pad_mask: &frames(batch, &Device::Cpu)?.pad_mask },
+            Encoded { frames: &encoded, pad_mask: &frames(&batch.batch, &Device::Cpu)?.pad_mask },
             &targets(batch, &Device::Cpu)?,
             pass,
             &decoder.parameters_of("decoder"),
@@ -182,9 +182,10 @@ impl Engine for Cuda {
         let of = &batch.batch;
         self.sizes[slot] = (of.clips.len(), of.sizes.frames);
         let valid: Vec<u8> = of.pad_mask.iter().map(|&valid| u8::from(valid)).collect();
-        let targets = if self.decoder_on_gpu { of.targets.as_slice() } else { &[] };
+        // The stub's: a class each.
+        let targets: Vec<u32> = if self.decoder_on_gpu { batch.targets.concat() } else { Vec::new() };
         let (clips, frames) = self.sizes[slot];
-        let host = HostBatch { streams: &streams(of)?, valid: &valid, targets, clips, frames };
+        let host = HostBatch { streams: &streams(of)?, valid: &valid, targets: &targets, clips, frames };
         match self.network.send(slot, &host) {
             // The step before may have filled the memory. The next one finds a chunk for what is left.
             Err(error) if error.kind == Kind::Memory => {
@@ -224,7 +225,7 @@ impl Engine for Cuda {
                 if first {
                     self.network.zero_gradients()?;
                 }
-                let done = self.train_decoder_on_host(slot, &batch.batch, pass, chunk);
+                let done = self.train_decoder_on_host(slot, batch, pass, chunk);
                 done.inspect_err(|_| self.network.release_workspace())
             })?;
             step.add(batch.clips(), weight, Some(loss));
@@ -280,7 +281,7 @@ impl Engine for Cuda {
         let pad_mask = &frames(&batch.batch, &Device::Cpu)?.pad_mask;
         let encoded = Encoded { frames: &encoded, pad_mask };
         let decoder = self.host.evaluator.decoder();
-        self.score = Some(decoder.score(encoded, &targets(&batch.batch, &Device::Cpu)?)?);
+        self.score = Some(decoder.score(encoded, &targets(batch, &Device::Cpu)?)?);
         Ok(Evaluating(()))
     }
 

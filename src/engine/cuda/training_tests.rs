@@ -43,9 +43,6 @@ fn experiment(settings: &[(&str, &str)]) -> Experiment {
 fn batch(clips: usize, seed: usize) -> Placed {
     let sizes = Sizes { frames: FRAMES, image_size: 8, pose: 6 };
     let mut batch = Batch::new((0..clips).collect(), sizes);
-    for (clip, target) in batch.targets.iter_mut().enumerate() {
-        *target = ((clip + seed) % CLASSES) as u32;
-    }
     for (stream, pixels) in batch.images.iter_mut().enumerate() {
         let images = pixels.bytes_mut();
         let a_clip = images.len() / clips;
@@ -57,7 +54,8 @@ fn batch(clips: usize, seed: usize) -> Placed {
     for (i, value) in batch.pose.iter_mut().enumerate() {
         *value = ((i + 5 * seed) as f32 * 0.37).sin();
     }
-    batch.into()
+    let targets = (0..clips).map(|clip| vec![((clip + seed) % CLASSES) as u32]).collect();
+    Placed::new(batch, targets)
 }
 
 fn emulated() -> (Compute, Rc<EmulatedDevice>) {

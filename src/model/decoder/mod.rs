@@ -4,6 +4,7 @@
 //! A decoder that is written here as Candle operations trains on every engine. One that needs less memory or time than
 //! its graph overrides [`Decoder::train`]; an engine with kernels for it says so itself.
 
+mod classes;
 mod stub;
 
 use std::rc::Rc;
@@ -14,6 +15,7 @@ use crate::config;
 use crate::nn::{Builder, Pass};
 use crate::{Error, Result};
 
+pub use classes::{Classes, Collisions, text_class};
 pub use stub::Stub;
 
 /// The encoder's frames, as a decoder reads them.
@@ -104,10 +106,34 @@ pub trait Decoder {
     }
 }
 
-/// A kind of decoder, and what it takes besides the network's sizes.
+/// What a decoder makes of a dataset's texts, in words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TextReport {
+    /// As a run begins: `4 texts in 4 classes`.
+    pub brief: String,
+    /// As `check` shows it: `4 texts on 4 of 32000 classes`.
+    pub full: String,
+    /// What it cannot learn of them, and up to three examples.
+    pub problem: Option<String>,
+    /// As above.
+    pub examples: Vec<String>,
+    /// The problem and its remedy, as a warning.
+    pub warning: Option<String>,
+}
+
+/// A kind of decoder: what it takes besides the network's sizes, and what texts are to it.
 pub trait DecoderKind {
     /// What the configuration calls it.
     fn name(&self) -> &'static str;
+
+    /// What is to be predicted of a clip with this text: L numbers.
+    fn target(&self, text: &str) -> Vec<u32>;
+
+    /// The text that a prediction of a clip stands for; none where it stands for none.
+    fn text(&self, prediction: &[u32]) -> Option<String>;
+
+    /// What it makes of a dataset's texts.
+    fn report(&self, texts: &[&str]) -> TextReport;
 
     /// Its modules, below `b`.
     ///
@@ -116,10 +142,11 @@ pub trait DecoderKind {
     fn build(&self, b: &Builder, c: &config::Model) -> candle_core::Result<Box<dyn Decoder>>;
 }
 
-/// The decoder of an experiment.
+/// The decoder of an experiment whose training split has these texts.
 #[must_use]
-pub fn of(c: &config::Experiment) -> Rc<dyn DecoderKind> {
-    Rc::new(stub::Kind { label_smoothing: c.optimization.label_smoothing })
+pub fn of(c: &config::Experiment, train: &[&str]) -> Rc<dyn DecoderKind> {
+    let classes = Classes::new(c.model.vocab_size, train);
+    Rc::new(stub::Kind { label_smoothing: c.optimization.label_smoothing, classes })
 }
 
 /// What a backward pass left for a variable.

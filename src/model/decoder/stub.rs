@@ -2,20 +2,36 @@
 
 use candle_core::{DType, Result as CandleResult, Tensor, Var};
 
-use super::{Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score, gradient};
+use super::{Classes, Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score, TextReport, gradient};
 use crate::nn::{Builder, Linear, Pass, loss};
 use crate::{Result, config};
 
 /// The stub, with its loss: cross-entropy with label smoothing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Kind {
     /// The share of the target's probability that is spread over all classes.
     pub label_smoothing: f64,
+    /// `model.vocab_size` of them.
+    pub classes: Classes,
 }
 
 impl DecoderKind for Kind {
     fn name(&self) -> &'static str {
         Stub::NAME
+    }
+
+    /// One number: the class.
+    fn target(&self, text: &str) -> Vec<u32> {
+        vec![self.classes.of(text)]
+    }
+
+    /// A training text of the class.
+    fn text(&self, prediction: &[u32]) -> Option<String> {
+        prediction.first().and_then(|&class| self.classes.text(class)).map(str::to_owned)
+    }
+
+    fn report(&self, texts: &[&str]) -> TextReport {
+        self.classes.report(texts)
     }
 
     fn build(&self, b: &Builder, c: &config::Model) -> CandleResult<Box<dyn Decoder>> {
