@@ -13,7 +13,11 @@ use std::io::Write;
 
 use crate::cli::Command;
 use crate::config::{self, Device, Layers, Resolved};
-use crate::engine::device::{self, Compute};
+use crate::engine::{
+    self,
+    device::{self, Compute},
+};
+use crate::model::{decoder, sizes};
 use crate::observe::reporter::Reporter;
 use crate::train::trainer::Ended;
 use crate::{Error, Result};
@@ -50,6 +54,10 @@ fn resolve(mut layers: Layers, reporter: &Reporter) -> Result<Resolved> {
     layers.env = std::env::vars_os().collect();
     let resolved = config::resolve(&layers)?;
     resolved.warnings.iter().for_each(|warning| reporter.warn(warning));
+    let c = &resolved.experiment;
+    let possible = engine::blueprint(c, decoder::of(c, &[]).as_ref())
+        .and_then(|blueprint| sizes::refuse_impossible(c, &blueprint));
+    possible.map_err(|error| origins::in_error(error, &resolved))?;
     Ok(resolved)
 }
 

@@ -5,10 +5,11 @@ use figment::value::Value;
 use super::define::{Field, Preset, Rule};
 use super::fields::FIELDS;
 use super::merge::{Merge, field};
+use super::streams::{STREAMS, image_streams};
 use crate::error::Problem;
 
 /// No machine addresses more memory than this (128 TiB), so nothing that is one tensor can be larger.
-const MOST_BYTES: u128 = 1 << 47;
+pub const MOST_BYTES: u128 = 1 << 47;
 
 /// Notes everything in `merge` that cannot work, each with its origin and the cure.
 pub(super) fn check(merge: &mut Merge) {
@@ -127,15 +128,10 @@ fn multiple(merge: &mut Merge, whole_key: &str, part_key: &str) {
 const EMBED_DIM: &str = "model.backbone.embed_dim";
 const MLP_RATIO: &str = "model.backbone.mlp_ratio";
 
-/// Width of a backbone block's hidden layer: `int(embed_dim * mlp_ratio)`, as in the script.
-fn hidden(merge: &Merge) -> Option<u128> {
-    let ratio = merge.get(field(MLP_RATIO)?)?.0.to_f64()?;
-    // A float's cast saturates, which is as good as any number above the limit.
-    Some((whole(merge, EMBED_DIM)? as f64 * ratio) as u128)
-}
-
 fn hidden_width(merge: &mut Merge) {
-    if hidden(merge) == Some(0) {
+    // `int(embed_dim * mlp_ratio)`, as in the script.
+    let ratio = field(MLP_RATIO).and_then(|field| merge.get(field)?.0.to_f64());
+    if whole(merge, EMBED_DIM).zip(ratio).is_some_and(|(width, ratio)| width as f64 * ratio < 1.0) {
         let what = format!(
             "{} times {} leaves the backbone's hidden layer without a unit",
             named(merge, EMBED_DIM),
@@ -161,7 +157,8 @@ fn sizes(merge: &mut Merge) {
 /// A tensor's name, the fields that size it, and the numbers of which its element count is the product.
 type Size = (&'static str, Vec<&'static str>, Vec<u128>);
 
-/// The tensors that grow with the configuration; `None` where a size was refused already.
+/// Batches and activations, which grow with the configuration; `None` where a size was refused already. Of the
+/// parameters, the network itself knows.
 fn tensors(merge: &Merge) -> Vec<Option<Size>> {
     let images = ["data.batch_size", "model.sequence_length", "model.image_size", "model.image_size"];
     let validation = ["data.val_batch_size", "model.sequence_length", "model.image_size", "model.image_size"];
@@ -170,9 +167,8 @@ fn tensors(merge: &Merge) -> Vec<Option<Size>> {
     let frames = ["data.batch_size", "model.sequence_length", "model.d_model"];
     let feed = ["data.batch_size", "model.sequence_length", "model.temporal_dim_feedforward"];
     let logits = ["data.batch_size", "model.vocab_size"];
-    let blocks = ["model.backbone.depth", EMBED_DIM, EMBED_DIM];
-    let layers = ["model.temporal_layers", "model.d_model", "model.d_model"];
-    let layers_feed = ["model.temporal_layers", "model.d_model", "model.temporal_dim_feedforward"];
+    // Red, green and blue of each stream.
+    let channels = 3 * image_streams().count() as u128;
     let product = |what, constant, keys: &[&'static str]| -> Option<Size> {
         let mut numbers = vec![constant];
         for key in keys {
@@ -183,30 +179,15 @@ fn tensors(merge: &Merge) -> Vec<Option<Size>> {
         Some((what, named, numbers))
     };
     vec![
-        // Three image streams of three channels each.
-        product("a training batch's images", 9, &images),
-        product("a validation batch's images", 9, &validation),
+        product("a training batch's images", channels, &images),
+        product("a validation batch's images", channels, &validation),
         product("a training batch's poses", 3, &poses),
-        product("a training batch's projected features", 4, &streams),
+        product("a training batch's projected features", STREAMS.len() as u128, &streams),
         product("a training batch's fused features", 1, &frames),
         product("the temporal transformer's hidden layer", 1, &feed),
         product("a training batch's logits", 1, &logits),
-        product("the backbones' attention weights", 3 * 4, &blocks),
-        product("the temporal transformer's attention weights", 4, &layers),
-        product("the temporal transformer's feed-forward weights", 2, &layers_feed),
-        product("the decoder's weights", 1, &["model.d_model", "model.vocab_size"]),
-        product("a projector's weights", 1, &["model.projector_dim", "model.projector_dim"]),
-        product("a projector's weights", 1, &["model.projector_dim", EMBED_DIM]),
-        product("the pose projector's weights", 3, &["model.pose_landmarks", "model.projector_dim"]),
-        product("the fusion's weights", 4, &["model.projector_dim", "model.d_model"]),
-        product(
-            "a patch embedding's weights",
-            3,
-            &["model.backbone.patch_size", "model.backbone.patch_size", EMBED_DIM],
-        ),
         temporal_attention(merge),
         patch_attention(merge),
-        hidden_weights(merge),
     ]
 }
 
@@ -224,12 +205,4 @@ fn patch_attention(merge: &Merge) -> Option<Size> {
     let side = image?.checked_div(patch?)?;
     let tokens = side.saturating_mul(side).saturating_add(1);
     Some(("an image's attention", keys.to_vec(), vec![heads?, tokens, tokens]))
-}
-
-/// The hidden layers' weights of the three backbones.
-fn hidden_weights(merge: &Merge) -> Option<Size> {
-    let depth = whole(merge, "model.backbone.depth")?;
-    let width = whole(merge, EMBED_DIM)?;
-    let numbers = vec![3 * 2, u128::from(depth), u128::from(width), hidden(merge)?];
-    Some(("the backbones' hidden layers", vec!["model.backbone.depth", EMBED_DIM, MLP_RATIO], numbers))
 }

@@ -43,6 +43,7 @@ use std::path::PathBuf;
 
 pub use auto::{Chunk, MemoryBudget};
 pub use changes::{Change, Edit, changes, saved_value};
+pub use check::MOST_BYTES;
 pub use define::{Field, FieldType, Kind, Preset, Role, Rule, Section};
 pub use fields::{
     AmpDtype, Backbone, Data, Device, EngineKind, Experiment, FIELDS, MOST_THREADS, Model, OnBadClip,

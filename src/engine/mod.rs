@@ -21,10 +21,13 @@ mod oom;
 mod seam;
 pub mod threads;
 
+use std::rc::Rc;
+
 use crate::Result;
 use crate::config::Experiment;
 use crate::error::{Error, Kind, Problem};
 use crate::model::{Network, decoder};
+use crate::nn::Blueprint;
 use device::Compute;
 
 pub use batch::Placed;
@@ -48,7 +51,7 @@ pub fn with_decoder(
     compute: &Compute,
     decoder: &dyn decoder::DecoderKind,
 ) -> Result<Box<dyn Engine>> {
-    let blueprint = Network::blueprint_of(&c.model, decoder).map_err(too_deep)?;
+    let blueprint = blueprint(c, decoder)?;
     match compute {
         Compute::Graph(device) => Ok(Box::new(candle::Candle::new(c, decoder, &blueprint, device)?)),
         Compute::Cpu => Ok(Box::new(cpu::Cpu::new(c, decoder, &blueprint)?)),
@@ -60,9 +63,15 @@ pub fn with_decoder(
     }
 }
 
-fn too_deep(error: candle_core::Error) -> Error {
-    let problem = Problem::new("the network cannot be built").cause(error);
-    Error::new(Kind::Config, problem.hint("lower model.backbone.depth or model.temporal_layers"))
+/// What the network of an experiment is made of.
+///
+/// # Errors
+/// Where it has too many layers.
+pub fn blueprint(c: &Experiment, decoder: &dyn decoder::DecoderKind) -> Result<Rc<Blueprint>> {
+    Network::blueprint_of(&c.model, decoder).map_err(|error| {
+        let problem = Problem::new("the network cannot be built").cause(error);
+        Error::new(Kind::Config, problem.hint("lower model.backbone.depth or model.temporal_layers"))
+    })
 }
 
 #[cfg(test)]

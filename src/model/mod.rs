@@ -9,6 +9,7 @@ mod frames;
 mod fusion;
 mod network;
 mod projector;
+pub mod sizes;
 mod temporal;
 mod trace;
 mod vit;
