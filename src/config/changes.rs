@@ -7,7 +7,8 @@ use toml_edit::{DocumentMut, Item};
 use super::Experiment;
 use super::define::{Field, Kind, Preset};
 use super::fields::FIELDS;
-use super::snapshot;
+use super::snapshot::{self, HEADER};
+use super::value::one_line;
 
 /// A field of which the value is another one than it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +88,22 @@ fn default(field: &Field) -> Option<String> {
     }
 }
 
+/// `toml`, a resolved experiment, with a comment at its top that says what a run that has it was changed by. Nobody must
+/// take it for a file that repeats the run.
+#[must_use]
+pub fn with_edits(toml: &str, edits: &[Edit]) -> String {
+    if edits.is_empty() {
+        return toml.to_owned();
+    }
+    let mut text = HEADER.to_owned();
+    text.push_str("#\n# The run was changed while it trained, and this file does not repeat it:\n");
+    for Edit { step, epoch, change: Change { key, from, to } } in edits {
+        let line = format!("{key} was {from} and is {to} after step {step} (epoch {epoch})");
+        text.extend(["#   ", &one_line(&line), "\n"]);
+    }
+    text + toml.strip_prefix(HEADER).unwrap_or(toml)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,5 +175,23 @@ mod tests {
             found,
             [Change { key: "optimization.accumulate".into(), from: "1".into(), to: "2".into() }]
         );
+    }
+
+    #[test]
+    fn edits_stand_at_the_top_and_leave_the_experiment_as_it_is() {
+        let experiment = crate::config::for_tests(&[("optimization.lr", "0.5")]);
+        let toml = experiment.to_toml();
+        assert_eq!(with_edits(&toml, &[]), toml);
+        let change =
+            Change { key: "optimization.lr".into(), from: "0.001".into(), to: "0.5\n[run]\nseed = 1".into() };
+        let text = with_edits(&toml, &[Edit { step: 6, epoch: 2, change }]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], HEADER.trim_end());
+        assert!(lines[2].contains("does not repeat it"), "{text}");
+        assert_eq!(
+            lines[3],
+            "#   optimization.lr was 0.001 and is 0.5\\n[run]\\nseed = 1 after step 6 (epoch 2)"
+        );
+        assert_eq!(text.lines().skip(4).collect::<Vec<_>>(), toml.lines().skip(1).collect::<Vec<_>>());
     }
 }

@@ -230,6 +230,13 @@ impl Rule {
     }
 }
 
+/// A field's default value, from the text of its definition.
+#[expect(clippy::expect_used, reason = "the texts are constants, and a test reads each")]
+pub(super) fn preset<T: serde::de::DeserializeOwned>(text: &str) -> T {
+    let value = serde_json::from_str(text).unwrap_or_else(|_| Json::from(text));
+    serde_json::from_value(value).expect("a default is a value of its field")
+}
+
 /// Defines the sections: for each a struct, and for all of them [`FIELDS`](super::FIELDS) and
 /// [`SECTIONS`](super::SECTIONS), from which the layers, the flags, the snapshots and the reference come.
 ///
@@ -253,6 +260,16 @@ macro_rules! sections {
             pub struct $Section {
                 $($(#[doc = $doc])+ pub $name: $type,)+
                 $(#[doc = concat!("The section `[", $section, ".", stringify!($nested), "]`.")] pub $nested: $Nested,)?
+            }
+
+            /// The documented defaults; paths that an experiment has to name are empty.
+            impl Default for $Section {
+                fn default() -> Self {
+                    Self {
+                        $($name: sections!(@value $default),)+
+                        $($nested: $Nested::default(),)?
+                    }
+                }
             }
 
             impl $Section {
@@ -284,6 +301,9 @@ macro_rules! sections {
             role: sections!(@role $($role)?),
         },)+)+];
     };
+    (@value required) => { Default::default() };
+    (@value unset) => { Default::default() };
+    (@value $value:tt) => { super::define::preset(stringify!($value)) };
     (@default required) => { Preset::Required };
     (@default unset) => { Preset::Unset };
     (@default $value:tt) => { Preset::Text(stringify!($value)) };

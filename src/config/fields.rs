@@ -14,7 +14,7 @@ use super::places::{EventFolder, InitFrom};
 pub const MOST_THREADS: u64 = 1024;
 
 /// A whole experiment, resolved and checked: nothing after this handles an impossible value.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
     /// The section `[data]`.

@@ -11,6 +11,7 @@ mod define;
 mod environment;
 mod fields;
 mod file;
+mod flags;
 mod interval;
 mod merge;
 mod places;
@@ -42,19 +43,18 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use auto::{Chunk, MemoryBudget};
-pub use changes::{Change, Edit, changes, saved_value};
+pub use changes::{Change, Edit, changes, saved_value, with_edits};
 pub use check::MOST_BYTES;
 pub use define::{Field, FieldType, Kind, Preset, Role, Rule, Section};
 pub use fields::{
     AmpDtype, Backbone, Data, Device, EngineKind, Experiment, FIELDS, MOST_THREADS, Model, OnBadClip,
     Optimization, OptimizerKind, Precision, Resume, Run, SECTIONS, SchedulerKind,
 };
+pub use flags::for_flag;
 pub use interval::CheckpointEvery;
 pub use places::{EventFolder, InitFrom};
 pub use reference::reference_table;
-pub use snapshot::with_edits;
 pub use streams::Stream;
-pub use suggest::for_flag;
 
 use crate::error::{Error, Kind as ErrorKind, Result};
 use merge::Merge;

@@ -440,6 +440,25 @@ error: model.backbone.embed_dim = 384 (default) times model.backbone.mlp_ratio =
 }
 
 #[test]
+fn sections_have_the_documented_defaults() {
+    let mut expected = for_tests(&[]);
+    let data = &mut expected.data;
+    for path in [
+        &mut data.face_dir,
+        &mut data.hand_left_dir,
+        &mut data.hand_right_dir,
+        &mut data.pose_dir,
+        &mut data.metadata_csv,
+        &mut data.train_index,
+        &mut data.val_index,
+        &mut expected.run.work_dir,
+    ] {
+        path.clear();
+    }
+    assert_eq!(Experiment::default(), expected);
+}
+
+#[test]
 fn absurd_sizes_are_refused() {
     let text = refused("[model]\nimage_size = 1_000_000_000\n");
     let first = "error: a training batch's images would take 1.7e13 GiB: data.batch_size = 4 (default), \

@@ -86,7 +86,6 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Chunk, OptimizerKind};
     use serde_json::Value;
 
     #[test]
@@ -96,10 +95,7 @@ mod tests {
         for case in &cases {
             let number = |key: &str, default: f64| case[key].as_f64().unwrap_or(default);
             let mut schedule = Schedule::new(&Optimization {
-                epochs: 1,
-                optimizer: OptimizerKind::Sgd,
                 lr: number("base_lr", 0.0),
-                weight_decay: 0.0,
                 scheduler: match case["scheduler"].as_str() {
                     Some("steplr") => SchedulerKind::StepLr,
                     Some("cosine") => SchedulerKind::Cosine,
@@ -108,12 +104,7 @@ mod tests {
                 scheduler_step_size: number("scheduler_step_size", 5.0) as usize,
                 scheduler_gamma: number("scheduler_gamma", 0.5),
                 scheduler_tmax: number("scheduler_tmax", 10.0) as usize,
-                label_smoothing: 0.0,
-                frames_per_chunk: Chunk::Auto,
-                accumulate: 1,
-                grad_clip: None,
-                skip_nonfinite_steps: 0,
-                amp_dtype: crate::config::AmpDtype::Auto,
+                ..Optimization::default()
             });
             let expected = case["lr_per_epoch"].as_array().expect("a list of rates");
             assert!(expected.len() > 10);

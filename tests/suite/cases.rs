@@ -192,8 +192,6 @@ fn model(json: &Value) -> config::Model {
         projector_dim: count(json, "projector_dim"),
         d_model: count(json, "d_model"),
         pose_landmarks: count(json, "pose_landmarks"),
-        projector_dropout: 0.0,
-        fusion_dropout: 0.0,
         temporal_nhead: count(json, "temporal_nhead"),
         temporal_layers: count(json, "temporal_layers"),
         temporal_dim_feedforward: count(json, "temporal_dim_feedforward"),
@@ -205,10 +203,9 @@ fn model(json: &Value) -> config::Model {
             depth: count(backbone, "depth"),
             num_heads: count(backbone, "num_heads"),
             mlp_ratio: backbone["mlp_ratio"].as_f64().unwrap(),
-            dropout: 0.0,
-            attention_dropout: 0.0,
-            stochastic_depth: 0.0,
+            ..config::Backbone::default()
         },
+        ..config::Model::default()
     }
 }
 
@@ -231,11 +228,7 @@ fn optimization(json: &Value) -> Optimization {
         scheduler_gamma: json["scheduler_gamma"].as_f64().unwrap(),
         scheduler_tmax: json["scheduler_tmax"].as_u64().unwrap() as usize,
         label_smoothing: json["label_smoothing"].as_f64().unwrap(),
-        frames_per_chunk: config::Chunk::Auto,
-        accumulate: 1,
-        grad_clip: None,
-        skip_nonfinite_steps: 0,
-        amp_dtype: config::AmpDtype::Auto,
+        ..Optimization::default()
     }
 }
 

@@ -48,11 +48,7 @@ impl Little {
             train_index: at("train.csv"),
             val_index: at("val.csv"),
             batch_size: 2,
-            val_batch_size: None,
-            num_workers: None,
-            tensorboard: None,
-            on_bad_clip: config::OnBadClip::Error,
-            max_empty_clips: 0.01,
+            ..config::Data::default()
         };
         Self { dir, data, model: model() }
     }
@@ -96,26 +92,9 @@ fn model() -> config::Model {
     config::Model {
         image_size: SIZE,
         sequence_length: 4,
-        projector_dim: 8,
-        d_model: 8,
         pose_landmarks: 1,
-        projector_dropout: 0.0,
-        fusion_dropout: 0.0,
-        temporal_nhead: 1,
-        temporal_layers: 1,
-        temporal_dim_feedforward: 8,
-        temporal_dropout: 0.0,
         vocab_size: 1000,
-        backbone: config::Backbone {
-            patch_size: 4,
-            embed_dim: 8,
-            depth: 1,
-            num_heads: 1,
-            mlp_ratio: 2.0,
-            dropout: 0.0,
-            attention_dropout: 0.0,
-            stochastic_depth: 0.0,
-        },
+        ..config::Model::default()
     }
 }
 

@@ -205,22 +205,6 @@ static void sim_tf32(Deposit *lanes) {
 DEVICE void product_tf32(float *c, const u32 *a, const u32 *b) { sim_product(c, a, b, sim_tf32); }
 
 #ifndef T_F32
-DEVICE float to_float(unsigned short x);
-
-static void sim_half(Deposit *lanes) {
-    float a[16][16], b[16][8];
-    for (int l = 0; l < 32; l++)
-        for (int half = 0; half < 2; half++) {
-            for (int i = 0; i < 4; i++)
-                a[l / 4 + i % 2 * 8][l % 4 * 2 + half + i / 2 * 8] = to_float((unsigned short)(lanes[l].words[i] >> 16 * half));
-            for (int i = 0; i < 2; i++)
-                b[l % 4 * 2 + half + i * 8][l / 4] = to_float((unsigned short)(lanes[l].words[4 + i] >> 16 * half));
-        }
-    sim_sums(lanes, 16, a, b);
-}
-
-DEVICE void product_16(float *c, const u32 *a, const u32 *b) { sim_product(c, a, b, sim_half); }
-
 // Matrix m is the rows to which lanes 8 m to 8 m + 7 point.
 static inline void sim_matrices(Deposit *lanes, int turned) {
     for (int l = 0; l < 32; l++)

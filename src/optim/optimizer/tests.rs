@@ -3,7 +3,6 @@
 use candle_core::Device;
 
 use super::*;
-use crate::config;
 use crate::nn::{Builder, Init};
 
 const LR: f64 = 0.01;
@@ -18,9 +17,7 @@ fn numbers(len: usize, kind: usize) -> Vec<f32> {
 
 /// An experiment's section for `kind`, the rest as it is by default.
 fn section(kind: OptimizerKind) -> Optimization {
-    let (kind, decay) = (kind.to_string(), DECAY.to_string());
-    let settings = [("optimization.optimizer", kind.as_str()), ("optimization.weight_decay", &decay)];
-    config::for_tests(&settings).optimization
+    Optimization { optimizer: kind, weight_decay: DECAY, ..Optimization::default() }
 }
 
 /// One number's way through the steps, its gradients given.

@@ -114,6 +114,21 @@ DEVICE void product_16(float *c, const u32 *a, const u32 *b) {
             : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(b[i]));
 }
 #endif
+
+#else
+static void sim_half(Deposit *lanes) {
+    float a[16][16], b[16][8];
+    for (int l = 0; l < 32; l++)
+        for (int half = 0; half < 2; half++) {
+            for (int i = 0; i < 4; i++)
+                a[l / 4 + i % 2 * 8][l % 4 * 2 + half + i / 2 * 8] = to_float((unsigned short)(lanes[l].words[i] >> 16 * half));
+            for (int i = 0; i < 2; i++)
+                b[l % 4 * 2 + half + i * 8][l / 4] = to_float((unsigned short)(lanes[l].words[4 + i] >> 16 * half));
+        }
+    sim_sums(lanes, 16, a, b);
+}
+
+DEVICE void product_16(float *c, const u32 *a, const u32 *b) { sim_product(c, a, b, sim_half); }
 #endif
 
 DEVICE Left load_left(const T *tile, int line) {
