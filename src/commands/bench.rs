@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use serde_json::{Value, json};
 
-use super::train::open_dataset;
+use super::prepare::open_dataset;
 use super::{origins, print, resolve, select_device};
 use crate::cli::{BenchArgs, Subject};
 use crate::config::streams::image_streams;

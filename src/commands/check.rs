@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::prepare::{begin_from, look_into_files, open_dataset};
 use super::text::{about, amount, table, wrapped};
-use super::train::{begin_from, look_into_files, open_dataset};
 use super::{origins, print, resolve, select_device};
 use crate::cli::CheckArgs;
 use crate::config::streams::{STREAMS, Stream, image_streams};

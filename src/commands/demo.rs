@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use super::prepare::Call;
 use super::text::shell_word;
 use super::{resolve, train};
 use crate::Result;
@@ -37,7 +38,7 @@ pub fn demo(args: DemoArgs, arguments: &[OsString], reporter: &Reporter) -> Resu
     let mut run = args.run;
     run.layers.files = vec![drawn.experiment.clone()];
     let resolved = resolve(run.layers, reporter)?;
-    let call = train::Call {
+    let call = Call {
         experiment_file: Some(drawn.experiment),
         overwrite: run.overwrite,
         allow_changes: run.allow_changes,

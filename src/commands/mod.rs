@@ -3,7 +3,10 @@
 mod bench;
 mod check;
 mod demo;
+mod earlier;
 mod origins;
+mod prepare;
+mod said;
 mod show;
 mod text;
 mod train;

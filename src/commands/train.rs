@@ -2,27 +2,29 @@
 
 use std::ffi::OsString;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use super::text::{about, amount};
+use super::earlier::{Earlier, go_on};
+use super::prepare::{Call, begin_from, look_at_clips, open_dataset};
+use super::said::{
+    epochs_in, finished, go_on_from, nothing_left, say_overrides, stopped, summary, where_it_stands,
+};
 use super::{origins, resolve, select_device};
 use crate::cli::TrainArgs;
-use crate::config::{Change, Edit, Experiment, FIELDS, OnBadClip, Override, Resolved, Resume, with_edits};
-use crate::data::{Contents, Dataset, Depth, Verified};
+use crate::config::{Change, Edit, Experiment, Resolved, with_edits};
+use crate::data::Dataset;
 use crate::engine::device::Compute;
 use crate::engine::threads;
-use crate::error::{Kind, Problem, count};
+use crate::error::{Kind, Problem};
 use crate::limits::allocator::{Until, at_the_end};
-use crate::model::{DecoderKind, decoder};
+use crate::model::DecoderKind;
 use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::{Ending, Resumed, RunFolder, RunInfo};
 use crate::observe::{self, Observer};
-use crate::train::feed::default_workers;
-use crate::train::resume::{Changes, Saved, is_of_files};
-use crate::train::stop::{Signal, Stop};
+use crate::train::resume::Changes;
+use crate::train::stop::Stop;
 use crate::train::trainer::{Ended, Surroundings};
 use crate::train::{Feed, Initial, Progress, Trainer, state};
 use crate::{Error, Result};
@@ -33,18 +35,6 @@ pub fn train(args: TrainArgs, arguments: &[OsString], reporter: &Reporter) -> Re
     let resolved = resolve(args.layers, reporter)?;
     let (overwrite, allow_changes) = (args.overwrite, args.allow_changes);
     run(&resolved, &Call { experiment_file, overwrite, allow_changes, arguments }, reporter)
-}
-
-/// What a run is told beside the experiment itself.
-pub struct Call<'a> {
-    /// The file whose repository `run.json` describes.
-    pub experiment_file: Option<PathBuf>,
-    /// Whether to move a run that is in the way aside.
-    pub overwrite: bool,
-    /// Whether to go on although the experiment has changed.
-    pub allow_changes: bool,
-    /// The command line.
-    pub arguments: &'a [OsString],
 }
 
 /// Trains a resolved experiment. Nothing is written before all that it needs is known to be sound.
@@ -269,15 +259,6 @@ fn write_start<'r>(
     Ok(observer)
 }
 
-/// What the last line of a run says.
-fn finished(time: &str, trainer: &Trainer, folder: &RunFolder) -> String {
-    format!(
-        "trained {time}{}; the run is in {}",
-        best_epoch(trainer, ": the best is"),
-        folder.path().display(),
-    )
-}
-
 /// Puts the run's folder in order, whatever ended the run; its own failure counts where nothing else has failed.
 fn end(trained: &Result<Ended>, trainer: &Trainer, folder: &RunFolder, reporter: &Reporter) -> Result<()> {
     separate_best(folder, reporter);
@@ -304,124 +285,6 @@ fn separate_best(folder: &RunFolder, reporter: &Reporter) {
     }
 }
 
-/// Says which values are not the experiment files'. Where there are no files, the command line is the experiment.
-fn say_overrides(resolved: &Resolved, reporter: &Reporter) {
-    if resolved.files.is_empty() {
-        return;
-    }
-    for Override { key, value, origin } in &resolved.overrides {
-        reporter.info(&format!("override: {key} = {value} ({origin})"));
-    }
-}
-
-/// `start` and the best epoch so far; nothing where there is none.
-fn best_epoch(trainer: &Trainer, start: &str) -> String {
-    let Some(best) = trainer.progress.best() else { return String::new() };
-    let accuracy = best.val_accuracy.map(|accuracy| format!(" - val_accuracy={accuracy:.4}"));
-    format!("{start} epoch {} - val_loss={:.4}{}", best.epoch, best.val_loss, accuracy.unwrap_or_default())
-}
-
-/// A run in the work folder that is to be gone on with.
-struct Earlier {
-    folder: RunFolder,
-    /// Its checkpoint; without one it begins at its start.
-    saved: Option<Saved>,
-    changes: Changes,
-}
-
-impl Earlier {
-    /// Looks for one, where the experiment asks for it, and refuses another experiment's.
-    fn find(resolved: &mut Resolved, call: &Call) -> Result<Option<Self>> {
-        let c = &mut resolved.experiment;
-        if c.run.resume == Resume::Never || call.overwrite || !RunFolder::holds_run(&c.run.work_dir)? {
-            return Ok(None);
-        }
-        let folder = RunFolder::reopen(&c.run.work_dir)?;
-        let mut earlier = Self { folder, saved: None, changes: Changes::default() };
-        if earlier.folder.has_last() {
-            let saved = Saved::load(&earlier.folder.last())?;
-            if let Some(init_from) = &mut c.run.init_from {
-                saved.settle_init_from(init_from);
-            }
-            earlier.changes = saved.changes(c)?;
-            earlier.saved = Some(saved);
-        }
-        earlier.refuse(resolved, call)?;
-        Ok(Some(earlier))
-    }
-
-    fn refuse(&self, resolved: &Resolved, call: &Call) -> Result<()> {
-        if call.allow_changes {
-            return Ok(());
-        }
-        let is_field = |key: &str| FIELDS.iter().any(|field| field.key == key);
-        self.changes.refuse(&self.folder.last(), |key| is_field(key).then(|| resolved.origin(key).to_owned()))
-    }
-
-    /// Refuses data that are not the run's: other ids or texts, or another set of files.
-    fn refuse_other_data(
-        &mut self,
-        dataset: &Dataset,
-        resolved: &Resolved,
-        call: &Call,
-        reporter: &Reporter,
-    ) -> Result<()> {
-        let Some(saved) = &self.saved else { return Ok(()) };
-        match (saved.dataset_change(dataset), saved.files_change(dataset)) {
-            (Some(change), _) => self.other_data(change),
-            (None, Some(change)) => self.other_files(change, resolved, reporter),
-            (None, None) => {}
-        }
-        self.refuse(resolved, call)
-    }
-
-    /// Refuses the same files with something else in them, and says where the run's own data are now.
-    fn refuse_other_contents(
-        &mut self,
-        dataset: &Dataset,
-        contents: &Contents,
-        resolved: &Resolved,
-        call: &Call,
-        reporter: &Reporter,
-    ) -> Result<()> {
-        let Some(saved) = &self.saved else { return Ok(()) };
-        if let Some((clips, change)) = saved.contents_change(dataset, contents) {
-            // A file that has broken is told from another one.
-            if resolved.experiment.data.on_bad_clip == OnBadClip::Error {
-                Error::all(Kind::Data, dataset.broken(&clips))?;
-            }
-            self.other_files(change, resolved, reporter);
-            self.refuse(resolved, call)?;
-        }
-        if !self.changes.moved.is_empty() {
-            let keys: Vec<&str> = self.changes.moved.iter().map(|change| change.key.as_str()).collect();
-            reporter.info(&format!("the data have moved and are the same ({})", keys.join(", ")));
-        }
-        Ok(())
-    }
-
-    /// A run that goes on without what breaks goes on without what has gone. Files in other folders than before are not
-    /// broken: they are others.
-    fn other_files(&mut self, change: Change, resolved: &Resolved, reporter: &Reporter) {
-        if resolved.experiment.data.on_bad_clip == OnBadClip::Skip && self.changes.moved.is_empty() {
-            // One warning is enough for a file that has gone: it is missed among the names and in the contents.
-            if !self.changes.harmless.iter().any(|other| is_of_files(&other.key)) {
-                let Change { key, from, to } = &change;
-                reporter.warn(&format!("{key} was {from} and is {to} now; the run goes on with it"));
-            }
-            self.changes.harmless.push(change);
-        } else {
-            self.other_data(change);
-        }
-    }
-
-    /// Other data, and with them the paths that lead to them.
-    fn other_data(&mut self, change: Change) {
-        self.changes.others.push(change);
-        self.changes.others.append(&mut self.changes.moved);
-    }
-}
-
 /// A folder for a run that starts.
 fn claim(c: &Experiment, call: &Call, started: SystemTime, reporter: &Reporter) -> Result<RunFolder> {
     let (folder, aside) = RunFolder::claim(&c.run.work_dir, call.overwrite, started)?;
@@ -430,40 +293,6 @@ fn claim(c: &Experiment, call: &Call, started: SystemTime, reporter: &Reporter) 
         reporter.info(&format!("the run that was in {now} is now in {aside}"));
     }
     Ok(folder)
-}
-
-/// Puts the trainer where the run stood, and says what is not as the command or the checkpoint has it.
-fn go_on(
-    saved: Saved,
-    trainer: &mut Trainer,
-    steps: usize,
-    changes: &Changes,
-    resolved: &Resolved,
-    reporter: &Reporter,
-) -> Result<()> {
-    let was_inside = saved.progress().partial.batches > 0;
-    saved.restore(trainer, steps, changes)?;
-    if was_inside && trainer.progress.partial.batches == 0 {
-        let epoch = trainer.progress.epoch + 1;
-        reporter.info(&format!("epoch {epoch} begins anew: its batches have other clips now"));
-    }
-    if let Some(init_from) = &resolved.experiment.run.init_from {
-        let path = init_from.path.display();
-        reporter.info(&format!(
-            "--init-from {path} is not looked at for weights: the run has its own to go on with"
-        ));
-    }
-    Ok(())
-}
-
-/// Reads the weights that a run begins with, and says which; `c` has their digest then.
-pub fn begin_from(c: &mut Experiment, reporter: &Reporter) -> Result<Option<Initial>> {
-    let Some(from) = &mut c.run.init_from else { return Ok(None) };
-    let initial = Initial::load(from)?;
-    *from = initial.from().clone();
-    let (path, digest) = (from.path.display(), from.sha1.as_deref().unwrap_or_default());
-    reporter.info(&format!("the weights begin as those of {path} (SHA-1 {digest})"));
-    Ok(Some(initial))
 }
 
 /// `config.json` of a run that was changed while it trained says so, too.
@@ -500,130 +329,7 @@ fn last_words(
     }
 }
 
-fn go_on_from(folder: &RunFolder) -> String {
-    format!("the last checkpoint is {}; --resume goes on from it", folder.last().display())
-}
-
-/// How many epochs took how long: those after the first `from` in `time`, and all of them where there were earlier ones, of
-/// which the metrics have the seconds.
-fn epochs_in(epochs: usize, from: usize, earlier_seconds: Option<f64>, time: Duration) -> String {
-    let (here, first) = (about(time), from + 1);
-    let part = match first {
-        1 => return format!("{} in {here}", count(epochs, "epoch")),
-        _ if first == epochs => format!("epoch {first} in {here}"),
-        _ => format!("epochs {first} to {epochs} in {here}"),
-    };
-    match earlier_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
-        Some(earlier) => format!("{part}, all {epochs} in {}", about(earlier.saturating_add(time))),
-        None => part,
-    }
-}
-
-fn nothing_left(epochs: usize, trainer: &Trainer) -> String {
-    let all = match epochs {
-        1 => "the only epoch is".to_owned(),
-        epochs => format!("all {epochs} epochs are"),
-    };
-    let best = best_epoch(trainer, "; the best is");
-    format!("{all} done already: there is nothing to go on with{best}")
-}
-
-fn where_it_stands(trainer: &Trainer, steps: usize, folder: &RunFolder) -> String {
-    let (progress, last) = (&trainer.progress, folder.last());
-    let within = match progress.partial.batches {
-        0 => String::new(),
-        batches => format!(" and {batches} of {steps} batches of the next"),
-    };
-    format!("going on from {}, after {}{within}", last.display(), count(progress.epoch, "epoch"))
-}
-
-fn stopped(signal: Signal, trainer: &Trainer, folder: &RunFolder) -> String {
-    let (name, progress) = (signal.name(), &trainer.progress);
-    if !folder.has_last() {
-        return format!("stopped by {name} before the first step: there is nothing to save");
-    }
-    format!(
-        "stopped by {name} after step {} (epoch {}): saved in {}; the same command with --resume goes on from there{}",
-        progress.step,
-        progress.epoch + usize::from(progress.partial.batches > 0),
-        folder.last().display(),
-        best_epoch(trainer, "; the best so far is"),
-    )
-}
-
 /// Says where the last good checkpoint is, below an error that ends a run.
 fn with_checkpoint(error: Error, folder: &RunFolder) -> Error {
     if folder.has_last() { error.cause(go_on_from(folder)) } else { error }
-}
-
-/// Opens the dataset, with the decoder of its texts, and passes on the warnings of both.
-pub fn open_dataset(resolved: &Resolved, reporter: &Reporter) -> Result<(Arc<Dataset>, Rc<dyn DecoderKind>)> {
-    let c = &resolved.experiment;
-    let dataset = Dataset::open(&c.data, &c.model, c.run.seed)?;
-    let decoder = decoder::of(c, &dataset.train_texts());
-    for warning in dataset.warnings().iter().chain(&decoder.report(&dataset.texts()).warning) {
-        reporter.warn(&origins::in_line(warning, resolved));
-    }
-    Ok((Arc::new(dataset), decoder))
-}
-
-/// Looks into each clip's files, which costs a hundredth of an epoch and may save one. What is in them, as a resume will
-/// look for it.
-fn look_at_clips(
-    dataset: &Dataset,
-    resolved: &Resolved,
-    goes_on: bool,
-    reporter: &Reporter,
-) -> Result<Contents> {
-    let c = &resolved.experiment;
-    let mut found = look_into_files(dataset, resolved, Depth::FirstImages, reporter);
-    if goes_on && c.data.on_bad_clip == OnBadClip::Skip {
-        // What broke while the run trained must not keep it from going on, as long as there is something to go on with:
-        // it is counted when its turn comes.
-        let lost = found.lost_splits(dataset);
-        if lost.is_empty() {
-            found.problems.drain(..).for_each(|problem| reporter.warn(&problem.line()));
-        }
-        found.problems.extend(lost);
-    }
-    Error::all(Kind::Data, found.problems)?;
-    let threads = c.data.num_workers.unwrap_or_else(default_workers).max(1);
-    let contents = dataset.contents(threads, &|done, all| reporter.stage("measuring the files", done, all));
-    reporter.finish();
-    Ok(contents)
-}
-
-/// Opens every pose and as many images as `depth` says, on the loader's threads, and passes on what is odd about them.
-pub fn look_into_files(
-    dataset: &Dataset,
-    resolved: &Resolved,
-    depth: Depth,
-    reporter: &Reporter,
-) -> Verified {
-    let threads = resolved.experiment.data.num_workers.unwrap_or_else(default_workers).max(1);
-    let progress = |done, all| reporter.stage("looking into the files", done, all);
-    let found = dataset.verify(threads, depth, &progress);
-    reporter.finish();
-    for warning in &found.warnings {
-        reporter.warn(&origins::in_line(warning, resolved));
-    }
-    found
-}
-
-fn summary(
-    c: &Experiment,
-    dataset: &Dataset,
-    texts: &str,
-    trainer: &Trainer,
-    device: &str,
-    threads: usize,
-) -> String {
-    format!(
-        "{} to train on and {} to validate on, {texts}; {} parameters on {device}, {}; the run goes to {}",
-        count(dataset.train.len(), "clip"),
-        dataset.val.len(),
-        amount(trainer.engine.host().parameters().elements("")),
-        count(threads, "thread"),
-        c.run.work_dir.display(),
-    )
 }

@@ -1,0 +1,92 @@
+//! What several commands open before they begin, with what there is to say of it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::origins;
+use crate::config::{Experiment, OnBadClip, Resolved};
+use crate::data::{Contents, Dataset, Depth, Verified};
+use crate::error::Kind;
+use crate::model::{DecoderKind, decoder};
+use crate::observe::reporter::Reporter;
+use crate::train::Initial;
+use crate::train::feed::default_workers;
+use crate::{Error, Result};
+
+/// What a run is told beside the experiment itself.
+pub struct Call<'a> {
+    /// The file whose repository `run.json` describes.
+    pub experiment_file: Option<PathBuf>,
+    /// Whether to move a run that is in the way aside.
+    pub overwrite: bool,
+    /// Whether to go on although the experiment has changed.
+    pub allow_changes: bool,
+    /// The command line.
+    pub arguments: &'a [OsString],
+}
+
+/// Opens the dataset, with the decoder of its texts, and passes on the warnings of both.
+pub fn open_dataset(resolved: &Resolved, reporter: &Reporter) -> Result<(Arc<Dataset>, Rc<dyn DecoderKind>)> {
+    let c = &resolved.experiment;
+    let dataset = Dataset::open(&c.data, &c.model, c.run.seed)?;
+    let decoder = decoder::of(c, &dataset.train_texts());
+    for warning in dataset.warnings().iter().chain(&decoder.report(&dataset.texts()).warning) {
+        reporter.warn(&origins::in_line(warning, resolved));
+    }
+    Ok((Arc::new(dataset), decoder))
+}
+
+/// Looks into each clip's files, which costs a hundredth of an epoch and may save one. What is in them, as a resume will
+/// look for it.
+pub(super) fn look_at_clips(
+    dataset: &Dataset,
+    resolved: &Resolved,
+    goes_on: bool,
+    reporter: &Reporter,
+) -> Result<Contents> {
+    let c = &resolved.experiment;
+    let mut found = look_into_files(dataset, resolved, Depth::FirstImages, reporter);
+    if goes_on && c.data.on_bad_clip == OnBadClip::Skip {
+        // What broke while the run trained must not keep it from going on, as long as there is something to go on with:
+        // it is counted when its turn comes.
+        let lost = found.lost_splits(dataset);
+        if lost.is_empty() {
+            found.problems.drain(..).for_each(|problem| reporter.warn(&problem.line()));
+        }
+        found.problems.extend(lost);
+    }
+    Error::all(Kind::Data, found.problems)?;
+    let threads = c.data.num_workers.unwrap_or_else(default_workers).max(1);
+    let contents = dataset.contents(threads, &|done, all| reporter.stage("measuring the files", done, all));
+    reporter.finish();
+    Ok(contents)
+}
+
+/// Opens every pose and as many images as `depth` says, on the loader's threads, and passes on what is odd about them.
+pub fn look_into_files(
+    dataset: &Dataset,
+    resolved: &Resolved,
+    depth: Depth,
+    reporter: &Reporter,
+) -> Verified {
+    let threads = resolved.experiment.data.num_workers.unwrap_or_else(default_workers).max(1);
+    let progress = |done, all| reporter.stage("looking into the files", done, all);
+    let found = dataset.verify(threads, depth, &progress);
+    reporter.finish();
+    for warning in &found.warnings {
+        reporter.warn(&origins::in_line(warning, resolved));
+    }
+    found
+}
+
+/// Reads the weights that a run begins with, and says which; `c` has their digest then.
+pub fn begin_from(c: &mut Experiment, reporter: &Reporter) -> Result<Option<Initial>> {
+    let Some(from) = &mut c.run.init_from else { return Ok(None) };
+    let initial = Initial::load(from)?;
+    *from = initial.from().clone();
+    let (path, digest) = (from.path.display(), from.sha1.as_deref().unwrap_or_default());
+    reporter.info(&format!("the weights begin as those of {path} (SHA-1 {digest})"));
+    Ok(Some(initial))
+}
