@@ -47,7 +47,7 @@ impl Timing {
         self.images as f64 / self.median()
     }
 
-    /// The keys that `scripts/torch_peer.py step` prints for PyTorch, then `more`.
+    /// The keys that `scripts/torch_bench.py step` prints for PyTorch, then `more`.
     fn json(&self, more: Value) -> String {
         let mut report = json!({
             "images": self.images,

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::support::World;
 
-/// The keys that every kind of benchmark shares with `scripts/torch_peer.py step`.
+/// The keys that every kind of benchmark shares with `scripts/torch_bench.py step`.
 const SHARED: [&str; 5] = ["images", "step_s_min", "step_s_median", "images_per_s", "peak_rss_gib"];
 
 fn report(world: &World, args: &[&str]) -> Value {
