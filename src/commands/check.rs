@@ -8,7 +8,7 @@ use super::prepare::{begin_from, look_into_files, open_dataset};
 use super::text::{about, amount, table, wrapped};
 use super::{origins, print, resolve, select_device};
 use crate::cli::CheckArgs;
-use crate::config::streams::{STREAMS, Stream, image_streams};
+use crate::config::streams::{STREAMS, Stream, image_streams, pose_stream};
 use crate::config::{Experiment, Resolved, Resume};
 use crate::data::{Dataset, Depth, Phase, Request, Summary, Verified};
 use crate::engine::{self, Engine, Step, memory, memory::Plan, threads};
@@ -100,7 +100,7 @@ fn describe_data(s: &Summary, t: &TextReport) -> String {
         let numbers = [stream.frames, stream.empty, stream.short, stream.with_gaps, stream.missing_frames];
         streams.push(row(stream.name, numbers));
     }
-    let mut pose = row("pose", [0, s.missing_poses, 0, 0, 0]);
+    let mut pose = row(pose_stream().name, [0, s.missing_poses, 0, 0, 0]);
     for column in [1, 3, 4, 5] {
         "-".clone_into(&mut pose[column]);
     }

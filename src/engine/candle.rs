@@ -42,7 +42,7 @@ impl Candle {
             )
             .hint("leave optimization.frames_per_chunk out, or let run.engine be \"auto\""));
         }
-        let plan = plan(c, blueprint);
+        let plan = plan(c, blueprint, decoder);
         plan.refuse_more_than_there_is(c)?;
         let host = Host::new(c, decoder)?;
         let elsewhere = if device.is_cpu() {
@@ -111,7 +111,7 @@ impl GraphEngine for Candle {
 }
 
 /// What a step takes as one graph, which keeps what each operation gave, and their gradients.
-fn plan(c: &Experiment, blueprint: &Blueprint) -> Plan {
+fn plan(c: &Experiment, blueprint: &Blueprint, decoder: &dyn DecoderKind) -> Plan {
     let b = &c.model.backbone;
     let tokens = (c.model.image_size / b.patch_size).saturating_pow(2).saturating_add(1);
     let attention = b.num_heads.saturating_mul(tokens).saturating_mul(8);
@@ -122,7 +122,7 @@ fn plan(c: &Experiment, blueprint: &Blueprint) -> Plan {
     let memory = Memory {
         parameters: memory::parameters(c, blueprint, usize::from(c.optimization.accumulate > 1)),
         backbones: [tokens, b.depth, images].into_iter().fold(token, usize::saturating_mul),
-        head: memory::head(c),
+        head: memory::head(c, decoder),
         batches: BATCHES.saturating_mul(memory::batch_bytes(c)),
     };
     Plan::whole(c, memory::usual_share(memory::available()), memory)

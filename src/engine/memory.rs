@@ -6,6 +6,7 @@ use crate::config::streams::image_streams;
 use crate::config::{Chunk, Experiment, MemoryBudget, OptimizerKind};
 use crate::error::{Error, Kind, Problem, Result};
 use crate::limits::{self, size};
+use crate::model::DecoderKind;
 use crate::nn::Blueprint;
 
 /// Batches that are in the host's memory at a time: the one that trains and those loaded ahead.
@@ -96,16 +97,16 @@ pub fn batch_bytes(c: &Experiment) -> usize {
     sizes.into_iter().fold(image_streams().count(), usize::saturating_mul)
 }
 
-/// Bytes of the temporal encoder's activations and their gradients, as the graph's operations leave them.
+/// Bytes of the temporal encoder's activations, the decoder's and their gradients, as the graph's operations leave them.
 #[must_use]
-pub fn head(c: &Experiment) -> usize {
+pub fn head(c: &Experiment, decoder: &dyn DecoderKind) -> usize {
     let (m, clips, frames) = (&c.model, c.data.batch_size, c.model.sequence_length);
     let product = |factors: &[usize]| factors.iter().fold(1, |product: usize, n| product.saturating_mul(*n));
     let widths = product(&[24, m.d_model]).saturating_add(product(&[6, m.temporal_dim_feedforward]));
     let tokens = product(&[clips, frames, widths]);
     let attention = product(&[clips, m.temporal_nhead, frames, frames, 8]);
     let layers = product(&[4, m.temporal_layers, tokens.saturating_add(attention)]);
-    layers.saturating_add(product(&[4, 8, clips, m.vocab_size]))
+    layers.saturating_add(decoder.loss_bytes(m, clips))
 }
 
 /// Which chunks may be chosen.

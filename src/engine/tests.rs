@@ -142,6 +142,10 @@ impl DecoderKind for TwoLayers {
         None
     }
 
+    fn loss_bytes(&self, c: &config::Model, clips: usize) -> usize {
+        4 * clips * c.vocab_size
+    }
+
     fn report(&self, _: &[&str]) -> TextReport {
         TextReport::default()
     }
@@ -155,6 +159,10 @@ impl DecoderKind for TwoLayers {
 }
 
 impl Decoder for TwoLayersModule {
+    fn head(&self) -> &'static str {
+        "out"
+    }
+
     fn logits(&self, encoded: Encoded, _: &Tensor, _: &Pass) -> Result<Tensor> {
         Ok(self.out.forward(&self.hidden.forward(encoded.frames)?.relu()?)?.mean(1)?)
     }

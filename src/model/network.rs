@@ -103,7 +103,8 @@ impl Network {
         let mut part = |name: &str, x: &Tensor| seen.see(&format!("encoder.{name}"), x);
         let encoded = self.encoder.forward(&features, frames, &pass, &mut part as Trace)?;
         let encoded = Encoded { frames: &encoded, pad_mask: &frames.pad_mask };
-        seen.see("decoder.lm_head", &self.decoder.logits(encoded, targets, &pass)?)?;
+        let logits = self.decoder.logits(encoded, targets, &pass)?;
+        seen.see(&format!("decoder.{}", self.decoder.head()), &logits)?;
         Ok(seen.into_inner())
     }
 

@@ -3,20 +3,32 @@
 use super::vit::{Backbone, UNIT};
 use crate::config::Experiment;
 use crate::engine::memory::{self, BATCHES, Memory, Plan, Sizes};
+use crate::model::DecoderKind;
 use crate::nn::Blueprint;
 
 /// With recomputation, more frames to a chunk than this gain nothing: measured in `scripts/PERF.md`.
 const LARGEST_USEFUL_CHUNK: usize = 4 * UNIT;
 
 /// The configured chunk, or the one that fits the budget.
-pub fn plan(c: &Experiment, blueprint: &Blueprint, backbones: &[Backbone]) -> Plan {
+pub fn plan(
+    c: &Experiment,
+    decoder: &dyn DecoderKind,
+    blueprint: &Blueprint,
+    backbones: &[Backbone],
+) -> Plan {
     let free = memory::usual_share(memory::available());
     let sizes = Sizes { unit: UNIT, largest: LARGEST_USEFUL_CHUNK };
-    Plan::choose(c, free, sizes, |chunk| expected(c, blueprint, backbones, chunk))
+    Plan::choose(c, free, sizes, |chunk| expected(c, decoder, blueprint, backbones, chunk))
 }
 
 /// With `chunk` of the backbones' frames at a time.
-fn expected(c: &Experiment, blueprint: &Blueprint, backbones: &[Backbone], chunk: Option<usize>) -> Memory {
+fn expected(
+    c: &Experiment,
+    decoder: &dyn DecoderKind,
+    blueprint: &Blueprint,
+    backbones: &[Backbone],
+    chunk: Option<usize>,
+) -> Memory {
     let images = c.data.batch_size.saturating_mul(c.model.sequence_length);
     let sums = usize::from(c.optimization.accumulate > 1);
     let at_a_time = chunk.unwrap_or(images).min(images);
@@ -27,7 +39,7 @@ fn expected(c: &Experiment, blueprint: &Blueprint, backbones: &[Backbone], chunk
     Memory {
         parameters: memory::parameters(c, blueprint, sums),
         backbones: tapes.saturating_add(backward.max().unwrap_or(0)),
-        head: memory::head(c),
+        head: memory::head(c, decoder),
         batches: BATCHES.saturating_mul(memory::batch_bytes(c)),
     }
 }

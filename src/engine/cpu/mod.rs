@@ -59,7 +59,7 @@ impl Cpu {
     /// Where the tensor library fails.
     pub fn new(c: &Experiment, decoder: &dyn DecoderKind, blueprint: &Blueprint) -> Result<Self> {
         let backbones = backbones(&c.model, blueprint)?;
-        let plan = memory::plan(c, blueprint, &backbones);
+        let plan = memory::plan(c, decoder, blueprint, &backbones);
         plan.refuse_more_than_there_is(c)?;
         let host = Host::new(c, decoder)?;
         Ok(Self { state: State::new(host, plan), backbones, buffers: Buffers::default() })

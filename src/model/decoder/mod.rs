@@ -60,6 +60,9 @@ pub struct Score {
 
 /// A decoder as a part of a network.
 pub trait Decoder {
+    /// The module that gives the logits, below the decoder.
+    fn head(&self) -> &'static str;
+
     /// What each prediction is chosen by: (…, V). `targets` (B, L) are what a decoder that is told the beginning goes on
     /// from.
     ///
@@ -131,6 +134,9 @@ pub trait DecoderKind {
 
     /// The text that a prediction of a clip stands for; none where it stands for none.
     fn text(&self, prediction: &[u32]) -> Option<String>;
+
+    /// Bytes that the graph of its loss keeps for `clips` clips, gradients included.
+    fn loss_bytes(&self, c: &config::Model, clips: usize) -> usize;
 
     /// What it makes of a dataset's texts.
     fn report(&self, texts: &[&str]) -> TextReport;

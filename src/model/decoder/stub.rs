@@ -30,6 +30,11 @@ impl DecoderKind for Kind {
         prediction.first().and_then(|&class| self.classes.text(class)).map(str::to_owned)
     }
 
+    /// Logits and probabilities, in f32.
+    fn loss_bytes(&self, c: &config::Model, clips: usize) -> usize {
+        [8, clips, c.vocab_size].into_iter().fold(4, usize::saturating_mul)
+    }
+
     fn report(&self, texts: &[&str]) -> TextReport {
         self.classes.report(texts)
     }
@@ -59,6 +64,10 @@ impl Stub {
 }
 
 impl Decoder for Stub {
+    fn head(&self) -> &'static str {
+        "lm_head"
+    }
+
     fn logits(&self, encoded: Encoded, _: &Tensor, _: &Pass) -> Result<Tensor> {
         Ok(self.lm_head.forward(&Self::mean(encoded)?)?)
     }
