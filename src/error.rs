@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What kind of thing went wrong; it decides the process's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ErrorKind {
     /// The experiment's configuration or the command line: exit code 2.
     Config,
     /// The dataset, or a checkpoint that was given as input: exit code 3.
@@ -43,7 +43,7 @@ pub struct Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     /// Decides the exit code.
-    pub kind: Kind,
+    pub kind: ErrorKind,
     /// Everything that was found wrong, in the order in which it was found.
     pub problems: Vec<Problem>,
 }
@@ -102,22 +102,22 @@ impl Problem {
 impl Error {
     /// An error of one problem.
     #[must_use]
-    pub fn new(kind: Kind, problem: Problem) -> Self {
+    pub fn new(kind: ErrorKind, problem: Problem) -> Self {
         Self::of(kind, vec![problem])
     }
 
     /// An error of these problems; of the first limit of this process alone, where one is the cause of any: whatever
     /// else was found then, none of it is the user's or the data's fault.
-    fn of(kind: Kind, problems: Vec<Problem>) -> Self {
+    fn of(kind: ErrorKind, problems: Vec<Problem>) -> Self {
         let Some(problem) = problems.iter().find(|problem| problem.limit.is_some()) else {
             return Self { kind, problems };
         };
         let mut problem = problem.clone();
-        if let (Kind::Data, Some(limit)) = (kind, problem.limit) {
+        if let (ErrorKind::Data, Some(limit)) = (kind, problem.limit) {
             // Which clip was about to be read is chance.
             (problem.what, problem.causes) = (limit.what(), Vec::new());
         }
-        Self { kind: Kind::Run, problems: vec![problem] }
+        Self { kind: ErrorKind::Run, problems: vec![problem] }
     }
 
     /// Whether a limit of this process is the cause.
@@ -128,32 +128,32 @@ impl Error {
 
     /// A configuration error (exit code 2).
     pub fn config(what: impl Into<String>) -> Self {
-        Self::new(Kind::Config, Problem::new(what))
+        Self::new(ErrorKind::Config, Problem::new(what))
     }
 
     /// A data error (exit code 3).
     pub fn data(what: impl Into<String>) -> Self {
-        Self::new(Kind::Data, Problem::new(what))
+        Self::new(ErrorKind::Data, Problem::new(what))
     }
 
     /// Memory that is full (exit code 1).
     pub fn memory(what: impl Into<String>) -> Self {
-        Self::new(Kind::Memory, Problem::new(what))
+        Self::new(ErrorKind::Memory, Problem::new(what))
     }
 
     /// Another failure (exit code 1).
     pub fn run(what: impl Into<String>) -> Self {
-        Self::new(Kind::Run, Problem::new(what))
+        Self::new(ErrorKind::Run, Problem::new(what))
     }
 
     /// A failed file operation: `what` ("cannot write", …) on `path`.
     #[must_use]
-    pub fn io(kind: Kind, what: &str, path: &Path, cause: &io::Error) -> Self {
+    pub fn io(kind: ErrorKind, what: &str, path: &Path, cause: &io::Error) -> Self {
         Self::new(kind, Problem::new(format!("{what} {}", path.display())).io(path, cause))
     }
 
     /// All of `problems` as one error, or `Ok` where there are none.
-    pub fn all(kind: Kind, problems: Vec<Problem>) -> Result<()> {
+    pub fn all(kind: ErrorKind, problems: Vec<Problem>) -> Result<()> {
         if problems.is_empty() { Ok(()) } else { Err(Self::of(kind, problems)) }
     }
 
@@ -188,10 +188,10 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.kind {
-            Kind::Memory | Kind::Run => 1,
-            Kind::Config => 2,
-            Kind::Data => 3,
-            Kind::Numbers => 4,
+            ErrorKind::Memory | ErrorKind::Run => 1,
+            ErrorKind::Config => 2,
+            ErrorKind::Data => 3,
+            ErrorKind::Numbers => 4,
         }
     }
 }
@@ -253,18 +253,19 @@ mod tests {
                 .io(Path::new("clip_7.jpg"), &io::Error::from_raw_os_error(number))
                 .hint("replace the file")
         };
-        let error = Error::all(Kind::Data, vec![unreadable(2), unreadable(24), unreadable(24)]).unwrap_err();
-        assert_eq!((error.kind, error.problems.len(), error.is_limit()), (Kind::Run, 1, true));
+        let error =
+            Error::all(ErrorKind::Data, vec![unreadable(2), unreadable(24), unreadable(24)]).unwrap_err();
+        assert_eq!((error.kind, error.problems.len(), error.is_limit()), (ErrorKind::Run, 1, true));
         let text = error.to_string();
         assert!(text.contains("ulimit -n") && text.contains("hint: raise it"), "{text}");
         assert!(!text.contains("clip_7") && !text.contains("replace"), "{text}");
 
-        let error = Error::new(Kind::Data, unreadable(2));
-        assert_eq!((error.kind, error.is_limit()), (Kind::Data, false));
+        let error = Error::new(ErrorKind::Data, unreadable(2));
+        assert_eq!((error.kind, error.is_limit()), (ErrorKind::Data, false));
         assert!(error.to_string().contains("clip_7.jpg"));
         // What is written keeps its name.
         let error =
-            Error::io(Kind::Run, "cannot write", Path::new("a.json"), &io::Error::from_raw_os_error(24));
+            Error::io(ErrorKind::Run, "cannot write", Path::new("a.json"), &io::Error::from_raw_os_error(24));
         assert!(error.to_string().contains("cannot write a.json") && error.to_string().contains("ulimit -n"));
     }
 }

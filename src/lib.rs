@@ -23,4 +23,4 @@ pub mod random;
 pub mod train;
 mod zip_read;
 
-pub use error::{Error, Kind, Result};
+pub use error::{Error, ErrorKind, Result};

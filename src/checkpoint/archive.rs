@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use crate::error::{Error, Kind, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::input;
 use crate::zip_read::{Fault, Method, Zip};
 
@@ -44,7 +44,8 @@ impl Archive {
     /// A data error that says what the file looks like where it is not a zip-format PyTorch file. None of the
     /// messages names the path: the caller puts it in front.
     pub fn open(path: &Path) -> Result<Self> {
-        let opened = |e: io::Error| Error::new(Kind::Data, Problem::new("it cannot be opened").io(path, &e));
+        let opened =
+            |e: io::Error| Error::new(ErrorKind::Data, Problem::new("it cannot be opened").io(path, &e));
         let (mut file, file_size) = input::open(path).map_err(opened)?;
         sniff(path, &mut file)?;
         let zip = Zip::open(file).map_err(unreadable)?;
@@ -115,7 +116,7 @@ fn unreadable(fault: Fault) -> Error {
 fn sniff(path: &Path, file: &mut File) -> Result<()> {
     let mut start = Vec::new();
     let read = file.take(64).read_to_end(&mut start).and_then(|_| file.seek(SeekFrom::Start(0)));
-    read.map_err(|e: io::Error| Error::new(Kind::Data, Problem::new("it cannot be read").io(path, &e)))?;
+    read.map_err(|e: io::Error| Error::new(ErrorKind::Data, Problem::new("it cannot be read").io(path, &e)))?;
     if start.starts_with(b"PK\x03\x04") {
         return Ok(());
     }

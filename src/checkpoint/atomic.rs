@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::error::{Error, Kind, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::files::{self, DiskFile, Folder};
 
 /// Writes a new file with `fill` and puts it in the place of `path` once it is on the disk.
@@ -56,9 +56,9 @@ fn failed(path: &Path, error: &io::Error) -> Error {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "the folder must be one that you may write to"
         }
-        _ => return Error::new(Kind::Run, problem),
+        _ => return Error::new(ErrorKind::Run, problem),
     };
-    Error::new(Kind::Run, problem.hint(hint))
+    Error::new(ErrorKind::Run, problem.hint(hint))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::value::{TensorData, Value};
-use crate::error::{Error, Kind, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 
 /// The state of `torch.optim.AdamW` or `torch.optim.Adam`.
 #[derive(Clone, Debug, PartialEq)]
@@ -325,7 +325,7 @@ impl<'r, 'v: 'r> Reader<'r, 'v> {
             let more = problems.split_off(10).len();
             problems.push(Problem::new(format!("and {more} more parameters")));
         }
-        Error::all(Kind::Data, problems).map(|()| states)
+        Error::all(ErrorKind::Data, problems).map(|()| states)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::value::{Dtype, TensorData, Value};
-use crate::error::{Error, Kind, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 
 /// The version of the keys beside the four that PyTorch users know. Raised when an older reader would misread them.
 ///
@@ -72,7 +72,7 @@ impl<'a> Checkpoint<'a> {
         need("val_loss", "a number", val_loss.is_some());
         let has_optimizer = matches!(value.get("optimizer_state"), Some(Value::Dict(_)));
         need("optimizer_state", "a dict", has_optimizer);
-        Error::all(Kind::Data, problems)?;
+        Error::all(ErrorKind::Data, problems)?;
 
         let (model, mut rest) = split_model(path, value)?;
         let optimizer_state = take(&mut rest, "optimizer_state").unwrap_or(Value::None);
@@ -212,7 +212,7 @@ pub fn match_parameters<'t, 'a>(
     if let Some(last) = problems.last_mut() {
         last.hint = Some("the weights must come from a model with the same [model] section".to_owned());
     }
-    Error::all(Kind::Data, problems).map(|()| matched)
+    Error::all(ErrorKind::Data, problems).map(|()| matched)
 }
 
 fn is_float(dtype: Dtype) -> bool {
@@ -302,7 +302,7 @@ mod tests {
             ("extra".to_owned(), TensorData::scalar(0.0)),
         ];
         let error = match_parameters(path(), &expected, &found).unwrap_err();
-        assert_eq!((error.kind, error.problems.len()), (Kind::Data, 4));
+        assert_eq!((error.kind, error.problems.len()), (ErrorKind::Data, 4));
         let text = error.to_string();
         for line in [
             "runs/last.pt lacks parameters of the model (12): \n    gone.0 [1]\n",

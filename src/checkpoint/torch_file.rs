@@ -102,7 +102,7 @@ fn read(path: &Path) -> Result<Value<'static>> {
     let mut survey = Survey { graph: &graph, archive: &mut archive, left: budget, uses: HashMap::new() };
     survey.value(graph.root, 0)?;
     let uses = survey.uses;
-    Builder { graph: &graph, archive: &mut archive, uses, storages: HashMap::new() }.value(graph.root)
+    TensorReader { graph: &graph, archive: &mut archive, uses, storages: HashMap::new() }.value(graph.root)
 }
 
 /// How much may still be made: shared parts are copied, so a small file could describe a huge value.
@@ -286,7 +286,7 @@ fn counts(graph: &Graph, id: Id) -> Result<Vec<usize>> {
 }
 
 /// The second walk, over a graph that passed the survey: makes the value.
-struct Builder<'g, 'a> {
+struct TensorReader<'g, 'a> {
     graph: &'g Graph,
     archive: &'a mut Archive,
     uses: HashMap<&'g str, usize>,
@@ -294,7 +294,7 @@ struct Builder<'g, 'a> {
     storages: HashMap<&'g str, Vec<u8>>,
 }
 
-impl Builder<'_, '_> {
+impl TensorReader<'_, '_> {
     fn value(&mut self, id: Id) -> Result<Value<'static>> {
         let graph = self.graph;
         Ok(match graph.node(id) {

@@ -258,11 +258,7 @@ fn peak_gib() -> Option<f64> {
 /// `clips` clips of noise, of the shape that the loader's batches have.
 fn random_batch(c: &Experiment, clips: usize, step: u64) -> Placed {
     let mut rng = stream(c.run.seed, Purpose::Bench, [step, 0]);
-    let sizes = Sizes {
-        frames: c.model.sequence_length,
-        image_size: c.model.image_size,
-        pose: 3 * c.model.pose_landmarks,
-    };
+    let sizes = Sizes::of(&c.model);
     let mut batch = Batch::new((0..clips).collect(), sizes);
     batch.images.iter_mut().for_each(|images| rng.fill_bytes(images.bytes_mut()));
     for value in &mut batch.pose {

@@ -12,7 +12,7 @@ use crate::config::streams::{STREAMS, Stream, image_streams, pose_stream};
 use crate::config::{Experiment, Resolved, Resume};
 use crate::data::{Dataset, Depth, Phase, Request, Summary, Verified};
 use crate::engine::{self, Engine, Step, memory, memory::Plan, threads};
-use crate::error::{Kind, Problem, count};
+use crate::error::{ErrorKind, Problem, count};
 use crate::limits::size;
 use crate::model::{DecoderKind, TextReport};
 use crate::nn::Pass;
@@ -47,7 +47,7 @@ fn check_resolved(resolved: &Resolved, depth: Depth, reporter: &Reporter) -> Res
         wrapped(&describe_network(c, engine, &dataset, &device), LABEL)
     ))?;
     let looked_at = describe_look(&found, &summary, dataset.unindexed_files);
-    Error::all(Kind::Data, found.problems)?;
+    Error::all(ErrorKind::Data, found.problems)?;
     engine.plan().refuse_more_than_the_budget()?;
     let before = engine.chunk();
     print(&wrapped(&one_step(c, &dataset, decoder.as_ref(), engine)?, LABEL))?;
@@ -223,7 +223,10 @@ fn one_step(
     let (training, loss) = (begun.elapsed(), step.loss().unwrap_or(f64::NAN));
     if !loss.is_finite() {
         let problem = Problem::new(format!("the loss of one training step is {loss}"));
-        return Err(Error::new(Kind::Numbers, problem.hint("look at the poses and the initial weights")));
+        return Err(Error::new(
+            ErrorKind::Numbers,
+            problem.hint("look at the poses and the initial weights"),
+        ));
     }
     let each = training.as_secs_f64() / batch.clips() as f64;
     let epoch = Duration::try_from_secs_f64(each * dataset.train.len() as f64).unwrap_or(Duration::MAX);

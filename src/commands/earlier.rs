@@ -3,7 +3,7 @@
 use super::prepare::Call;
 use crate::config::{Change, FIELDS, OnBadClip, Resolved, Resume};
 use crate::data::{Contents, Dataset};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::RunFolder;
 use crate::train::Trainer;
@@ -77,7 +77,7 @@ impl Earlier {
         if let Some((clips, change)) = saved.contents_change(dataset, contents) {
             // A file that has broken is told from another one.
             if resolved.experiment.data.on_bad_clip == OnBadClip::Error {
-                Error::all(Kind::Data, dataset.broken(&clips))?;
+                Error::all(ErrorKind::Data, dataset.broken(&clips))?;
             }
             self.other_files(change, resolved, reporter);
             self.refuse(resolved, call)?;

@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn noted(problem: Problem) -> String {
-        in_error(Error::new(crate::error::Kind::Data, problem), &resolved()).to_string()
+        in_error(Error::new(crate::error::ErrorKind::Data, problem), &resolved()).to_string()
     }
 
     #[test]

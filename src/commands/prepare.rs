@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::origins;
 use crate::config::{Experiment, OnBadClip, Resolved};
 use crate::data::{Contents, Dataset, Depth, Verified};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::model::{DecoderKind, decoder};
 use crate::observe::reporter::Reporter;
 use crate::train::Initial;
@@ -57,7 +57,7 @@ pub(super) fn look_at_clips(
         }
         found.problems.extend(lost);
     }
-    Error::all(Kind::Data, found.problems)?;
+    Error::all(ErrorKind::Data, found.problems)?;
     let threads = c.data.num_workers.unwrap_or_else(default_workers).max(1);
     let contents = dataset.contents(threads, &|done, all| reporter.stage("measuring the files", done, all));
     reporter.finish();

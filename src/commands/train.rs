@@ -17,7 +17,7 @@ use crate::config::{Change, Edit, Experiment, Resolved, with_edits};
 use crate::data::Dataset;
 use crate::engine::device::Compute;
 use crate::engine::threads;
-use crate::error::{Kind, Problem};
+use crate::error::{ErrorKind, Problem};
 use crate::limits::allocator::{Until, at_the_end};
 use crate::model::DecoderKind;
 use crate::observe::reporter::Reporter;
@@ -309,7 +309,7 @@ fn json_with_edits(mut json: serde_json::Value, edits: &[Edit]) -> serde_json::V
 fn ended_early(trained: &Result<Ended>) -> bool {
     match trained {
         Ok(ended) => *ended != Ended::Finished,
-        Err(error) => error.kind == Kind::Data || error.is_limit(),
+        Err(error) => error.kind == ErrorKind::Data || error.is_limit(),
     }
 }
 

@@ -56,7 +56,7 @@ pub use places::{EventFolder, InitFrom};
 pub use reference::reference_table;
 pub use streams::Stream;
 
-use crate::error::{Error, Kind as ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use merge::Merge;
 
 /// Everything that an experiment is made of, lowest layer first; the built-in defaults are below them.

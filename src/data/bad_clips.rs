@@ -1,7 +1,7 @@
 //! Clips that break after the start of a run that is to go on without them (`data.on_bad_clip = "skip"`).
 
 use super::some_of;
-use crate::error::{Error, Kind, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use std::collections::BTreeMap;
 
 /// A clip that a batch had to do without.
@@ -73,7 +73,7 @@ impl BadClips {
         let what =
             format!("no clip of the {split} split ({key}) is left: none of {} can be loaded", ids.len());
         let hint = "put the files back, and go on with --resume; data.on_bad_clip = \"skip\" skips some clips, not all";
-        Error::new(Kind::Data, Problem::new(what).cause(some_of(&lines)).hint(hint))
+        Error::new(ErrorKind::Data, Problem::new(what).cause(some_of(&lines)).hint(hint))
     }
 
     fn too_many(&self) -> Error {
@@ -85,7 +85,7 @@ impl BadClips {
         );
         let lines: Vec<String> = self.ids.iter().map(|(id, problem)| format!("{id}: {problem}")).collect();
         let problem = Problem::new(what).cause(some_of(&lines));
-        Error::new(Kind::Data, problem.hint("put the files back, or take the clips out of the indices"))
+        Error::new(ErrorKind::Data, problem.hint("put the files back, or take the clips out of the indices"))
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
         );
         let error = bad.add(&clip("c")).unwrap_err();
         let text = error.to_string();
-        assert_eq!(error.kind, Kind::Data);
+        assert_eq!(error.kind, ErrorKind::Data);
         assert!(text.contains("3 of 200 clips") && text.contains("allows for 2"), "{text}");
         assert!(text.contains("a: cannot read x.jpg: it is empty, b: ") && text.contains("hint: "), "{text}");
     }
@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(["a", "v"].map(|id| bad.add(&clip(id)).unwrap()), [true, true]);
         let error = bad.none_left("validation", "data.val_index", &["v".to_owned()]);
         let text = error.to_string();
-        assert_eq!(error.kind, Kind::Data);
+        assert_eq!(error.kind, ErrorKind::Data);
         assert!(text.contains("the validation split (data.val_index) is left: none of 1 "), "{text}");
         assert!(text.contains("v: cannot read x.jpg") && !text.contains("a: cannot"), "{text}");
     }

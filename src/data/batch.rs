@@ -1,6 +1,7 @@
 //! What the trainer asks for and what it gets: requests, samples, batches.
 
 use super::bad_clips::SkippedClip;
+use crate::config;
 use crate::config::streams::image_streams;
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
@@ -66,6 +67,12 @@ pub struct Sizes {
 }
 
 impl Sizes {
+    /// Those of a network's input.
+    #[must_use]
+    pub fn of(c: &config::Model) -> Self {
+        Self { frames: c.sequence_length, image_size: c.image_size, pose: 3 * c.pose_landmarks }
+    }
+
     /// The bytes of one image.
     #[must_use]
     pub fn image_bytes(&self) -> usize {

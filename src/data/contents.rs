@@ -3,7 +3,7 @@
 use super::dataset::{Clip, Dataset, ENDINGS};
 use super::sampling::distinct;
 use super::some_of;
-use crate::error::{Error, Kind, Problem, Result, count};
+use crate::error::{Error, ErrorKind, Problem, Result, count};
 
 impl Clip {
     /// Whether any of its streams has an image.
@@ -22,7 +22,7 @@ impl Dataset {
         if empty.len() == self.clips.len() {
             return Err(self.no_images());
         }
-        Error::all(Kind::Data, self.too_many_empty(&empty, max_empty_clips))?;
+        Error::all(ErrorKind::Data, self.too_many_empty(&empty, max_empty_clips))?;
         let mut warnings = Vec::new();
         if !empty.is_empty() {
             let (have, they) = if empty.len() == 1 { ("has", "it is") } else { ("have", "they are") };

@@ -2,7 +2,7 @@
 
 use super::batch::{Phase, Sample, Sizes};
 use super::frames::{FrameTable, Listing, PassedOver, PoseListing, list_frames, list_poses};
-use super::image::Decoder;
+use super::image::ImageDecoder;
 use super::manifest::{Index, Metadata, read_index, read_metadata};
 use super::pose::{self, Pose};
 use super::sampling::{frame_at, sample_indices, stride, union};
@@ -10,7 +10,7 @@ use super::table::Source;
 use super::{shortened, some_of};
 use crate::config::streams::{Stream, image_streams, pose_stream};
 use crate::config::{self, OnBadClip};
-use crate::error::{Error, Kind, Problem, Result, count};
+use crate::error::{Error, ErrorKind, Problem, Result, count};
 use crate::input::hexadecimal;
 use crate::random::{Purpose, stream};
 use rand::RngExt;
@@ -144,7 +144,7 @@ impl Dataset {
         let ids: HashMap<&str, usize> = clips.iter().enumerate().map(|(at, id)| (id.as_str(), at)).collect();
         // A folder that cannot be listed is reported even where the CSVs left no ids to look for.
         let folders = list_folders(&sources, &ids).map_err(|mut found| keep(&mut found)).ok();
-        Error::all(Kind::Data, problems)?;
+        Error::all(ErrorKind::Data, problems)?;
         let (Some(metadata), Some(splits), Some(folders)) = (metadata, splits, folders) else {
             return Err(Error::data("the dataset cannot be opened"));
         };
@@ -155,11 +155,7 @@ impl Dataset {
             val: splits.val,
             streams: image_streams().map(folder).collect(),
             poses: folder(pose_stream()),
-            sizes: Sizes {
-                frames: model.sequence_length,
-                image_size: model.image_size,
-                pose: 3 * model.pose_landmarks,
-            },
+            sizes: Sizes::of(model),
             on_bad_clip: data.on_bad_clip,
             landmarks: model.pose_landmarks,
             seed,
@@ -185,7 +181,7 @@ impl Dataset {
     /// A file, named, cannot be read or decoded.
     pub fn load(&self, clip: usize, phase: Phase, epoch: usize) -> Result<Sample> {
         let mut sample = Sample::new(self.sizes);
-        self.load_into(clip, phase, epoch, &mut Decoder::default(), &mut sample)?;
+        self.load_into(clip, phase, epoch, &mut ImageDecoder::default(), &mut sample)?;
         Ok(sample)
     }
 
@@ -198,7 +194,7 @@ impl Dataset {
         position: usize,
         phase: Phase,
         epoch: usize,
-        decoder: &mut Decoder,
+        decoder: &mut ImageDecoder,
         sample: &mut Sample,
     ) -> Result<()> {
         let clip =
@@ -234,7 +230,7 @@ impl Dataset {
         clip: &Clip,
         table: &FrameTable,
         shown: &[Option<u32>],
-        decoder: &mut Decoder,
+        decoder: &mut ImageDecoder,
         images: &mut [u8],
     ) -> Result<()> {
         let mut before: Option<(u32, &mut [u8])> = None;

@@ -1,7 +1,7 @@
 //! What the clips' files are, wherever they lie: a digest a clip, which a copy of the folders leaves as it is.
 
 use super::dataset::{Clip, Dataset};
-use super::image::Decoder;
+use super::image::ImageDecoder;
 use super::{SHOWN, on_threads, some_of};
 use crate::error::{Problem, count};
 use crate::input;
@@ -86,7 +86,7 @@ impl Dataset {
     /// Decodes every frame and the pose of the first ten of `clips`, which are positions: all that is wrong with them.
     #[must_use]
     pub fn broken(&self, clips: &[usize]) -> Vec<Problem> {
-        let (mut decoder, mut image) = (Decoder::default(), vec![0; self.sizes.image_bytes()]);
+        let (mut decoder, mut image) = (ImageDecoder::default(), vec![0; self.sizes.image_bytes()]);
         let mut found = Vec::new();
         for clip in clips.iter().take(SHOWN).filter_map(|&at| self.clips.get(at)) {
             for (stream, table) in self.streams.iter().zip(&clip.frames) {

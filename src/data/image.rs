@@ -19,7 +19,7 @@ const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// Decodes and resizes images one after another, keeping its buffers. One for each thread.
 #[derive(Default)]
-pub struct Decoder {
+pub struct ImageDecoder {
     file: Vec<u8>,
     rgb: Vec<u8>,
     /// `(height, size)` RGB pixels: resized in one direction.
@@ -27,7 +27,7 @@ pub struct Decoder {
     resizer: Resizer,
 }
 
-impl Decoder {
+impl ImageDecoder {
     /// Reads the JPEG at `path` into `out`, `size * size` RGB pixels: `(H, W, 3)`, bytes 0 to 255.
     ///
     /// Grey, CMYK and progressive files become RGB; an EXIF orientation is ignored; the resizing is the bicubic one
@@ -49,11 +49,11 @@ impl Decoder {
         self.file = file;
         result.map_err(|problem| {
             let hint = "replace the file, or delete it: its place is then empty";
-            Error::new(crate::Kind::Data, problem.hint(hint))
+            Error::new(crate::ErrorKind::Data, problem.hint(hint))
         })
     }
 
-    /// [`Decoder::read`] on the bytes of a file.
+    /// [`ImageDecoder::read`] on the bytes of a file.
     ///
     /// # Errors
     /// A message that says what is wrong with the bytes.
@@ -86,7 +86,7 @@ impl Decoder {
         Ok((width, height))
     }
 
-    /// [`Decoder::decode_common`] at half the speed, right for every subsampling.
+    /// [`ImageDecoder::decode_common`] at half the speed, right for every subsampling.
     fn decode_rare(&mut self, bytes: &[u8]) -> Result<(usize, usize), String> {
         let mut decoder = jpeg_decoder::Decoder::new(bytes);
         self.rgb = decoder.decode().map_err(|error| error.to_string())?;
@@ -308,14 +308,14 @@ mod tests {
     }
 
     fn error_of(bytes: &[u8]) -> String {
-        Decoder::default().decode(bytes, 8, &mut [0; 192]).unwrap_err()
+        ImageDecoder::default().decode(bytes, 8, &mut [0; 192]).unwrap_err()
     }
 
     #[test]
     fn pixels_are_pillows() {
         let archive = std::fs::read(cases().join("images_expected.npz")).unwrap();
         let mut archive = zip::ZipArchive::new(Cursor::new(archive)).unwrap();
-        let mut decoder = Decoder::default();
+        let mut decoder = ImageDecoder::default();
         assert!(archive.len() >= 20);
         for at in 0..archive.len() {
             let entry = archive.by_index(at).unwrap();
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn an_image_of_the_size_is_not_resampled() {
         let bytes = jpeg(32, 32, false);
-        let (mut got, mut decoder) = (vec![0; 32 * 32 * 3], Decoder::default());
+        let (mut got, mut decoder) = (vec![0; 32 * 32 * 3], ImageDecoder::default());
         decoder.decode(&bytes, 32, &mut got).unwrap();
         assert_eq!(got, decoder.rgb);
     }
@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn every_subsampling_decodes() {
         use SamplingFactor as S;
-        let mut decoder = Decoder::default();
+        let mut decoder = ImageDecoder::default();
         let all = [S::F_1_1, S::F_2_1, S::F_1_2, S::F_2_2, S::F_4_1, S::F_4_2, S::F_1_4, S::F_2_4];
         for (factor, side) in
             all.into_iter().flat_map(|factor| [(factor, 64_u16), (factor, 51), (factor, 83)])
@@ -375,7 +375,7 @@ mod tests {
         // Pillow 13: Image.fromarray(a).resize((3, 3), Image.BICUBIC); with the columns first, one value differs by 12.
         let pixel = |i: usize| if i * i % 113 < 56 { 0 } else { 255 };
         let rgb: Vec<u8> = (0..30).flat_map(|i| [pixel(i); 3]).collect();
-        let mut decoder = Decoder { rgb, ..Decoder::default() };
+        let mut decoder = ImageDecoder { rgb, ..ImageDecoder::default() };
         let mut out = [0; 27];
         decoder.resize(6, 5, 3, &mut out).unwrap();
         for (got, expected) in out.iter().step_by(3).zip([4_u8, 103, 58, 115, 240, 145, 147, 177, 120].iter())
@@ -400,7 +400,7 @@ mod tests {
         let mut bytes = jpeg(40, 40, false);
         let thumbnail = [0xff, 0xe1, 0, 8, 0xff, 0xd8, 0xff, 0xda, 0xff, 0xd9];
         bytes.splice(2..2, thumbnail);
-        assert!(Decoder::default().decode(&bytes, 8, &mut [0; 192]).is_ok());
+        assert!(ImageDecoder::default().decode(&bytes, 8, &mut [0; 192]).is_ok());
         bytes.truncate(bytes.len() - 2);
         assert!(error_of(&bytes).contains("no end mark"));
     }
@@ -428,16 +428,16 @@ mod tests {
     #[test]
     fn errors_name_the_file() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Decoder::default().read(&dir.path().join("x_f1.jpg"), 8, &mut [0; 192]).unwrap_err();
+        let error = ImageDecoder::default().read(&dir.path().join("x_f1.jpg"), 8, &mut [0; 192]).unwrap_err();
         assert!(error.to_string().contains("x_f1.jpg") && error.exit_code() == 3);
-        assert!(Decoder::default().read(dir.path(), 8, &mut [0; 192]).is_err());
+        assert!(ImageDecoder::default().read(dir.path(), 8, &mut [0; 192]).is_err());
     }
 
-    /// Flipping bytes must never panic through [`Decoder::read`]; here the guard is what is under test.
+    /// Flipping bytes must never panic through [`ImageDecoder::read`]; here the guard is what is under test.
     #[test]
     fn damaged_bytes_never_escape_the_guard() {
         let whole = jpeg(24, 24, true);
-        let mut decoder = Decoder::default();
+        let mut decoder = ImageDecoder::default();
         for at in 0..whole.len() {
             for flip in [0xff, 0x01, 0x80] {
                 let mut bytes = whole.clone();
@@ -454,7 +454,7 @@ mod tests {
             if (x * x * 7 + y * y * 11 + c * 5 + x * y * 3) % 5 < 2 { 255 } else { 0 }
         };
         let rgb = (0..40 * 9 * 3).map(|i| pixel(i / 3 % 9, i / 27, i % 3)).collect();
-        let mut decoder = Decoder { rgb, ..Decoder::default() };
+        let mut decoder = ImageDecoder { rgb, ..ImageDecoder::default() };
         let mut found = [0; 8 * 8 * 3];
         decoder.resize(9, 40, 8, &mut found).unwrap();
         let expected: [u8; 8 * 8 * 3] = [

@@ -4,9 +4,9 @@ use super::bad_clips::SkippedClip;
 use super::batch::{Batch, Request, Sample};
 use super::dataset::Dataset;
 use super::guarded;
-use super::image::Decoder;
+use super::image::ImageDecoder;
 use crate::config::OnBadClip;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -66,7 +66,7 @@ struct Queue {
 /// What one thread keeps from clip to clip.
 #[derive(Default)]
 struct Scratch {
-    decoder: Decoder,
+    decoder: ImageDecoder,
     sample: Option<Sample>,
 }
 
@@ -186,7 +186,7 @@ impl Slot {
         for (position, error) in std::mem::take(&mut filling.errors) {
             let clip = request.clips.get(position).and_then(|&clip| dataset.clips.get(clip));
             let id = clip.map_or("", |clip| clip.id.as_str());
-            if dataset.on_bad_clip == OnBadClip::Error || error.kind != Kind::Data {
+            if dataset.on_bad_clip == OnBadClip::Error || error.kind != ErrorKind::Data {
                 let blame = |error: Error| error.context(format!("cannot load the clip {id}"));
                 return Err(if error.is_limit() { error } else { blame(error) });
             }

@@ -28,12 +28,12 @@ pub use batch::{Batch, Phase, Pixels, Request, Sample, Sizes, requests, training
 pub use dataset::{Clip, Dataset, StreamFolder};
 pub use digests::Contents;
 pub use frames::FrameTable;
-pub use image::Decoder;
+pub use image::ImageDecoder;
 pub use loader::Loader;
 pub use manifest::{Index, Metadata, read_index, read_metadata};
 pub use pose::{Pose, read as read_pose};
 pub use sampling::{frame_at, sample_indices, stride};
-pub use summary::{Frames, StreamSummary, Summary};
+pub use summary::{SplitSummary, StreamSummary, Summary};
 pub use table::Source;
 pub use text::normalize;
 pub use verify::{Depth, Verified};

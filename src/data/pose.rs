@@ -42,7 +42,7 @@ pub fn read(path: &Path, landmarks: usize) -> Result<Pose> {
         if problem.hint.is_none() {
             problem.hint = Some("replace the file, or delete it: the pose is then zeros".into());
         }
-        Error::new(crate::Kind::Data, problem)
+        Error::new(crate::ErrorKind::Data, problem)
     })
 }
 

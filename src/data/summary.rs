@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 /// The lengths of a split's clips in frames (`T0`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Frames {
+pub struct SplitSummary {
     /// How many clips.
     pub clips: usize,
     /// Of the shortest clip.
@@ -49,9 +49,9 @@ pub struct StreamSummary {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// The training split.
-    pub train: Frames,
+    pub train: SplitSummary,
     /// The validation split.
-    pub val: Frames,
+    pub val: SplitSummary,
     /// Of each image stream, over the clips of both splits.
     pub streams: Vec<StreamSummary>,
     /// Clips without a pose file.
@@ -89,12 +89,12 @@ impl Dataset {
         split.iter().filter_map(|&at| self.clips.get(at)).map(|clip| normalize(&clip.text))
     }
 
-    fn frames(&self, split: &[usize], lengths: &[usize]) -> Frames {
+    fn frames(&self, split: &[usize], lengths: &[usize]) -> SplitSummary {
         let mut lengths: Vec<usize> = split.iter().filter_map(|&at| lengths.get(at).copied()).collect();
         lengths.sort_unstable();
         let at = |position: usize| lengths.get(position).copied().unwrap_or(0);
         let (shown, repeated) = repeated(&lengths, self.sizes.frames);
-        Frames {
+        SplitSummary {
             clips: lengths.len(),
             min: at(0),
             median: at(lengths.len() / 2),

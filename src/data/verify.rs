@@ -1,7 +1,7 @@
 //! Opening a dataset's files before a run: what cannot be read, summed up, and what is odd about the files.
 
 use super::dataset::Dataset;
-use super::image::Decoder;
+use super::image::ImageDecoder;
 use super::{SHOWN, on_threads, some_of_many};
 use crate::error::{Error, Problem, count};
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,7 +95,7 @@ impl Dataset {
         let all = pieces.iter().map(|piece| piece.files.len()).sum();
         let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let work = || {
-            let (mut decoder, mut found) = (Decoder::default(), Findings::default());
+            let (mut decoder, mut found) = (ImageDecoder::default(), Findings::default());
             let mut image = vec![0; self.sizes.image_bytes()];
             while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
                 self.open_piece(piece, &mut decoder, &mut image, &mut found);
@@ -151,7 +151,7 @@ impl Dataset {
         pieces
     }
 
-    fn open_piece(&self, piece: &Piece, decoder: &mut Decoder, image: &mut [u8], found: &mut Findings) {
+    fn open_piece(&self, piece: &Piece, decoder: &mut ImageDecoder, image: &mut [u8], found: &mut Findings) {
         let Some(clip) = self.clips.get(piece.clip) else { return };
         let mut note = |number, name: String, error: Error| {
             for problem in error.problems {

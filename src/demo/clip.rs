@@ -13,13 +13,13 @@ use crate::random::{Purpose, stream};
 
 /// The three image streams, in the order in which a frame's noise is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stream {
+pub(super) enum Crop {
     Face,
     LeftHand,
     RightHand,
 }
 
-impl Stream {
+impl Crop {
     pub(super) const ALL: [Self; 3] = [Self::Face, Self::LeftHand, Self::RightHand];
 
     /// The stream's folder in a dataset.
@@ -101,32 +101,32 @@ impl Clip {
     }
 
     /// Whether `stream` has frame `number`.
-    fn has(&self, sign: &Sign, stream: Stream, number: usize) -> bool {
+    fn has(&self, sign: &Sign, stream: Crop, number: usize) -> bool {
         let [left, right] = &self.missing;
         match stream {
-            Stream::Face => true,
-            Stream::LeftHand => sign.two_handed && !left.contains(&number),
-            Stream::RightHand => !right.contains(&number),
+            Crop::Face => true,
+            Crop::LeftHand => sign.two_handed && !left.contains(&number),
+            Crop::RightHand => !right.contains(&number),
         }
     }
 
     /// Every crop that the clip has, by stream and frame number.
-    pub(super) fn crops(&self, sign: &Sign) -> impl Iterator<Item = (Stream, usize)> {
-        let all = (0..self.frames).flat_map(|number| Stream::ALL.map(|stream| (stream, number)));
+    pub(super) fn crops(&self, sign: &Sign) -> impl Iterator<Item = (Crop, usize)> {
+        let all = (0..self.frames).flat_map(|number| Crop::ALL.map(|stream| (stream, number)));
         all.filter(|&(stream, number)| self.has(sign, stream, number))
     }
 
     /// One crop as RGB bytes, `size` pixels square.
-    pub(super) fn image(&self, options: &Options, sign: &Sign, stream: Stream, number: usize) -> Vec<u8> {
+    pub(super) fn image(&self, options: &Options, sign: &Sign, stream: Crop, number: usize) -> Vec<u8> {
         let part = 1 + 3 * number as u64 + stream as u64;
         let mut random = crate::random::stream(options.seed, Purpose::Demo, [self.index as u64, part]);
         let [top, bottom] = self.look.background;
         let mut canvas = Canvas::new(options.size, top, bottom);
         let jitter: Point = [0, 1].map(|_| random.random_range(-0.01..0.01));
         match stream {
-            Stream::Face => self.face(&mut canvas, sign, number, jitter),
-            Stream::LeftHand => self.hand(&mut canvas, sign, number, jitter, true),
-            Stream::RightHand => self.hand(&mut canvas, sign, number, jitter, false),
+            Crop::Face => self.face(&mut canvas, sign, number, jitter),
+            Crop::LeftHand => self.hand(&mut canvas, sign, number, jitter, true),
+            Crop::RightHand => self.hand(&mut canvas, sign, number, jitter, false),
         }
         canvas.rgb(self.look.noise, &mut random)
     }
@@ -197,7 +197,7 @@ impl Clip {
             chest,
             half,
             wrists: [if sign.two_handed { at(1.0) } else { resting }, at(-1.0)],
-            seen: [seen(Stream::LeftHand), seen(Stream::RightHand)],
+            seen: [seen(Crop::LeftHand), seen(Crop::RightHand)],
         }
     }
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Options;
-use super::clip::Stream;
+use super::clip::Crop;
 use super::write::failed;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::write_atomically;
 use crate::input;
 
@@ -57,7 +57,7 @@ pub(super) fn open<'a>(dir: &'a Path, options: &Options) -> Result<Folder<'a>> {
             return Err(Error::config(format!("{name} is a file, so no dataset can be drawn into it"))
                 .hint("choose another folder"));
         }
-        Err(error) => return Err(Error::io(Kind::Config, "cannot list", dir, &error)),
+        Err(error) => return Err(Error::io(ErrorKind::Config, "cannot list", dir, &error)),
         Ok(mut entries) => match (read_marker(dir), entries.next()) {
             (Some(marker), _) => Some(marker.and_then(|marker| marker.matching(dir, options))?),
             (None, None) => None,
@@ -81,7 +81,7 @@ fn read_marker(dir: &Path) -> Option<Result<Marker>> {
     let path = dir.join(MARKER);
     let bytes = match input::read(&path, MOST_BYTES) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => return Some(Err(Error::io(Kind::Config, "cannot read", &path, &error))),
+        Err(error) => return Some(Err(Error::io(ErrorKind::Config, "cannot read", &path, &error))),
         Ok(bytes) => bytes,
     };
     Some(serde_json::from_slice(&bytes).map_err(|error| {
@@ -158,7 +158,7 @@ impl Folder<'_> {
         let before = self.found.as_ref().map(|marker| marker.dir.as_str());
         match input::read(&path, MOST_BYTES) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(Error::io(Kind::Config, "cannot read", &path, &error)),
+            Err(error) => Err(Error::io(ErrorKind::Config, "cannot read", &path, &error)),
             Ok(text) => Ok(before.is_none_or(|dir| text != experiment_file(dir, options).as_bytes())),
         }
     }
@@ -187,7 +187,7 @@ impl Folder<'_> {
 
 /// The folders of a dataset.
 fn folders() -> impl Iterator<Item = &'static str> {
-    Stream::ALL.into_iter().map(Stream::folder).chain(["pose", "index"])
+    Crop::ALL.into_iter().map(Crop::folder).chain(["pose", "index"])
 }
 
 /// The experiment that trains on the dataset in `dir`: small enough for two cores and a minute.

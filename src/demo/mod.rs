@@ -15,7 +15,7 @@ use std::sync::mpsc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Kind, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use clip::Clip;
 use sign::{MOST_SIGNS, Sign, signs};
 
@@ -74,7 +74,7 @@ pub fn draw(dir: &Path, options: &Options, progress: &dyn Fn(usize, usize)) -> R
     let clips: Vec<Clip> = (0..options.clips).map(|index| Clip::plan(options, index)).collect();
     let files = count_files(&signs, &clips);
     if files > MOST_FILES {
-        return Err(Error::new(Kind::Config, too_many_files(&files.to_string())));
+        return Err(Error::new(ErrorKind::Config, too_many_files(&files.to_string())));
     }
     let folder = folder::open(dir, options)?;
     let val = clips.iter().filter(|clip| clip.validation).count();
@@ -130,7 +130,7 @@ impl Options {
         if least > MOST_FILES {
             problems.push(too_many_files(&format!("at least {least}")));
         }
-        Error::all(Kind::Config, problems)
+        Error::all(ErrorKind::Config, problems)
     }
 }
 
@@ -201,7 +201,7 @@ mod tests {
     fn options_that_cannot_work_are_all_reported() {
         let options = Options { clips: 0, frames: 0, size: 8, signs: 0, seed: 1 };
         let error = options.check().unwrap_err();
-        assert_eq!((error.kind, error.problems.len()), (Kind::Config, 4));
+        assert_eq!((error.kind, error.problems.len()), (ErrorKind::Config, 4));
         assert!(error.problems.iter().all(|p| p.hint.is_some()));
         let whats = |options: Options| options.check().map_or_else(|e| e.to_string(), |()| String::new());
         let good = Options { clips: 160, ..Options::default() };

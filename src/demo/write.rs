@@ -13,7 +13,7 @@ use super::Options;
 use super::clip::Clip;
 use super::figure::LANDMARKS;
 use super::sign::Sign;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 const JPEG_QUALITY: u8 = 85;
 
@@ -48,7 +48,7 @@ fn write(path: &Path, bytes: io::Result<Vec<u8>>) -> Result<()> {
 
 /// A dataset's file or folder that could not be written.
 pub(super) fn failed(path: &Path, error: &io::Error) -> Error {
-    Error::io(Kind::Run, "cannot write", path, error).hint(
+    Error::io(ErrorKind::Run, "cannot write", path, error).hint(
         "make room or choose a folder that can be written; the same command then draws the dataset anew",
     )
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use crate::engine::cpu::vit::UNIT;
 use crate::engine::oom::out_of_memory;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::{Error, Result};
 
 /// The chunk of a network's steps.
@@ -51,7 +51,7 @@ impl Chunks {
         loop {
             let chunk = self.now.get();
             match work(chunk) {
-                Err(error) if error.kind == Kind::Memory => match smaller(chunk, images) {
+                Err(error) if error.kind == ErrorKind::Memory => match smaller(chunk, images) {
                     Some(next) if self.may_shrink => self.now.set(Some(next)),
                     _ => return Err(full(chunk, images, &error)),
                 },

@@ -5,7 +5,7 @@ use candle_core::Device;
 use super::batch::{Placed, frames, images, targets};
 use crate::Result;
 use crate::config::Experiment;
-use crate::model::{Activation, DecoderKind, Network};
+use crate::model::{DecoderKind, ModuleOutput, Network};
 use crate::nn::Parameters;
 use crate::optim::Optimizer;
 
@@ -35,7 +35,7 @@ impl Host {
     ///
     /// # Errors
     /// Where the tensor library fails.
-    pub fn activations(&self, batch: &Placed) -> Result<Vec<Activation>> {
+    pub fn activations(&self, batch: &Placed) -> Result<Vec<ModuleOutput>> {
         let (targets, batch, device) = (targets(batch, &Device::Cpu)?, &batch.batch, &Device::Cpu);
         let (images, frames) = (images(batch, device)?, frames(batch, device)?);
         self.evaluator.activations(&images, &frames, &targets)

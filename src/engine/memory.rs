@@ -4,7 +4,7 @@ use std::num::Saturating;
 
 use crate::config::streams::image_streams;
 use crate::config::{Chunk, Experiment, MemoryBudget, OptimizerKind};
-use crate::error::{Error, Kind, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::limits::{self, size};
 use crate::model::DecoderKind;
 use crate::nn::Blueprint;
@@ -111,7 +111,7 @@ pub fn head(c: &Experiment, decoder: &dyn DecoderKind) -> usize {
 
 /// Which chunks may be chosen.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
+pub struct ChunkSizes {
     /// All but the last resort are multiples of it.
     pub unit: usize,
     /// Frames to a chunk that more would gain nothing over.
@@ -132,7 +132,7 @@ impl Plan {
     pub fn choose(
         c: &Experiment,
         free: Option<usize>,
-        Sizes { unit, largest }: Sizes,
+        ChunkSizes { unit, largest }: ChunkSizes,
         expected: impl Fn(Option<usize>) -> Memory,
     ) -> Self {
         let budget = budget(c, free);
@@ -184,7 +184,10 @@ impl Plan {
         let problem =
             Problem::new(format!("a training step is expected to take {expected} of memory: {there_is}"))
                 .cause(self.memory.parts());
-        Error::new(Kind::Run, problem.hint(format!("lower {}, or give it more memory", self.memory.lower())))
+        Error::new(
+            ErrorKind::Run,
+            problem.hint(format!("lower {}, or give it more memory", self.memory.lower())),
+        )
     }
 }
 

@@ -25,7 +25,7 @@ use std::rc::Rc;
 
 use crate::Result;
 use crate::config::Experiment;
-use crate::error::{Error, Kind, Problem};
+use crate::error::{Error, ErrorKind, Problem};
 use crate::model::{Network, decoder};
 use crate::nn::Blueprint;
 use device::Compute;
@@ -70,7 +70,7 @@ pub fn with_decoder(
 pub fn blueprint(c: &Experiment, decoder: &dyn decoder::DecoderKind) -> Result<Rc<Blueprint>> {
     Network::blueprint_of(&c.model, decoder).map_err(|error| {
         let problem = Problem::new("the network cannot be built").cause(error);
-        Error::new(Kind::Config, problem.hint("lower model.backbone.depth or model.temporal_layers"))
+        Error::new(ErrorKind::Config, problem.hint("lower model.backbone.depth or model.temporal_layers"))
     })
 }
 

@@ -16,12 +16,12 @@ pub fn out_of_memory(with: &str, lower: &str, cause: impl Display) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
+    use crate::error::ErrorKind;
 
     #[test]
     fn what_to_lower_is_said() {
         let error = out_of_memory(" with all of it", "a.b, ", "CUDA_ERROR_OUT_OF_MEMORY");
-        assert_eq!((error.kind, error.exit_code()), (Kind::Memory, 1));
+        assert_eq!((error.kind, error.exit_code()), (ErrorKind::Memory, 1));
         let text = error.to_string();
         for part in
             ["the GPU's memory is full with all of it\n", "lower a.b, data.batch_size", "OUT_OF_MEMORY"]

@@ -46,11 +46,7 @@ pub(super) fn experiment(frames: usize, more: &[(&str, &str)]) -> Experiment {
 
 /// `clips` clips, the last of which ends a frame early where there is more than one frame.
 pub(super) fn batch(c: &Experiment, clips: usize, kind: usize) -> Placed {
-    let sizes = Sizes {
-        frames: c.model.sequence_length,
-        image_size: c.model.image_size,
-        pose: 3 * c.model.pose_landmarks,
-    };
+    let sizes = Sizes::of(&c.model);
     let mut batch = Batch::new((0..clips).collect(), sizes);
     for (stream, pixels) in batch.images.iter_mut().enumerate() {
         for (i, byte) in pixels.bytes_mut().iter_mut().enumerate() {
@@ -257,7 +253,7 @@ mod on_an_emulated_gpu {
     use std::rc::Rc;
 
     use super::*;
-    use crate::error::Kind;
+    use crate::error::ErrorKind;
     use crate::optim::LossScale;
 
     #[test]
@@ -265,7 +261,7 @@ mod on_an_emulated_gpu {
         let compute = Compute::Gpu(Emulator::device(7));
         let fused = experiment(2, &[("run.engine", "fused")]);
         let error = with_decoder(&fused, &compute, &TwoLayers).err().expect("refused");
-        assert_eq!((error.kind, error.exit_code()), (Kind::Config, 2));
+        assert_eq!((error.kind, error.exit_code()), (ErrorKind::Config, 2));
         let text = error.to_string();
         for part in ["run.engine = \"fused\"", "\"two layers\"", "on a GPU", "run.engine = \"auto\""] {
             assert!(text.contains(part), "{part:?} is not in {text}");

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io;
 
 use crate::config::MOST_THREADS;
-use crate::error::{Kind, Problem, count};
+use crate::error::{ErrorKind, Problem, count};
 use crate::{Error, Result};
 
 /// The variable that stands in for `run.threads`.
@@ -23,7 +23,7 @@ pub fn available(configured: Option<usize>) -> Result<usize> {
         Some(threads) if threads > MOST_THREADS => {
             let what = format!("{VARIABLE}: must be at most {MOST_THREADS}, not {threads}");
             let hint = format!("set {VARIABLE} or run.threads to the cores at hand, or unset both");
-            Err(Error::new(Kind::Config, Problem::new(what).hint(hint)))
+            Err(Error::new(ErrorKind::Config, Problem::new(what).hint(hint)))
         }
         Some(threads) => Ok(threads as usize),
         None => Ok(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
@@ -60,7 +60,7 @@ pub fn start(threads: usize) -> Result<usize> {
                 count(threads, "thread")
             );
             let hint = "set run.threads to fewer, or raise the limits on processes (ulimit -u) and memory (ulimit -v)";
-            Err(Error::new(Kind::Run, Problem::new(what).cause(error).hint(hint)))
+            Err(Error::new(ErrorKind::Run, Problem::new(what).cause(error).hint(hint)))
         }
         None => Ok(rayon::current_num_threads()),
     }

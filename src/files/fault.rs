@@ -30,7 +30,7 @@ const NO_SPACE: i32 = 28;
 
 /// What is to happen, and when.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct FaultPlan {
     seen: AtomicU64,
     what: What,
 }
@@ -85,18 +85,18 @@ impl Then {
 
 /// What is about to happen to this operation, if anything is.
 pub(super) fn next(operation: &str, path: &Path) -> io::Result<Option<Fault>> {
-    static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+    static PLAN: OnceLock<Option<FaultPlan>> = OnceLock::new();
     #[cfg(test)]
     if let Some(plan) = tests::plan() {
         return plan.next(operation, path);
     }
-    match PLAN.get_or_init(|| std::env::var(VARIABLE).ok().map(|text| Plan::new(&text))) {
+    match PLAN.get_or_init(|| std::env::var(VARIABLE).ok().map(|text| FaultPlan::new(&text))) {
         None => Ok(None),
         Some(plan) => plan.next(operation, path),
     }
 }
 
-impl Plan {
+impl FaultPlan {
     fn new(text: &str) -> Self {
         let what = match text.split_once(':') {
             Some(("list", path)) => Some(What::List(path.into())),
@@ -146,16 +146,16 @@ pub(in crate::files) mod tests {
     use std::rc::Rc;
 
     thread_local! {
-        static LOCAL: RefCell<Option<Rc<Plan>>> = const { RefCell::new(None) };
+        static LOCAL: RefCell<Option<Rc<FaultPlan>>> = const { RefCell::new(None) };
     }
 
-    pub fn plan() -> Option<Rc<Plan>> {
+    pub fn plan() -> Option<Rc<FaultPlan>> {
         LOCAL.with_borrow(Clone::clone)
     }
 
     /// Runs `work` under the plan that `text` describes, on this thread alone; also gives the number of operations.
     pub fn under<T>(text: &str, work: impl FnOnce() -> T) -> (T, u64) {
-        let plan = Rc::new(Plan::new(text));
+        let plan = Rc::new(FaultPlan::new(text));
         LOCAL.set(Some(Rc::clone(&plan)));
         let result = work();
         LOCAL.set(None);
@@ -165,7 +165,7 @@ pub(in crate::files) mod tests {
     #[test]
     fn plans_are_read() {
         let fault = |text: &str, number: u64| {
-            let plan = Plan::new(text);
+            let plan = FaultPlan::new(text);
             plan.seen.store(number - 1, Ordering::Relaxed);
             plan.next("write", Path::new("x")).unwrap()
         };
@@ -180,7 +180,7 @@ pub(in crate::files) mod tests {
         assert_eq!(fault("EIO:1,ENOSPC:3", 3), Some(full));
         assert_eq!(fault("EIO:1,ENOSPC:3", 2), None);
         for nonsense in ["", "kill", "kill:", "kill:0", "kill:x", "ENOWHERE:1", "EIO:1,"] {
-            let error = Plan::new(nonsense).next("write", Path::new("x")).unwrap_err();
+            let error = FaultPlan::new(nonsense).next("write", Path::new("x")).unwrap_err();
             assert!(error.to_string().contains("SLTRUN_FAULT"), "{error}");
         }
     }
@@ -189,7 +189,7 @@ pub(in crate::files) mod tests {
     fn operations_are_listed() {
         let folder = tempfile::tempdir().unwrap();
         let list = folder.path().join("list");
-        let plan = Plan::new(&format!("list:{}", list.display()));
+        let plan = FaultPlan::new(&format!("list:{}", list.display()));
         plan.next("create", Path::new("a b")).unwrap();
         plan.next("sync", Path::new("c")).unwrap();
         assert_eq!(std::fs::read_to_string(list).unwrap(), "1\tcreate\ta b\n2\tsync\tc\n");

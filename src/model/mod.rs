@@ -17,5 +17,5 @@ mod vit;
 pub use decoder::{Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score, TextReport};
 pub use frames::Frames;
 pub use network::Network;
-pub use trace::Activation;
+pub use trace::ModuleOutput;
 pub use vit::VisionTransformer;

@@ -7,7 +7,7 @@ use candle_core::{Device, Result as CandleResult, Tensor, Var};
 use super::decoder::{Decoder, DecoderKind, Encoded};
 use super::encoder::Encoder;
 use super::frames::Frames;
-use super::trace::{Activation, Activations, Trace, unseen};
+use super::trace::{ModuleOutput, ModuleOutputs, Trace, unseen};
 use super::vit::VisionTransformer;
 use crate::config::streams::{Stream, image_streams};
 use crate::nn::{Blueprint, Builder, Images, Parameters, Pass};
@@ -85,9 +85,9 @@ impl Network {
         images: &[Images],
         frames: &Frames,
         targets: &Tensor,
-    ) -> Result<Vec<Activation>> {
+    ) -> Result<Vec<ModuleOutput>> {
         const AT_A_TIME: usize = 16;
-        let mut seen = Activations::default();
+        let mut seen = ModuleOutputs::default();
         let mut features = Vec::new();
         let names = image_streams().filter_map(Stream::backbone);
         for ((net, name), images) in self.backbones().iter().zip(names).zip(images) {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::config::{Experiment, FIELDS, MOST_BYTES};
-use crate::error::{Error, Kind, Problem};
+use crate::error::{Error, ErrorKind, Problem};
 use crate::nn::Blueprint;
 
 /// Refuses a network with a parameter that no machine can hold, or with too much of them together.
@@ -28,7 +28,7 @@ pub fn refuse_impossible(c: &Experiment, blueprint: &Blueprint) -> Result<()> {
     };
     let what = if fields.is_empty() { what } else { format!("{what}: {}", fields.join(", ")) };
     let problem = Problem::new(what).hint("lower one of its sizes; no machine can hold that much");
-    Err(Error::new(Kind::Config, problem))
+    Err(Error::new(ErrorKind::Config, problem))
 }
 
 fn gib(elements: usize) -> String {

@@ -13,7 +13,7 @@ pub(super) fn unseen(_: &str, _: &Tensor) -> Result<()> {
 
 /// How large a module's output is.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Activation {
+pub struct ModuleOutput {
     /// The module's name, such as `encoder.face_backbone.blocks.3`.
     pub module: String,
     /// The largest magnitude in its output; NaN where any of it is NaN.
@@ -22,21 +22,21 @@ pub struct Activation {
 
 /// Collects the modules' activations, the parts of a batch one after another.
 #[derive(Default)]
-pub(super) struct Activations(Vec<Activation>);
+pub(super) struct ModuleOutputs(Vec<ModuleOutput>);
 
-impl Activations {
+impl ModuleOutputs {
     /// Notes what `module` gave.
     pub fn see(&mut self, module: &str, output: &Tensor) -> Result<()> {
         let largest = largest(&output.flatten_all()?.to_vec1::<f32>()?);
         match self.0.iter_mut().find(|known| known.module == module) {
             Some(known) => known.largest = larger(known.largest, largest),
-            None => self.0.push(Activation { module: module.to_owned(), largest }),
+            None => self.0.push(ModuleOutput { module: module.to_owned(), largest }),
         }
         Ok(())
     }
 
     /// All of them, in the order in which they came.
-    pub fn into_inner(self) -> Vec<Activation> {
+    pub fn into_inner(self) -> Vec<ModuleOutput> {
         self.0
     }
 }
@@ -57,14 +57,14 @@ mod tests {
 
     #[test]
     fn parts_of_a_batch_are_one_activation() -> Result<()> {
-        let mut all = Activations::default();
+        let mut all = ModuleOutputs::default();
         let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu);
         all.see("a", &tensor(&[1.0, -3.0])?)?;
         all.see("b", &tensor(&[f32::NEG_INFINITY])?)?;
         all.see("a", &tensor(&[2.0])?)?;
         let found = all.into_inner();
         assert_eq!((found[0].largest, found[1].largest), (3.0, f32::INFINITY));
-        let mut all = Activations::default();
+        let mut all = ModuleOutputs::default();
         all.see("a", &tensor(&[f32::NAN, 1.0])?)?;
         all.see("a", &tensor(&[2.0])?)?;
         assert!(all.into_inner()[0].largest.is_nan());

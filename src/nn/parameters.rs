@@ -81,11 +81,11 @@ pub struct Builder {
 struct State {
     parameters: Parameters,
     blueprint: Blueprint,
-    source: Source,
+    source: ValueSource,
 }
 
 /// Where the values of parameters come from.
-enum Source {
+enum ValueSource {
     /// They are drawn from this seed, on this device.
     Seed(u64, Device),
     /// They are those of a network that exists, taken in its order.
@@ -101,23 +101,23 @@ impl Builder {
     /// The root of a network whose initial weights are drawn from `seed`.
     #[must_use]
     pub fn new(device: &Device, seed: u64) -> Self {
-        Self::from_source(Source::Seed(seed, device.clone()))
+        Self::from_source(ValueSource::Seed(seed, device.clone()))
     }
 
     /// The root of a second copy of the network over the same memory, without a graph: its results keep no
     /// activations and cannot be differentiated.
     #[must_use]
     pub fn without_graph(existing: &Parameters) -> Self {
-        Self::from_source(Source::Existing(existing.clone()))
+        Self::from_source(ValueSource::Existing(existing.clone()))
     }
 
     /// The root of a network without values, whatever its size: what is wanted is its [`Self::blueprint`].
     #[must_use]
     pub fn recording() -> Self {
-        Self::from_source(Source::Nowhere)
+        Self::from_source(ValueSource::Nowhere)
     }
 
-    fn from_source(source: Source) -> Self {
+    fn from_source(source: ValueSource) -> Self {
         let state = State { parameters: Parameters::default(), blueprint: Blueprint::default(), source };
         Self { state: Rc::new(RefCell::new(state)), path: String::new() }
     }
@@ -135,11 +135,11 @@ impl Builder {
         let path = super::blueprint::join(&self.path, name);
         let at = blueprint.add_parameter(&path, shape, init);
         let var = match source {
-            Source::Nowhere if at >= MOST_TENSORS => {
+            ValueSource::Nowhere if at >= MOST_TENSORS => {
                 return Err(candle_core::Error::Msg(format!("more than {MOST_TENSORS} parameters")));
             }
-            Source::Nowhere => return Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape),
-            Source::Existing(existing) => {
+            ValueSource::Nowhere => return Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape),
+            ValueSource::Existing(existing) => {
                 let (known, var) = existing.entries.get(at).ok_or_else(|| missing(&path))?;
                 if *known != path || var.dims() != shape {
                     return Err(missing(&path));
@@ -147,7 +147,7 @@ impl Builder {
                 parameters.entries.push((path, var.clone()));
                 return Ok(var.as_detached_tensor());
             }
-            Source::Seed(seed, device) => {
+            ValueSource::Seed(seed, device) => {
                 let mut rng = stream(*seed, Purpose::Init, [at as u64, 0]);
                 let values = init.draw(shape.iter().product(), &mut rng);
                 Var::from_vec(values, shape, device)?

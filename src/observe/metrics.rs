@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::append::AppendFile;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::Folder;
 use crate::input;
 
@@ -56,7 +56,7 @@ impl MetricsLog {
     pub fn open(folder: &Folder, name: &str) -> Result<Self> {
         let path = folder.path().join(name);
         let file = AppendFile::open(folder, name, false)
-            .map_err(|e| Error::io(Kind::Run, "cannot open", &path, &e))?;
+            .map_err(|e| Error::io(ErrorKind::Run, "cannot open", &path, &e))?;
         Ok(Self { file, pending: String::new(), path })
     }
 
@@ -74,7 +74,7 @@ impl MetricsLog {
             self.pending.clear();
             self.file.sync()
         })
-        .map_err(|e| Error::io(Kind::Run, "cannot write", &self.path, &e))
+        .map_err(|e| Error::io(ErrorKind::Run, "cannot write", &self.path, &e))
     }
 }
 
@@ -89,7 +89,7 @@ const MOST_BYTES: u64 = 1 << 30;
 /// A run error that names the path; the file is as it was.
 pub fn rewind(folder: &Folder, name: &str, epoch: usize) -> Result<()> {
     let failed = |error: &io::Error| {
-        Error::io(Kind::Run, "cannot take back lines of", &folder.path().join(name), error)
+        Error::io(ErrorKind::Run, "cannot take back lines of", &folder.path().join(name), error)
     };
     let text = match folder.read(name, MOST_BYTES) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

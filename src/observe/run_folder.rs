@@ -16,9 +16,9 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use crate::config::{Change, Experiment, Override, changes};
-use crate::error::{Error, Kind, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::files::{self, Folder, folder_of};
-use contents::Contents;
+use contents::FolderContents;
 use lock::{Owner, Refused, RunLock};
 
 /// The checkpoint of the last epoch.
@@ -198,7 +198,7 @@ impl RunFolder {
     }
 
     /// Refuses the run that is `there`, or moves it aside.
-    fn make_room(&self, there: &Contents, overwrite: bool, now: SystemTime) -> Result<Option<PathBuf>> {
+    fn make_room(&self, there: &FolderContents, overwrite: bool, now: SystemTime) -> Result<Option<PathBuf>> {
         let work_dir = &self.path;
         may_claim(work_dir, there, overwrite)?;
         self.try_writing(there.run())?;
@@ -215,7 +215,7 @@ impl RunFolder {
             events.iter().filter(|file| file.is_file()).filter_map(|file| file.strip_prefix(&here).ok());
         entries.extend(inside.map(Path::to_owned));
         let aside = aside::move_aside(work_dir, &entries, now).map_err(|error| {
-            Error::io(Kind::Run, "cannot move aside the run in", work_dir, &error)
+            Error::io(ErrorKind::Run, "cannot move aside the run in", work_dir, &error)
                 .hint("move it by hand, or choose another run.work_dir")
         })?;
         Ok(Some(aside))
@@ -513,18 +513,18 @@ impl RunFolder {
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let failed = |error: io::Error| {
-            Error::io(Kind::Run, "cannot write", &self.path.join(name), &error).hint(cure(&error))
+            Error::io(ErrorKind::Run, "cannot write", &self.path.join(name), &error).hint(cure(&error))
         };
         self.folder.write_atomically(name, bytes).map_err(failed)
     }
 }
 
 /// What `work_dir` holds.
-fn contents(work_dir: &Path) -> Result<Contents> {
-    Contents::of(work_dir).map_err(|error| unusable(work_dir, &error))
+fn contents(work_dir: &Path) -> Result<FolderContents> {
+    FolderContents::of(work_dir).map_err(|error| unusable(work_dir, &error))
 }
 
-fn may_claim(work_dir: &Path, there: &Contents, overwrite: bool) -> Result<()> {
+fn may_claim(work_dir: &Path, there: &FolderContents, overwrite: bool) -> Result<()> {
     there.refuse_what_is_not_a_run_s(work_dir, overwrite)?;
     if overwrite || there.run().is_none() {
         return Ok(());
@@ -535,7 +535,7 @@ fn may_claim(work_dir: &Path, there: &Contents, overwrite: bool) -> Result<()> {
     })
 }
 
-fn may_reopen(work_dir: &Path, there: &Contents) -> Result<()> {
+fn may_reopen(work_dir: &Path, there: &FolderContents) -> Result<()> {
     there.refuse_what_is_not_a_run_s(work_dir, false)?;
     there.refuse_lost_checkpoints(work_dir)
 }
@@ -701,8 +701,8 @@ fn remove_folders(made: &[PathBuf]) {
 fn unusable(work_dir: &Path, error: &io::Error) -> Error {
     use io::ErrorKind as E;
     let kind = match error.kind() {
-        E::StorageFull | E::QuotaExceeded | E::Other | E::Interrupted => Kind::Run,
-        _ => Kind::Config,
+        E::StorageFull | E::QuotaExceeded | E::Other | E::Interrupted => ErrorKind::Run,
+        _ => ErrorKind::Config,
     };
     let what = match error.kind() {
         E::NotADirectory | E::AlreadyExists if work_dir.exists() => "is a file, not a folder",

@@ -14,7 +14,7 @@ use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary;
 
 use super::append::AppendFile;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::Folder;
 use crate::input;
 
@@ -38,9 +38,9 @@ impl TensorBoard {
         let missing = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists());
         let made = missing.map(Path::to_owned).collect();
         std::fs::create_dir_all(folder)
-            .map_err(|e| Error::io(Kind::Run, "cannot make the folder", folder, &e))?;
+            .map_err(|e| Error::io(ErrorKind::Run, "cannot make the folder", folder, &e))?;
         let (file, path) = new_file(folder)
-            .map_err(|e| Error::io(Kind::Run, "cannot write TensorBoard events to", folder, &e))?;
+            .map_err(|e| Error::io(ErrorKind::Run, "cannot write TensorBoard events to", folder, &e))?;
         let mut writer = Self { file, path, made };
         let mut event = Event::new();
         event.set_file_version("brain.Event:2".to_owned());
@@ -99,7 +99,7 @@ impl TensorBoard {
     }
 
     fn failed(&self, error: &io::Error) -> Error {
-        Error::io(Kind::Run, "cannot write TensorBoard events to", &self.path, error)
+        Error::io(ErrorKind::Run, "cannot write TensorBoard events to", &self.path, error)
     }
 }
 
@@ -158,7 +158,7 @@ pub fn others_in(folder: &Path, ours: &[PathBuf], run: &Path) -> BTreeSet<String
 ///
 /// A run error that names the path.
 pub fn rewind(path: &Path, epoch: usize, step: u64) -> Result<()> {
-    let failed = |error: &io::Error| Error::io(Kind::Run, "cannot take back events of", path, error);
+    let failed = |error: &io::Error| Error::io(ErrorKind::Run, "cannot take back events of", path, error);
     let bytes = match input::read(path, u64::MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         read => read.map_err(|error| failed(&error))?,

@@ -6,5 +6,5 @@ mod optimizer;
 mod schedule;
 
 pub use loss_scale::LossScale;
-pub use optimizer::{BETA1, BETA2, EPS, Moments, Optimizer, Rule};
+pub use optimizer::{BETA1, BETA2, EPS, Moments, Optimizer, UpdateRule};
 pub use schedule::Schedule;

@@ -83,8 +83,8 @@ impl Optimizer {
 
     /// The numbers of the next step, at the learning rate `lr`.
     #[must_use]
-    pub fn next_rule(&self, lr: f64) -> Rule {
-        Rule::new(self.kind, lr, self.weight_decay, self.steps + 1)
+    pub fn next_rule(&self, lr: f64) -> UpdateRule {
+        UpdateRule::new(self.kind, lr, self.weight_decay, self.steps + 1)
     }
 
     /// Counts a step that was taken elsewhere.
@@ -107,7 +107,7 @@ impl Optimizer {
 
 /// The numbers of one step, computed in f64 as PyTorch does and used in f32.
 #[derive(Clone, Copy, Debug)]
-pub enum Rule {
+pub enum UpdateRule {
     /// `AdamW` and Adam.
     Adam {
         /// What the parameter is multiplied by (`AdamW`).
@@ -128,7 +128,7 @@ pub enum Rule {
     },
 }
 
-impl Rule {
+impl UpdateRule {
     fn new(kind: OptimizerKind, lr: f64, weight_decay: f64, steps: u64) -> Self {
         let power = steps.min(i32::MAX as u64) as i32;
         let (decay, l2) = match kind {
@@ -147,7 +147,7 @@ impl Rule {
 
 /// One parameter's update, in place.
 struct Update<'a> {
-    rule: Rule,
+    rule: UpdateRule,
     /// What the gradient is multiplied by first; 1 changes no bit.
     scale: f32,
     moments: RefCell<&'a mut Moments>,
@@ -168,7 +168,7 @@ impl InplaceOp2 for Update<'_> {
         let (p, g) = numbers(parameter, at, gradient, gradient_at)?;
         let scale = self.scale;
         match self.rule {
-            Rule::Adam { decay, l2, step_size, root_correction } => {
+            UpdateRule::Adam { decay, l2, step_size, root_correction } => {
                 let mut moments = self.moments.borrow_mut();
                 let Moments { exp_avg, exp_avg_sq } = &mut **moments;
                 p.par_chunks_mut(GRAIN)
@@ -179,7 +179,7 @@ impl InplaceOp2 for Update<'_> {
                         adam(p, g, m, v, [scale, decay, l2, step_size, root_correction]);
                     });
             }
-            Rule::Sgd { lr, l2 } => p
+            UpdateRule::Sgd { lr, l2 } => p
                 .par_chunks_mut(GRAIN)
                 .zip(g.par_chunks(GRAIN))
                 .for_each(|(p, g)| p.iter_mut().zip(g).for_each(|(p, g)| *p -= lr * (g * scale + l2 * *p))),

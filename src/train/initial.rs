@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::checkpoint::{TensorData, Value, load, model_state};
 use crate::config::{Experiment, InitFrom, Role, changes};
-use crate::error::{Error, Kind, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::input;
 use crate::nn::Parameters;
 use crate::train::state::set_parameters;
@@ -68,7 +68,7 @@ impl Initial {
                     .hint(format!("the same weights are another function then: set {key} = {}", change.from))
             })
             .collect();
-        Error::all(Kind::Data, problems)
+        Error::all(ErrorKind::Data, problems)
     }
 }
 
@@ -77,6 +77,6 @@ impl Initial {
 /// # Errors
 /// A data error where it cannot be read.
 pub fn digest(path: &Path) -> Result<String> {
-    let sha1 = input::sha1(path).map_err(|error| Error::io(Kind::Data, "cannot read", path, &error))?;
+    let sha1 = input::sha1(path).map_err(|error| Error::io(ErrorKind::Data, "cannot read", path, &error))?;
     Ok(input::hexadecimal(&sha1.0))
 }

@@ -1,7 +1,7 @@
 //! What to say when a loss or a gradient is not a finite number.
 
-use crate::error::{Error, Kind, Problem};
-use crate::model::Activation;
+use crate::error::{Error, ErrorKind, Problem};
+use crate::model::ModuleOutput;
 
 /// How many modules, and how many clips, the message names.
 const NAMED: usize = 8;
@@ -24,7 +24,7 @@ pub struct Nonfinite {
     /// Whether it was found in validation, where nothing is updated or left out.
     pub in_validation: bool,
     /// How large the modules' outputs are for the batch, in the order of the forward pass, or why that is not known.
-    pub activations: Result<Vec<Activation>, String>,
+    pub activations: Result<Vec<ModuleOutput>, String>,
 }
 
 impl Nonfinite {
@@ -57,7 +57,7 @@ impl Nonfinite {
             "lower optimization.lr, set optimization.grad_clip, or look at these clips; \
              optimization.skip_nonfinite_steps leaves single steps out. The update was not made"
         };
-        Error::new(Kind::Numbers, problem.hint(hint))
+        Error::new(ErrorKind::Numbers, problem.hint(hint))
     }
 }
 
@@ -71,9 +71,9 @@ fn some(clips: &[String]) -> String {
 
 /// The modules with the largest outputs; those that are not finite first, in the order of the forward pass, because the
 /// first of them is the cause.
-fn worst(activations: &[Activation]) -> String {
-    let mut order: Vec<&Activation> = activations.iter().collect();
-    let rank = |a: &Activation| if a.largest.is_finite() { a.largest } else { f32::INFINITY };
+fn worst(activations: &[ModuleOutput]) -> String {
+    let mut order: Vec<&ModuleOutput> = activations.iter().collect();
+    let rank = |a: &ModuleOutput| if a.largest.is_finite() { a.largest } else { f32::INFINITY };
     order.sort_by(|a, b| rank(b).total_cmp(&rank(a)));
     let named = order.iter().take(NAMED).map(|a| format!("\n{} {:e}", a.module, a.largest));
     named.collect()
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn the_message_has_all_that_a_person_needs() {
-        let activation = |module: &str, largest| Activation { module: module.into(), largest };
+        let activation = |module: &str, largest| ModuleOutput { module: module.into(), largest };
         let error = Nonfinite {
             what: "the loss is NaN".into(),
             epoch: 2,

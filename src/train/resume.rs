@@ -8,7 +8,7 @@ use crate::config::{
     Change, Edit, Experiment, FIELDS, Field, InitFrom, OptimizerKind, Role, changes, saved_value,
 };
 use crate::data::{Contents, Dataset};
-use crate::error::{Error, Kind, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::optim::{LossScale, Moments};
 use crate::train::initial;
 use crate::train::progress::Partial;
@@ -347,7 +347,7 @@ impl Changes {
             };
             last.hint = Some(cure);
         }
-        Error::all(Kind::Config, problems)
+        Error::all(ErrorKind::Config, problems)
     }
 
     /// Refuses what makes it another network although the parameters have the same shapes, whatever is allowed.
@@ -357,7 +357,7 @@ impl Changes {
             let what = format!("{key} was {from} in {} and is {to} now: another network", path.display());
             Problem::new(what).hint(OTHER_MODEL)
         });
-        Error::all(Kind::Config, problems.collect())
+        Error::all(ErrorKind::Config, problems.collect())
     }
 }
 

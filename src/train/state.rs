@@ -11,7 +11,7 @@ use crate::checkpoint::{
 };
 use crate::config::{Change, Edit, OptimizerKind, SchedulerKind};
 use crate::data::Contents;
-use crate::error::{Kind, Problem};
+use crate::error::{ErrorKind, Problem};
 use crate::nn::Parameters;
 use crate::nn::parameters::with_slices;
 use crate::observe::run_folder::{BEST, LAST, RunFolder};
@@ -120,7 +120,7 @@ fn healthy(trainer: &Trainer, parameters: &[&[f32]]) -> Result<()> {
     let what = format!("{name} is not finite after step {}", trainer.progress.step);
     let problem = Problem::new(what).cause("nothing was saved: the last checkpoint is the one before");
     let hint = "lower optimization.lr or set optimization.grad_clip, and go on from the last checkpoint";
-    Err(Error::new(Kind::Numbers, problem.hint(hint)))
+    Err(Error::new(ErrorKind::Numbers, problem.hint(hint)))
 }
 
 /// What resuming needs beside weights and moments.

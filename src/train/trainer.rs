@@ -8,8 +8,8 @@ use crate::config::{CheckpointEvery, Edit, Experiment, with_edits};
 use crate::data::{BadClips, Contents, Dataset, Phase};
 use crate::engine::device::Compute;
 use crate::engine::{self, End, Engine, Outcome, Placed, Step, memory};
-use crate::error::Kind;
-use crate::model::{Activation, DecoderKind};
+use crate::error::ErrorKind;
+use crate::model::{DecoderKind, ModuleOutput};
 use crate::nn::Pass;
 use crate::observe::metrics::EpochMetrics;
 use crate::observe::{Observer, run_folder::RunFolder};
@@ -74,7 +74,7 @@ pub struct Surroundings<'a, 'o> {
 }
 
 /// When a checkpoint was written last, and what was in it.
-struct Saved {
+struct LastCheckpoint {
     at: Instant,
     progress: Progress,
 }
@@ -168,7 +168,7 @@ impl Trainer {
     /// Kind `Data` where a clip cannot be read, `Numbers` where a loss or gradient is not finite, `Run` where a
     /// checkpoint cannot be written.
     pub fn run(&mut self, with: &mut Surroundings) -> Result<Ended> {
-        let mut saved = Saved { at: Instant::now(), progress: self.progress.clone() };
+        let mut saved = LastCheckpoint { at: Instant::now(), progress: self.progress.clone() };
         self.engine.push()?;
         with.observer.start(self.rules.epochs, self.progress.epoch + 1, self.steps_an_epoch(with.feed));
         while self.progress.epoch < self.rules.epochs {
@@ -180,7 +180,7 @@ impl Trainer {
                     return Ok(Ended::Stopped(signal));
                 }
                 Err(mut error) => {
-                    if error.kind == Kind::Data
+                    if error.kind == ErrorKind::Data
                         && let Err(unsaved) = self.save_if_new(with, &mut saved)
                     {
                         error.problems.extend(unsaved.problems);
@@ -198,7 +198,7 @@ impl Trainer {
     }
 
     /// One epoch, or what is left of it; the signal that ended it early.
-    fn epoch(&mut self, with: &mut Surroundings, saved: &mut Saved) -> Result<Option<Signal>> {
+    fn epoch(&mut self, with: &mut Surroundings, saved: &mut LastCheckpoint) -> Result<Option<Signal>> {
         let epoch = self.progress.epoch + 1;
         let begun = Instant::now();
         self.images = 0;
@@ -443,13 +443,13 @@ impl Trainer {
     }
 
     /// How large the modules' outputs are for a batch, computed on the CPU.
-    fn activations(&mut self, batch: &Placed) -> Result<Vec<Activation>, String> {
+    fn activations(&mut self, batch: &Placed) -> Result<Vec<ModuleOutput>, String> {
         let found = self.engine.pull().and_then(|()| self.engine.host().activations(batch));
         found.map_err(|error| error.to_string())
     }
 
     /// Whether the experiment wants a checkpoint inside the epoch now.
-    fn is_due(&self, saved: &Saved) -> bool {
+    fn is_due(&self, saved: &LastCheckpoint) -> bool {
         let due = |time: Duration| saved.at.elapsed() >= time;
         match self.rules.checkpoint_every {
             CheckpointEvery::Epoch => false,
@@ -458,15 +458,15 @@ impl Trainer {
         }
     }
 
-    fn save_if_new(&mut self, with: &mut Surroundings, saved: &mut Saved) -> Result<()> {
+    fn save_if_new(&mut self, with: &mut Surroundings, saved: &mut LastCheckpoint) -> Result<()> {
         if self.progress == saved.progress { Ok(()) } else { self.save(with, saved) }
     }
 
-    fn save(&mut self, with: &mut Surroundings, saved: &mut Saved) -> Result<()> {
+    fn save(&mut self, with: &mut Surroundings, saved: &mut LastCheckpoint) -> Result<()> {
         self.engine.pull()?;
         with.observer.flush();
         state::save(self, with.folder)?;
-        *saved = Saved { at: Instant::now(), progress: self.progress.clone() };
+        *saved = LastCheckpoint { at: Instant::now(), progress: self.progress.clone() };
         with.folder.still_there()
     }
 }

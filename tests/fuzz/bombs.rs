@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use slt_run::checkpoint::load;
 use slt_run::config::{Layers, resolve};
-use slt_run::data::{Decoder, Source, read_index, read_metadata, read_pose};
+use slt_run::data::{ImageDecoder, Source, read_index, read_metadata, read_pose};
 
 use crate::memory::peak_of;
 use crate::zips::Part;
@@ -170,7 +170,7 @@ fn images() {
         ("no tables", jpeg(0xc0, 8000, 1, 100_000), 600 * MIB, ""),
     ] {
         let said = limited(what, "a.jpg", &bytes, most, |path| {
-            Decoder::default().read(path, 8, &mut [0; 192]).map_err(|e| e.to_string())
+            ImageDecoder::default().read(path, 8, &mut [0; 192]).map_err(|e| e.to_string())
         });
         assert!(said.contains(says) && !said.is_empty(), "{what}: {said}");
     }

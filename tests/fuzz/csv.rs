@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use slt_run::data::{Source, read_index, read_metadata};
-use slt_run::{Error, Kind};
+use slt_run::{Error, ErrorKind};
 
 use crate::engine::Target;
 use crate::random::Random;
@@ -47,7 +47,7 @@ fn read(path: &Path) -> Result<String, Error> {
         (_, Ok(_)) => "metadata".into(),
         _ => String::new(),
     };
-    let fail = |problems| Error { kind: Kind::Data, problems };
+    let fail = |problems| Error { kind: ErrorKind::Data, problems };
     match (index, metadata) {
         (Err(problems), Err(_)) => Err(fail(problems)),
         (Ok(_), Err(problems)) if problems.iter().any(|p| !p.what.contains("no column")) => {

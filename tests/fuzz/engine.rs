@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use slt_run::{Error, Kind};
+use slt_run::{Error, ErrorKind};
 
 use crate::memory::peak_of;
 use crate::random::Random;
@@ -157,7 +157,7 @@ fn judge(target: &Target, path: &Path, bytes: &[u8]) -> Result<String, String> {
         Err(error) => {
             let text = error.to_string();
             let cured = error.problems.iter().all(|problem| problem.hint.is_some());
-            if !matches!(error.kind, Kind::Data | Kind::Config) {
+            if !matches!(error.kind, ErrorKind::Data | ErrorKind::Config) {
                 return Err(format!("not the file's fault: {text}"));
             }
             let named = error.problems.iter().all(|problem| problem.what.contains(target.file));

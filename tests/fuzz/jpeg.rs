@@ -4,7 +4,7 @@ use std::path::Path;
 
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use slt_run::Error;
-use slt_run::data::Decoder;
+use slt_run::data::ImageDecoder;
 
 use crate::engine::Target;
 use crate::files;
@@ -55,7 +55,7 @@ fn image(width: u16, height: u16, factor: SamplingFactor, progressive: bool, col
 
 fn read(path: &Path) -> Result<String, Error> {
     let mut out = vec![0; 24 * 24 * 3];
-    Decoder::default().read(path, 24, &mut out)?;
+    ImageDecoder::default().read(path, 24, &mut out)?;
     Ok("an image".into())
 }
 

@@ -72,11 +72,7 @@ impl Case {
     pub fn batch(&self, step: usize) -> Placed {
         let part = |name: &str| &self.arrays[&format!("batch_{step}/{name}")];
         let (shape, targets) = part("target");
-        let sizes = Sizes {
-            frames: self.model.sequence_length,
-            image_size: self.model.image_size,
-            pose: 3 * self.model.pose_landmarks,
-        };
+        let sizes = Sizes::of(&self.model);
         let mut batch = Batch::new((0..shape[0]).collect(), sizes);
         let images = |name: &&str| Pixels::Normalised(part(name).1.clone());
         batch.images = ["face", "hand_l", "hand_r"].iter().map(images).collect();

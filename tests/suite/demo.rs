@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use slt_run::Kind;
+use slt_run::ErrorKind;
 use slt_run::demo::{Drawn, Options, draw};
 
 const SMALL: Options = Options { clips: 16, frames: 10, size: 32, signs: 4, seed: 7 };
@@ -178,7 +178,7 @@ fn other_folders_are_refused_untouched() {
     let refused = |dir: &Path, options: &Options| {
         let before = files(folder.path());
         let error = draw_quietly(dir, options).unwrap_err();
-        assert_eq!(error.kind, Kind::Config);
+        assert_eq!(error.kind, ErrorKind::Config);
         assert!(error.problems.iter().all(|problem| problem.hint.is_some()), "{error}");
         assert!(files(folder.path()) == before);
         error.to_string()

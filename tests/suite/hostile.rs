@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use slt_run::data::Decoder;
+use slt_run::data::ImageDecoder;
 
 use crate::support::{Outcome, TINY, World};
 
@@ -220,7 +220,7 @@ fn images_that_lie() {
         ("arithmetic coding", jpeg(0xc9, 8, [64, 64], 1), ""),
         ("no tables", jpeg(0xc0, 8, [64, 64], 1), ""),
     ] {
-        let error = Decoder::default().decode(&bytes, 8, &mut [0; 192]).expect_err(what);
+        let error = ImageDecoder::default().decode(&bytes, 8, &mut [0; 192]).expect_err(what);
         assert!(error.contains(says), "{what}: {error}");
     }
 }

@@ -352,11 +352,7 @@ fn every_optimizer_with_every_scheduler() {
 /// One step on random inputs: every gradient is finite and not zero, and every parameter moves.
 fn every_parameter_learns(c: &Experiment, clips: usize) {
     let mut engine = engine::new(c, &Compute::Cpu).unwrap();
-    let sizes = Sizes {
-        frames: c.model.sequence_length,
-        image_size: c.model.image_size,
-        pose: 3 * c.model.pose_landmarks,
-    };
+    let sizes = Sizes::of(&c.model);
     let mut batch = Batch::new((0..clips).collect(), sizes);
     for (stream, pixels) in batch.images.iter_mut().enumerate() {
         let bytes = pixels.bytes_mut().iter_mut().enumerate();

@@ -2,7 +2,7 @@
 
 use super::vit::{Backbone, UNIT};
 use crate::config::Experiment;
-use crate::engine::memory::{self, BATCHES, Memory, Plan, Sizes};
+use crate::engine::memory::{self, BATCHES, ChunkSizes, Memory, Plan};
 use crate::model::DecoderKind;
 use crate::nn::Blueprint;
 
@@ -17,7 +17,7 @@ pub fn plan(
     backbones: &[Backbone],
 ) -> Plan {
     let free = memory::usual_share(memory::available());
-    let sizes = Sizes { unit: UNIT, largest: LARGEST_USEFUL_CHUNK };
+    let sizes = ChunkSizes { unit: UNIT, largest: LARGEST_USEFUL_CHUNK };
     Plan::choose(c, free, sizes, |chunk| expected(c, decoder, blueprint, backbones, chunk))
 }
 

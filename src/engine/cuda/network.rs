@@ -80,7 +80,7 @@ pub struct Scores {
 
 /// How parameters follow their gradients in one step.
 #[derive(Clone, Copy, Debug)]
-pub enum Rule {
+pub enum GpuUpdateRule {
     /// `AdamW` and Adam.
     Adam(Adam),
     /// SGD.
@@ -133,7 +133,7 @@ struct SlotStream {
 }
 
 /// One of the network's inputs.
-struct Stream {
+struct StreamLayers {
     /// `None`: its numbers are the features.
     backbone: Option<Backbone>,
     /// How wide the features are.
@@ -145,7 +145,7 @@ pub struct GpuNetwork {
     ops: Ops,
     parameters: ParameterBuffers,
     verdict: Slice<Verdict>,
-    streams: Vec<Stream>,
+    streams: Vec<StreamLayers>,
     frame_encoder: FrameEncoder,
     /// `None`: on the host.
     decoder: Option<StubDecoder>,
@@ -190,7 +190,7 @@ impl GpuNetwork {
             if backbone.as_ref().is_some_and(|backbone| backbone.width() != width) {
                 return Err(Error::run(format!("{} takes other features", stream.projector)));
             }
-            streams.push(Stream { backbone, width });
+            streams.push(StreamLayers { backbone, width });
         }
         let decoder = match spec.decoder {
             DecoderPlacement::Gpu { label_smoothing } => {
@@ -548,7 +548,7 @@ impl GpuNetwork {
     ///
     /// # Errors
     /// Where Adam has no moments, or the GPU fails.
-    pub fn update(&mut self, rule: Rule, factor: f64, max_norm: Option<f64>) -> Result<()> {
+    pub fn update(&mut self, rule: GpuUpdateRule, factor: f64, max_norm: Option<f64>) -> Result<()> {
         let losses = match &self.decoder {
             Some(_) => Some(self.losses.losses.vector()?),
             None => None,
@@ -557,9 +557,9 @@ impl GpuNetwork {
         self.ops.check_step(gradients, losses.as_ref(), factor, max_norm, &self.verdict)?;
         let update = self.parameters.update(&self.verdict);
         match (rule, self.parameters.moments()) {
-            (Rule::Sgd { lr, l2 }, _) => self.ops.sgd(&update, lr, l2),
-            (Rule::Adam(adam), Some(moments)) => self.ops.adam(&update, moments, adam),
-            (Rule::Adam(_), None) => Err(Error::run("Adam needs moments")),
+            (GpuUpdateRule::Sgd { lr, l2 }, _) => self.ops.sgd(&update, lr, l2),
+            (GpuUpdateRule::Adam(adam), Some(moments)) => self.ops.adam(&update, moments, adam),
+            (GpuUpdateRule::Adam(_), None) => Err(Error::run("Adam needs moments")),
         }
     }
 

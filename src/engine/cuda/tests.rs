@@ -9,7 +9,7 @@ use super::kernels::{SIZES, VECTORS};
 use super::memory::{Activation, Matrix, Slice, Transfer};
 use super::ops::{Factor, Ops, Output, Write};
 use super::{
-    Allocator, DecoderPlacement, GpuNetwork, GpuStream, HostBatch, NetworkSpec, Rule, StreamData,
+    Allocator, DecoderPlacement, GpuNetwork, GpuStream, GpuUpdateRule, HostBatch, NetworkSpec, StreamData,
     head_widths, step_memory,
 };
 use crate::config::streams::{STREAMS, Stream};
@@ -18,7 +18,7 @@ use crate::data::{Batch, Pixels, Sizes};
 use crate::engine::batch::{frames, targets};
 use crate::engine::device::Compute;
 use crate::engine::{self, Engine, Placed, Step};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::model::{DecoderStep, Encoded, Network, decoder};
 use crate::nn::{ActivationDtype, Blueprint, Pass};
 
@@ -323,7 +323,7 @@ fn a_decoder_on_the_host_gives_the_stubs_gradients() {
         assert!(largest > 1.0);
 
         // Norm, clipping and update are of all parameters, wherever their gradients come from.
-        let rule = Rule::Sgd { lr: 0.1, l2: 0.01 };
+        let rule = GpuUpdateRule::Sgd { lr: 0.1, l2: 0.01 };
         for on_gpu in [&mut whole, &mut split] {
             on_gpu.update(rule, 1.0 / 16.0, Some(0.5)).unwrap();
         }
@@ -448,7 +448,7 @@ fn what_does_not_fit_a_kernel_is_an_error() {
     // More rows than an `int` counts.
     let error = of(3 << 30, 1).unwrap_err();
     assert!(error.to_string().contains("is more than the GPU's kernels take"), "{error}");
-    assert_eq!((error.kind, of(1 << 62, 1).unwrap_err().kind), (Kind::Run, Kind::Memory));
+    assert_eq!((error.kind, of(1 << 62, 1).unwrap_err().kind), (ErrorKind::Run, ErrorKind::Memory));
     assert!(of(2, 2).is_err(), "there is one place for frames");
 }
 
@@ -490,9 +490,9 @@ fn buffers_are_as_large_as_they_say() {
     let rest = emulator.used();
     emulator.limit(rest + 100);
     let error = allocator.empty::<f32>(1000).err().unwrap();
-    assert_eq!(error.kind, Kind::Memory);
+    assert_eq!(error.kind, ErrorKind::Memory);
     assert!(error.to_string().contains("the GPU's memory is full"), "{error}");
-    assert_eq!(allocator.empty::<f32>(usize::MAX).err().unwrap().kind, Kind::Memory);
+    assert_eq!(allocator.empty::<f32>(usize::MAX).err().unwrap().kind, ErrorKind::Memory);
 }
 
 #[test]

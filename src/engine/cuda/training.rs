@@ -5,8 +5,8 @@ use std::rc::Rc;
 use candle_core::{Device, Tensor, Var};
 
 use super::{
-    Adam, Allocator, DecoderPlacement, GpuDevice, GpuNetwork, GpuStream, HostBatch, NetworkSpec, Rule,
-    StepMemory, StreamData,
+    Adam, Allocator, DecoderPlacement, GpuDevice, GpuNetwork, GpuStream, GpuUpdateRule, HostBatch,
+    NetworkSpec, StepMemory, StreamData,
 };
 use crate::config::streams::{STREAMS, StreamKind};
 use crate::config::{Chunk, EngineKind, Experiment, OptimizerKind};
@@ -16,9 +16,9 @@ use crate::engine::chunks::Chunks;
 use crate::engine::cpu::vit::UNIT;
 use crate::engine::graph::lost;
 use crate::engine::host::Host;
-use crate::engine::memory::{self, Memory, Plan, Sizes};
+use crate::engine::memory::{self, ChunkSizes, Memory, Plan};
 use crate::engine::seam::{End, Engine, Evaluating, Outcome, Pending, Step};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::model::decoder::Stub;
 use crate::model::{DecoderKind, Encoded, Score};
 use crate::nn::{ActivationDtype, Blueprint, Pass};
@@ -188,7 +188,7 @@ impl Engine for Cuda {
         let host = HostBatch { streams: &streams(of)?, valid: &valid, targets: &targets, clips, frames };
         match self.network.send(slot, &host) {
             // The step before may have filled the memory. The next one finds a chunk for what is left.
-            Err(error) if error.kind == Kind::Memory => {
+            Err(error) if error.kind == ErrorKind::Memory => {
                 self.network.release_workspace();
                 self.network.send(slot, &host)?;
             }
@@ -377,7 +377,7 @@ const LARGEST_USEFUL_CHUNK: usize = 32 * UNIT;
 fn plan(c: &Experiment, spec: &NetworkSpec, dtype: ActivationDtype, free: Option<usize>) -> Plan {
     let copy = if dtype == ActivationDtype::F32 { 0 } else { dtype.bytes() };
     let copies = spec.blueprint.elements("").saturating_mul(copy);
-    let sizes = Sizes { unit: UNIT, largest: LARGEST_USEFUL_CHUNK };
+    let sizes = ChunkSizes { unit: UNIT, largest: LARGEST_USEFUL_CHUNK };
     Plan::choose(c, free.map(|bytes| bytes / 10 * 9), sizes, |chunk| {
         let step = super::step_memory(spec, dtype, c.data.batch_size, c.model.sequence_length, chunk);
         // What does not fit a kernel's arguments fits no GPU.
@@ -429,9 +429,9 @@ fn scaled(tensor: &Tensor, factor: f64) -> Result<Vec<f32>> {
     Ok((tensor * factor)?.flatten_all()?.to_vec1()?)
 }
 
-fn rule(rule: optim::Rule) -> Rule {
+fn rule(rule: optim::UpdateRule) -> GpuUpdateRule {
     match rule {
-        optim::Rule::Adam { decay, l2, step_size, root_correction } => Rule::Adam(Adam {
+        optim::UpdateRule::Adam { decay, l2, step_size, root_correction } => GpuUpdateRule::Adam(Adam {
             decay,
             l2,
             step_size,
@@ -441,6 +441,6 @@ fn rule(rule: optim::Rule) -> Rule {
             rest2: (1.0 - BETA2) as f32,
             eps: EPS as f32,
         }),
-        optim::Rule::Sgd { lr, l2 } => Rule::Sgd { lr, l2 },
+        optim::UpdateRule::Sgd { lr, l2 } => GpuUpdateRule::Sgd { lr, l2 },
     }
 }

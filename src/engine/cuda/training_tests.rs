@@ -8,7 +8,7 @@ use crate::config::{self, Experiment};
 use crate::data::{Batch, Sizes};
 use crate::engine::device::Compute;
 use crate::engine::{self, End, Engine, Outcome, Placed, Step};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::nn::{ActivationDtype, Pass};
 use crate::optim::LossScale;
 
@@ -229,7 +229,7 @@ fn full_memory_makes_chunks_smaller() {
     gpu.limit(gpu.used() + 4096);
     let error = engine.train(&mut batch, &Pass::training(1, 0), &mut Step::of(1)).unwrap_err();
     assert!(error.to_string().contains("is full with 8 frames of a stream at a time"), "{error}");
-    assert_eq!((error.kind, error.exit_code()), (Kind::Memory, 1));
+    assert_eq!((error.kind, error.exit_code()), (ErrorKind::Memory, 1));
 }
 
 /// float16: a scale that is too large is halved until gradients fit, without an update before; then training goes on.

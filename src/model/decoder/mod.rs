@@ -152,7 +152,7 @@ pub trait DecoderKind {
 #[must_use]
 pub fn of(c: &config::Experiment, train: &[&str]) -> Rc<dyn DecoderKind> {
     let classes = Classes::new(c.model.vocab_size, train);
-    Rc::new(stub::Kind { label_smoothing: c.optimization.label_smoothing, classes })
+    Rc::new(stub::StubKind { label_smoothing: c.optimization.label_smoothing, classes })
 }
 
 /// What a backward pass left for a variable.

@@ -8,14 +8,14 @@ use crate::{Result, config};
 
 /// The stub, with its loss: cross-entropy with label smoothing.
 #[derive(Clone, Debug)]
-pub struct Kind {
+pub struct StubKind {
     /// The share of the target's probability that is spread over all classes.
     pub label_smoothing: f64,
     /// `model.vocab_size` of them.
     pub classes: Classes,
 }
 
-impl DecoderKind for Kind {
+impl DecoderKind for StubKind {
     fn name(&self) -> &'static str {
         Stub::NAME
     }

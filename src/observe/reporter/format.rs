@@ -130,7 +130,7 @@ pub(super) fn speed(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{Kind, Problem};
+    use crate::error::{ErrorKind, Problem};
 
     #[test]
     fn numbers_are_short() {
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn errors_are_red_only_in_colour() {
         let first = Problem::new("cannot read a.toml").cause("no such file").hint("check the path");
-        let error = Error { kind: Kind::Config, problems: vec![first, Problem::new("second\u{1b}[2J")] };
+        let error = Error { kind: ErrorKind::Config, problems: vec![first, Problem::new("second\u{1b}[2J")] };
         let plain = render_error(&error, false);
         assert_eq!(
             plain,

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::lock::LOCK;
 use super::{BEST, LAST, METRICS, RUN_FILES, RUN_JSON};
-use crate::error::{Error, Kind, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::input;
 use crate::observe::metrics;
 
@@ -21,7 +21,7 @@ const MOST_BYTES: u64 = 64 << 20;
 
 /// What a folder holds of a run, by its names.
 #[derive(Debug, Default)]
-pub(super) struct Contents {
+pub(super) struct FolderContents {
     /// Names out of [`RUN_FILES`], in their order.
     pub names: Vec<&'static str>,
     /// `run.json`.
@@ -57,7 +57,7 @@ impl Record {
     }
 }
 
-impl Contents {
+impl FolderContents {
     pub fn of(work_dir: &Path) -> io::Result<Self> {
         let listing = match fs::read_dir(work_dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
@@ -88,7 +88,7 @@ impl Contents {
     pub fn refuse_what_is_not_a_run_s(&self, work_dir: &Path, moving: bool) -> Result<()> {
         let odd = RUN_FILES.into_iter().chain([LOCK]);
         let odd: Vec<Problem> = odd.filter_map(|name| odd_file(work_dir, name, moving)).collect();
-        Error::all(Kind::Config, odd)?;
+        Error::all(ErrorKind::Config, odd)?;
         if self.run().is_some() || self.names.is_empty() {
             return Ok(());
         }
@@ -108,7 +108,7 @@ impl Contents {
              {RUN_JSON} was lost, put {{\"version\": \"{}\", \"command_line\": []}} in its place",
             env!("CARGO_PKG_VERSION")
         );
-        Err(Error::new(Kind::Config, problem.hint(hint)))
+        Err(Error::new(ErrorKind::Config, problem.hint(hint)))
     }
 
     /// Refuses to go on with a run whose checkpoints have been there and are gone: to start it anew would cost its
@@ -137,7 +137,7 @@ impl Contents {
                     "put last.pt back (is the disk mounted that it is on?), choose another run.work_dir, or give \
                      --overwrite, which moves what is left of the run aside under a dated name and starts anew",
                 );
-        Err(Error::new(Kind::Config, problem))
+        Err(Error::new(ErrorKind::Config, problem))
     }
 }
 

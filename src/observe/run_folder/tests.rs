@@ -66,7 +66,7 @@ fn a_folder_with_a_run_is_refused() {
     let before = names(root.path());
     let error = RunFolder::claim(root.path(), false, now()).unwrap_err();
     let text = error.to_string();
-    assert_eq!(error.kind, Kind::Config);
+    assert_eq!(error.kind, ErrorKind::Config);
     assert!(text.contains("holds a run already: last.pt, best.pt, run.json of 20"), "{text}");
     assert!(text.contains("--overwrite") && text.contains("another run.work_dir"), "{text}");
     assert_eq!(names(root.path()), before);
@@ -85,7 +85,7 @@ fn files_that_no_run_has_written_are_neither_replaced_nor_moved() {
                 RunFolder::look(other.path()).unwrap_err(),
             ];
             for error in errors {
-                assert_eq!(error.kind, Kind::Config);
+                assert_eq!(error.kind, ErrorKind::Config);
                 let said = format!("has a {name} that no run has written");
                 assert!(error.to_string().contains(&said), "{error}");
                 assert!(error.to_string().contains("choose another run.work_dir"), "{error}");
@@ -207,7 +207,7 @@ fn a_link_stays_a_link_and_its_run_stays_on_its_disk() {
     assert!(link.is_symlink());
     let dangling = root.path().join("dangling");
     std::os::unix::fs::symlink(root.path().join("nowhere"), &dangling).unwrap();
-    assert_eq!(RunFolder::claim(&dangling, false, now()).unwrap_err().kind, Kind::Config);
+    assert_eq!(RunFolder::claim(&dangling, false, now()).unwrap_err().kind, ErrorKind::Config);
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn a_work_dir_that_cannot_be_is_refused_without_a_trace() {
     fs::write(&file, "x").unwrap();
     let message = |path: &Path| {
         let error = RunFolder::claim(path, true, now()).unwrap_err();
-        assert_eq!((error.kind, error.problems.len()), (Kind::Config, 1));
+        assert_eq!((error.kind, error.problems.len()), (ErrorKind::Config, 1));
         assert!(error.problems[0].hint.is_some());
         error.to_string()
     };
@@ -239,10 +239,10 @@ fn a_work_dir_that_cannot_be_is_refused_without_a_trace() {
     assert!(message(Path::new("/proc/slt-run/x")).contains("/proc/slt-run/x cannot be written"));
     assert_eq!(names(root.path()), ["file"]);
     let full = unusable(&file, &io::ErrorKind::StorageFull.into());
-    assert_eq!(full.kind, Kind::Run);
+    assert_eq!(full.kind, ErrorKind::Run);
     assert!(full.to_string().contains("make room"), "{full}");
     let read_only = unusable(Path::new("/x"), &io::ErrorKind::ReadOnlyFilesystem.into());
-    assert_eq!(read_only.kind, Kind::Config);
+    assert_eq!(read_only.kind, ErrorKind::Config);
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn configuration_and_origin_are_kept() {
     assert_eq!(run["best"], json!({"epoch": 2, "val_loss": 0.5, "val_accuracy": 0.75}));
     assert_eq!(names(root.path()), [lock::LOCK, "config.json", "config.toml", "run.json"]);
     fs::remove_dir_all(root.path()).unwrap();
-    assert_eq!(folder.write_config("", &Value::Null).unwrap_err().kind, Kind::Run);
+    assert_eq!(folder.write_config("", &Value::Null).unwrap_err().kind, ErrorKind::Run);
 }
 
 #[test]
@@ -424,7 +424,7 @@ fn a_folder_in_use_is_refused_untouched() {
         for error in refusals.into_iter().chain([RunFolder::reopen(root.path()).unwrap_err()]) {
             let text = error.to_string();
             let pid = std::process::id();
-            assert_eq!(error.kind, Kind::Config);
+            assert_eq!(error.kind, ErrorKind::Config);
             assert!(text.contains(&format!("is in use: process {pid} on ")), "{text}");
             assert!(
                 text.contains(&format!("(kill {pid} on ")) && text.contains("another run.work_dir"),
