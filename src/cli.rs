@@ -10,7 +10,7 @@ use clap::builder::{PathBufValueParser, StyledStr, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
-use crate::config::{self, FIELDS, Field, Layers, Preset, SECTIONS, Setting};
+use crate::config::{self, FIELDS, Field, Layers, Preset, Role, SECTIONS, Setting};
 use crate::input;
 use crate::observe::reporter::Verbosity;
 
@@ -301,7 +301,7 @@ fn demo_command() -> clap::Command {
         // The experiment file and its data are the demo's own, and so is its seed.
         .args(train_options().into_iter().filter(|arg| {
             let field = FIELDS.iter().find(|field| arg.get_id() == field.key);
-            let is_data = field.is_some_and(|f| f.section == "data" && f.default == Preset::Required);
+            let is_data = field.is_some_and(|f| f.role == Role::Data);
             !is_data && !["config", "no-pin-memory", "run.seed"].iter().any(|id| arg.get_id() == id)
         }))
         .after_help(without_flag())

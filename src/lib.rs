@@ -1,7 +1,8 @@
 //! slt-run: trains multi-stream sign language translation experiments described in TOML files.
 //!
 //! In the order in which data flows: `cli` and `commands` (what was asked for), `config` (the experiment), `data` (files to
-//! batches), `nn` and `model` (the network), `train` (the loop), `checkpoint` and `observe` (what a run leaves). `demo`
+//! batches), `nn` and `model` (the network), `engine` (what computes it), `optim` (what updates it), `train` (the loop),
+//! `checkpoint` and `observe` (what a run leaves). `demo`
 //! draws datasets; `error`, `files`, `input`, `limits`, `random` and `zip_read` serve all.
 
 pub mod checkpoint;

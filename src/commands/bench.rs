@@ -132,7 +132,7 @@ fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) 
     }
     seconds.sort_by(|a, b| a.step.total_cmp(&b.step));
     let median = seconds[seconds.len() / 2];
-    let images = 3 * c.data.batch_size * c.model.sequence_length;
+    let images = image_streams().count() * c.data.batch_size * c.model.sequence_length;
     let timing = Timing::new(images, seconds.iter().map(|seconds| seconds.step).collect());
     let part = |of: fn(&Times) -> Duration| median.parts.map(|parts| of(&parts).as_secs_f64());
     let (forward, backward, optimizer) = (part(|t| t.forward), part(|t| t.backward), part(|t| t.optimizer));
@@ -211,7 +211,7 @@ fn evaluation(resolved: &Resolved, batches: usize, json: bool, reporter: &Report
 fn data(resolved: &Resolved, passes: usize, json: bool, reporter: &Reporter) -> Result<String> {
     let c = &resolved.experiment;
     let begun = Instant::now();
-    let (dataset, _) = open_dataset(resolved, reporter)?;
+    let dataset = open_dataset(resolved, reporter)?.dataset;
     let open = begun.elapsed().as_secs_f64();
     let workers = c.data.num_workers.unwrap_or_else(default_workers);
     let alone = load(c, &dataset, 0, passes)?;

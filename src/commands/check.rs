@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::prepare::{begin_from, look_into_files, open_dataset};
+use super::prepare::{Opened, begin_from, look_into_files, open_dataset};
 use super::text::{about, amount, table, wrapped};
 use super::{origins, print, resolve, select_device};
 use crate::cli::CheckArgs;
@@ -30,7 +30,7 @@ fn check_resolved(resolved: &Resolved, depth: Depth, reporter: &Reporter) -> Res
     let c = &resolved.experiment;
     let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads)?)?;
-    let (dataset, decoder) = open_dataset(resolved, reporter)?;
+    let Opened { dataset, decoder, texts } = open_dataset(resolved, reporter)?;
     let mut found = look_into_files(&dataset, resolved, depth, reporter);
     let sized = memory::with_batches_of(c, dataset.train.len(), dataset.val.len());
     let mut engine = engine::with_decoder(&sized, &device, decoder.as_ref())?;
@@ -43,7 +43,7 @@ fn check_resolved(resolved: &Resolved, depth: Depth, reporter: &Reporter) -> Res
     let summary = dataset.summary();
     print(&format!(
         "{}\n{}",
-        describe_data(&summary, &decoder.report(&dataset.texts())),
+        describe_data(&summary, &texts),
         wrapped(&describe_network(c, engine, &dataset, &device), LABEL)
     ))?;
     let looked_at = describe_look(&found, &summary, dataset.unindexed_files);
@@ -215,12 +215,18 @@ fn one_step(
     let begun = Instant::now();
     let mut batch = feed.next(Phase::Train, 0)?;
     let loading = begun.elapsed();
+    if batch.clips() == 0 {
+        let what = "no clip of the first batch can be loaded";
+        return Err(Error::data(what)
+            .hint("check --all with data.on_bad_clip = \"error\" names what is wrong with them"));
+    }
     let images = image_streams().count() * batch.clips() * c.model.sequence_length;
     let begun = Instant::now();
     // A step of two batches: every engine tells their losses at once.
     let mut step = Step::of(2);
     engine.train(&mut batch, &Pass::training(c.run.seed, 0), &mut step)?;
     let (training, loss) = (begun.elapsed(), step.loss().unwrap_or(f64::NAN));
+    step.give_up();
     if !loss.is_finite() {
         let problem = Problem::new(format!("the loss of one training step is {loss}"));
         return Err(Error::new(

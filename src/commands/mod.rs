@@ -52,15 +52,19 @@ pub fn run(command: Command, arguments: &[OsString]) -> Result<u8, Box<(Error, R
     }
 }
 
-/// Resolves an experiment under this process's environment, and passes its warnings on.
+/// Resolves an experiment under this process's environment, refuses networks that no machine can hold, and passes its
+/// warnings on.
 fn resolve(mut layers: Layers, reporter: &Reporter) -> Result<Resolved> {
     layers.env = std::env::vars_os().collect();
     let resolved = config::resolve(&layers)?;
-    resolved.warnings.iter().for_each(|warning| reporter.warn(warning));
     let c = &resolved.experiment;
-    let possible = engine::blueprint(c, decoder::of(c, &[]).as_ref())
-        .and_then(|blueprint| sizes::refuse_impossible(c, &blueprint));
-    possible.map_err(|error| origins::in_error(error, &resolved))?;
+    let decoder = decoder::of(c, &[]);
+    // One with too many layers is refused by those who build it.
+    if let Ok(blueprint) = engine::blueprint(c, decoder.as_ref()) {
+        sizes::refuse_impossible(c, decoder.as_ref(), &blueprint)
+            .map_err(|error| origins::in_error(error, &resolved))?;
+    }
+    resolved.warnings.iter().for_each(|warning| reporter.warn(warning));
     Ok(resolved)
 }
 

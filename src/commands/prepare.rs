@@ -9,7 +9,7 @@ use super::origins;
 use crate::config::{Experiment, OnBadClip, Resolved};
 use crate::data::{Contents, Dataset, Depth, Verified};
 use crate::error::ErrorKind;
-use crate::model::{DecoderKind, decoder};
+use crate::model::{DecoderKind, TextReport, decoder};
 use crate::observe::reporter::Reporter;
 use crate::train::Initial;
 use crate::train::feed::default_workers;
@@ -27,15 +27,23 @@ pub struct Call<'a> {
     pub arguments: &'a [OsString],
 }
 
-/// Opens the dataset, with the decoder of its texts, and passes on the warnings of both.
-pub fn open_dataset(resolved: &Resolved, reporter: &Reporter) -> Result<(Arc<Dataset>, Rc<dyn DecoderKind>)> {
+/// A dataset and the decoder of its texts, with what that makes of them.
+pub(super) struct Opened {
+    pub dataset: Arc<Dataset>,
+    pub decoder: Rc<dyn DecoderKind>,
+    pub texts: TextReport,
+}
+
+/// Opens the dataset, and passes on what is odd about it and its texts.
+pub fn open_dataset(resolved: &Resolved, reporter: &Reporter) -> Result<Opened> {
     let c = &resolved.experiment;
     let dataset = Dataset::open(&c.data, &c.model, c.run.seed)?;
     let decoder = decoder::of(c, &dataset.train_texts());
-    for warning in dataset.warnings().iter().chain(&decoder.report(&dataset.texts()).warning) {
+    let texts = decoder.report(&dataset.texts());
+    for warning in dataset.warnings().iter().chain(&texts.warning) {
         reporter.warn(&origins::in_line(warning, resolved));
     }
-    Ok((Arc::new(dataset), decoder))
+    Ok(Opened { dataset: Arc::new(dataset), decoder, texts })
 }
 
 /// Looks into each clip's files, which costs a hundredth of an epoch and may save one. What is in them, as a resume will

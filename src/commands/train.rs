@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::earlier::{Earlier, go_on};
-use super::prepare::{Call, begin_from, look_at_clips, open_dataset};
+use super::prepare::{Call, Opened, begin_from, look_at_clips, open_dataset};
 use super::said::{
     epochs_in, finished, go_on_from, nothing_left, say_overrides, stopped, summary, where_it_stands,
 };
@@ -19,7 +19,7 @@ use crate::engine::device::Compute;
 use crate::engine::threads;
 use crate::error::{ErrorKind, Problem};
 use crate::limits::allocator::{Until, at_the_end};
-use crate::model::DecoderKind;
+use crate::model::{DecoderKind, TextReport};
 use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::{Ending, Resumed, RunFolder, RunInfo};
 use crate::observe::{self, Observer};
@@ -65,6 +65,7 @@ struct Sound {
     threads: usize,
     dataset: Arc<Dataset>,
     decoder: Rc<dyn DecoderKind>,
+    texts: TextReport,
     trainer: Trainer,
     /// The run to go on with, where there is one.
     earlier: Option<Earlier>,
@@ -82,7 +83,7 @@ impl Sound {
         let c = &resolved.experiment;
         let device = select_device(&resolved, reporter);
         let threads = threads::start(threads::available(c.run.threads)?)?;
-        let (dataset, decoder) = open_dataset(&resolved, reporter)?;
+        let Opened { dataset, decoder, texts } = open_dataset(&resolved, reporter)?;
         if let Some(earlier) = &mut earlier {
             earlier.refuse_other_data(&dataset, &resolved, call, reporter)?;
         }
@@ -91,7 +92,7 @@ impl Sound {
             earlier.refuse_other_contents(&dataset, &contents, &resolved, call, reporter)?;
         }
         let trainer = Trainer::new(c, &device, &dataset, contents, decoder.as_ref())?;
-        Ok(Self { resolved, device, threads, dataset, decoder, trainer, earlier, initial })
+        Ok(Self { resolved, device, threads, dataset, decoder, texts, trainer, earlier, initial })
     }
 
     /// Claims a folder for a new run, or puts the trainer where an earlier one stood; says what is about to be trained.
@@ -119,9 +120,8 @@ impl Sound {
             }
         };
         say_overrides(&self.resolved, reporter);
-        let texts = self.decoder.report(&self.dataset.texts()).brief;
         let device = self.device.name();
-        reporter.info(&summary(c, &self.dataset, &texts, &self.trainer, &device, self.threads));
+        reporter.info(&summary(c, &self.dataset, &self.texts.brief, &self.trainer, &device, self.threads));
         let Self { resolved, threads, dataset, decoder, trainer, .. } = self;
         let folder = Arc::new(folder);
         Ok(Housed {
@@ -198,16 +198,16 @@ impl Housed {
 
 /// A run whose folder tells of it.
 struct Begun<'r> {
-    trainer: Trainer,
     feed: Feed,
+    /// What is done and said where memory runs out.
+    _words: Until,
     observer: Observer<'r>,
     folder: Arc<RunFolder>,
+    trainer: Trainer,
     /// Those that are left, counted from 0.
     epochs: Range<usize>,
     /// How long the epochs before took.
     earlier_seconds: Option<f64>,
-    /// What is done and said where memory runs out.
-    _words: Until,
 }
 
 impl Begun<'_> {

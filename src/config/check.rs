@@ -141,7 +141,8 @@ fn hidden_width(merge: &mut Merge) {
     }
 }
 
-/// Sizes that no machine can hold. The products saturate, so that nothing later multiplies its way past 64 bits.
+/// Sizes that no machine can hold. What is left keeps the products of later counts within 64 bits; of the parameters,
+/// which are refused where the network is known, each saturates.
 fn sizes(merge: &mut Merge) {
     for (what, keys, numbers) in tensors(merge).into_iter().flatten() {
         let bytes = numbers.iter().fold(4_u128, |product, n| product.saturating_mul(*n));
@@ -188,6 +189,7 @@ fn tensors(merge: &Merge) -> Vec<Option<Size>> {
         product("a training batch's logits", 1, &logits),
         temporal_attention(merge),
         patch_attention(merge),
+        tokens(merge),
     ]
 }
 
@@ -196,6 +198,13 @@ fn temporal_attention(merge: &Merge) -> Option<Size> {
     let keys = ["model.temporal_nhead", "model.sequence_length"];
     let [heads, frames] = keys.map(|key| whole(merge, key).map(u128::from));
     Some(("a clip's temporal attention", keys.to_vec(), vec![heads?, frames?, frames?]))
+}
+
+/// One image's tokens in a backbone.
+fn tokens(merge: &Merge) -> Option<Size> {
+    let (_, _, tokens) = patch_attention(merge)?;
+    let keys = vec!["model.image_size", "model.backbone.patch_size", EMBED_DIM];
+    Some(("an image's tokens", keys, vec![4, *tokens.last()?, u128::from(whole(merge, EMBED_DIM)?)]))
 }
 
 /// One image's attention probabilities in a backbone: heads x tokens x tokens.

@@ -13,7 +13,7 @@ use super::places::{EventFolder, InitFrom};
 /// The most threads that anything is given.
 pub const MOST_THREADS: u64 = 1024;
 
-/// A whole experiment, resolved and checked: nothing after this handles an impossible value.
+/// A whole experiment. One that was resolved is checked, too: nothing after that handles an impossible value.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Document, Item, TableLike, TomlError, Value as Toml};
 
-use super::define::{Field, Kind};
+use super::define::{Field, Kind, Role};
 use super::fields::{FIELDS, SECTIONS};
 use super::merge::{Merge, field};
 use super::snapshot;
@@ -60,7 +60,7 @@ fn in_its_folder(folder: &Path, run: &Path, merge: &mut Merge) {
         put(merge, field, &folder);
     }
     let Some(started_in) = started_in(run) else { return };
-    for field in FIELDS.iter().filter(|field| field.kind.is_path() && field.section == "data") {
+    for field in FIELDS.iter().filter(|field| field.kind.is_path() && field.role == Role::Data) {
         let Some((value, _)) = merge.get(field) else { continue };
         let Some(path) = value.as_str().map(Path::new) else { continue };
         let there = started_in.join(path);

@@ -7,7 +7,7 @@ use super::sampling::frame_at;
 use super::text::normalize;
 use std::collections::HashSet;
 
-/// The lengths of a split's clips in frames (`T0`).
+/// A split: the lengths of its clips in frames (`T0`), and how they are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SplitSummary {
     /// How many clips.

@@ -11,7 +11,7 @@ use super::figure::{self, Body, Expression, FaceColors, LANDMARKS, Placement};
 use super::sign::Sign;
 use crate::random::{Purpose, stream};
 
-/// The three image streams, in the order in which a frame's noise is drawn.
+/// What is drawn of a frame, a stream each, in the order in which its noise is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Crop {
     Face,
@@ -100,10 +100,10 @@ impl Clip {
         }
     }
 
-    /// Whether `stream` has frame `number`.
-    fn has(&self, sign: &Sign, stream: Crop, number: usize) -> bool {
+    /// Whether `crop` has frame `number`.
+    fn has(&self, sign: &Sign, crop: Crop, number: usize) -> bool {
         let [left, right] = &self.missing;
-        match stream {
+        match crop {
             Crop::Face => true,
             Crop::LeftHand => sign.two_handed && !left.contains(&number),
             Crop::RightHand => !right.contains(&number),
@@ -112,18 +112,18 @@ impl Clip {
 
     /// Every crop that the clip has, by stream and frame number.
     pub(super) fn crops(&self, sign: &Sign) -> impl Iterator<Item = (Crop, usize)> {
-        let all = (0..self.frames).flat_map(|number| Crop::ALL.map(|stream| (stream, number)));
-        all.filter(|&(stream, number)| self.has(sign, stream, number))
+        let all = (0..self.frames).flat_map(|number| Crop::ALL.map(|crop| (crop, number)));
+        all.filter(|&(crop, number)| self.has(sign, crop, number))
     }
 
     /// One crop as RGB bytes, `size` pixels square.
-    pub(super) fn image(&self, options: &Options, sign: &Sign, stream: Crop, number: usize) -> Vec<u8> {
-        let part = 1 + 3 * number as u64 + stream as u64;
+    pub(super) fn image(&self, options: &Options, sign: &Sign, crop: Crop, number: usize) -> Vec<u8> {
+        let part = 1 + 3 * number as u64 + crop as u64;
         let mut random = crate::random::stream(options.seed, Purpose::Demo, [self.index as u64, part]);
         let [top, bottom] = self.look.background;
         let mut canvas = Canvas::new(options.size, top, bottom);
         let jitter: Point = [0, 1].map(|_| random.random_range(-0.01..0.01));
-        match stream {
+        match crop {
             Crop::Face => self.face(&mut canvas, sign, number, jitter),
             Crop::LeftHand => self.hand(&mut canvas, sign, number, jitter, true),
             Crop::RightHand => self.hand(&mut canvas, sign, number, jitter, false),

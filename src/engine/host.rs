@@ -17,6 +17,8 @@ pub struct Host {
     pub evaluator: Network,
     /// The optimizer, with its moments.
     pub optimizer: Optimizer,
+    /// Where the decoder's parameters are among all.
+    pub(super) decoder: Vec<usize>,
 }
 
 impl Host {
@@ -28,7 +30,8 @@ impl Host {
         let network = Network::new(&c.model, decoder, &Device::Cpu, c.run.seed)?;
         let evaluator = network.without_graph(&c.model, decoder)?;
         let optimizer = Optimizer::new(&c.optimization, network.parameters());
-        Ok(Self { network, evaluator, optimizer })
+        let decoder = network.blueprint().root().pp("decoder").parameters().collect();
+        Ok(Self { network, evaluator, optimizer, decoder })
     }
 
     /// How large the modules' outputs are for a batch, without dropout.

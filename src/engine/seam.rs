@@ -28,6 +28,9 @@ impl Step {
         Self { batches, done: 0, clips: 0, weight: 0, loss: Some(0.0) }
     }
 
+    /// Gives it up: the next step begins with none of its gradients.
+    pub fn give_up(self) {}
+
     /// Whether it has no batch yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {

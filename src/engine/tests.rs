@@ -117,6 +117,19 @@ fn threads_change_nothing() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn targets_are_as_long_as_the_longest() -> Result<()> {
+    let placed = |targets| Placed { targets, ..batch(&experiment(1, &[]), 2, 0) };
+    let of = |targets| -> Result<_> {
+        let found = super::batch::targets(&placed(targets), &candle_core::Device::Cpu)?;
+        Ok((found.dims().to_vec(), found.flatten_all()?.to_vec1::<u32>()?))
+    };
+    assert_eq!(of(vec![vec![1, 5, 2], vec![1]])?, (vec![2, 3], vec![1, 5, 2, 1, 0, 0]));
+    assert_eq!(of(vec![vec![7], vec![8]])?, (vec![2, 1], vec![7, 8]));
+    assert_eq!(of(Vec::new())?, (vec![0, 0], Vec::new()));
+    Ok(())
+}
+
 /// Two linear layers on each frame and their mean: a decoder that no engine has blocks for.
 struct TwoLayers;
 

@@ -20,7 +20,7 @@ pub struct ModuleOutput {
     pub largest: f32,
 }
 
-/// Collects the modules' activations, the parts of a batch one after another.
+/// Collects the modules' outputs, the parts of a batch one after another.
 #[derive(Default)]
 pub(super) struct ModuleOutputs(Vec<ModuleOutput>);
 
@@ -56,7 +56,7 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn parts_of_a_batch_are_one_activation() -> Result<()> {
+    fn parts_of_a_batch_are_one_output() -> Result<()> {
         let mut all = ModuleOutputs::default();
         let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu);
         all.see("a", &tensor(&[1.0, -3.0])?)?;

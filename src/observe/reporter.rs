@@ -18,7 +18,7 @@ use crate::error::Error;
 use bars::Bars;
 use format::{duration, fitting, loss, printable, rate, speed, warning};
 pub use format::{epoch_line, render_error};
-use pace::{Left, Pace};
+use pace::{Pace, Remaining};
 
 /// The longest time without a line while training, where there are no bars.
 const LINE_EVERY: Duration = Duration::from_secs(30);
@@ -302,7 +302,7 @@ impl State {
 
     fn show_step(&mut self, step: usize, loss_now: f64, lr: f64) {
         let speed = self.pace.images_per_second().map(speed).unwrap_or_default();
-        let left = Left {
+        let left = Remaining {
             steps: self.steps.saturating_sub(step)
                 + self.epochs.saturating_sub(self.epoch) * self.steps_per_epoch,
             epochs: (self.epochs + 1).saturating_sub(self.epoch),

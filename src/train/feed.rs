@@ -109,10 +109,11 @@ impl Feed {
 
     fn load(&mut self) -> Option<Result<(Request, Placed)>> {
         let loaded = self.loader.next()?;
-        Some(loaded.map(|(request, batch)| {
-            let target = |&clip: &usize| self.targets.get(clip).cloned().unwrap_or_default();
-            let targets = batch.clips.iter().map(target).collect();
-            (request, Placed::new(batch, targets))
+        Some(loaded.and_then(|(request, batch)| {
+            let targets: Option<_> =
+                batch.clips.iter().map(|&clip| self.targets.get(clip).cloned()).collect();
+            let targets = targets.ok_or_else(|| Error::run("a batch has a clip that the dataset has not"))?;
+            Ok((request, Placed::new(batch, targets)))
         }))
     }
 

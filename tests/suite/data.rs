@@ -5,8 +5,9 @@
 use jpeg_encoder::{ColorType, Encoder};
 use slt_run::config;
 use slt_run::data::{Dataset, Depth, Loader, Phase, Request, Sample, requests, stride, training_order};
-use slt_run::model::decoder::Classes;
+use slt_run::model::decoder::{self, Classes};
 use slt_run::random::{Purpose, stream};
+use slt_run::train::Feed;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -560,6 +561,12 @@ fn bad_clips_are_left_out_where_they_may_be() {
     // No file's fault, so no clip to skip.
     assert!(alone[2].is_err());
     assert_eq!(alone[3].as_ref().unwrap().1.clips, [3]);
+    // The targets are those of the clips that are left: of a and d, whose texts have classes of their own.
+    let decoder = decoder::of(&crate::support::experiment(&[]), &[]);
+    let mut feed = Feed::of(&dataset, decoder.as_ref(), 0, std::iter::once(asked[0].clone()));
+    let fed = feed.next(Phase::Validation, 0).unwrap();
+    assert_eq!((fed.clips(), fed.targets), (2, ["a", "d"].map(|text| decoder.target(text)).to_vec()));
+    assert_ne!(decoder.target("a"), decoder.target("d"));
     for workers in [1, 4] {
         assert!(load(workers, asked.clone()) == alone, "{workers} workers");
     }

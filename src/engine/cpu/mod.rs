@@ -189,7 +189,7 @@ impl GraphEngine for Cpu {
             self.backbone_backward(at, batch, &images_pass, &d_features, chunk, &mut all)?;
         }
         let network = &self.state.host.network;
-        let decoder: Vec<usize> = network.blueprint().root().pp("decoder").parameters().collect();
+        let decoder = &self.state.host.decoder;
         let rest = all.iter_mut().zip(network.parameters().iter()).enumerate();
         for (_, (slot, (name, var))) in rest.filter(|(at, (slot, _))| slot.is_none() && !decoder.contains(at))
         {
@@ -198,7 +198,7 @@ impl GraphEngine for Cpu {
         if let (None, Some(tape)) = (chunk, self.buffers.tapes.last_mut()) {
             tape.free(network.blueprint().elements("decoder."));
         }
-        for (position, gradient) in decoder.into_iter().zip((decoded.gradients)()?) {
+        for (&position, gradient) in decoder.iter().zip((decoded.gradients)()?) {
             all[position] = Some(gradient);
         }
         let gradients: Option<Vec<Tensor>> = all.into_iter().collect();

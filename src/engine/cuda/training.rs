@@ -19,7 +19,7 @@ use crate::engine::host::Host;
 use crate::engine::memory::{self, ChunkSizes, Memory, Plan};
 use crate::engine::seam::{End, Engine, Evaluating, Outcome, Pending, Step};
 use crate::error::ErrorKind;
-use crate::model::decoder::Stub;
+use crate::model::decoder::Fused;
 use crate::model::{DecoderKind, Encoded, Score};
 use crate::nn::{ActivationDtype, Blueprint, Pass};
 use crate::optim::{self, BETA1, BETA2, EPS, LossScale, Moments};
@@ -60,23 +60,22 @@ impl Cuda {
         blueprint: &Blueprint,
         (device, dtype): (&dyn GpuDevice, ActivationDtype),
     ) -> Result<Self> {
-        let decoder_on_gpu = decoder.name() == Stub::NAME;
+        let placement = match decoder.fused() {
+            Fused::Stub { label_smoothing } => DecoderPlacement::Gpu { label_smoothing },
+            Fused::Nothing => DecoderPlacement::Host,
+        };
+        let decoder_on_gpu = decoder.fused() != Fused::Nothing;
         if !decoder_on_gpu && c.run.engine == EngineKind::Fused {
             let what =
                 format!("run.engine = \"fused\" has no blocks for the decoder {:?} on a GPU", decoder.name());
             return Err(Error::config(what).hint("run.engine = \"auto\" computes the decoder on the host"));
         }
         let host = Host::new(c, decoder)?;
-        let label_smoothing = c.optimization.label_smoothing;
         let spec = NetworkSpec {
             blueprint,
             model: &c.model,
             streams: STREAMS,
-            decoder: if decoder_on_gpu {
-                DecoderPlacement::Gpu { label_smoothing }
-            } else {
-                DecoderPlacement::Host
-            },
+            decoder: placement,
             moments: c.optimization.optimizer != OptimizerKind::Sgd,
         };
         let plan = plan(c, &spec, dtype, device.free_memory());
@@ -119,15 +118,11 @@ impl Cuda {
             return Ok(());
         }
         let all: Vec<&Var> = self.host.parameters().iter().map(|(_, var)| var).collect();
-        for position in self.decoder_positions() {
+        for &position in &self.host.decoder {
             set(all[position], self.network.read_parameter(position)?)?;
         }
         self.decoder_is_current = true;
         Ok(())
-    }
-
-    fn decoder_positions(&self) -> Vec<usize> {
-        self.host.network.blueprint().root().pp("decoder").parameters().collect()
     }
 
     /// One try of a batch's forward and backward pass, with the decoder on the host: its mean loss and weight.
@@ -150,7 +145,7 @@ impl Cuda {
         // Gradients add up over what was predicted: the mean's counts as often as that was much.
         let factor = self.factor() * decoded.weight as f64;
         self.network.backward_from(slot, pass, chunk, &scaled(&decoded.d_frames, factor)?)?;
-        for (position, gradient) in self.decoder_positions().into_iter().zip((decoded.gradients)()?) {
+        for (&position, gradient) in self.host.decoder.iter().zip((decoded.gradients)()?) {
             self.network.add_gradient(position, &scaled(&gradient, factor)?)?;
         }
         Ok((decoded.loss, decoded.weight))

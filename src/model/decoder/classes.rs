@@ -70,27 +70,26 @@ fn text_hash(text: &str) -> u64 {
 }
 
 /// The class of a text among `number` classes. 0 classes count as 1.
-#[must_use]
-pub fn text_class(text: &str, number: usize) -> u32 {
+fn text_class(text: &str, number: usize) -> u32 {
     (text_hash(text) % number.max(1) as u64) as u32
 }
 
 /// How the texts fall on the classes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Collisions {
+struct Collisions {
     /// Distinct texts, stripped and lower-cased.
-    pub texts: usize,
+    texts: usize,
     /// Classes that have a text.
-    pub classes: usize,
+    classes: usize,
     /// Texts that share their class with another text.
-    pub colliding: usize,
+    colliding: usize,
     /// Up to three pairs of texts on one class.
-    pub examples: Vec<[String; 2]>,
+    examples: Vec<[String; 2]>,
 }
 
 impl Collisions {
     /// Counts over `texts` (as written, repetitions allowed) with their classes.
-    pub fn new<'a>(texts: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
+    fn new<'a>(texts: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
         let mut seen = HashSet::new();
         let mut classes = HashMap::<u32, Vec<String>>::new();
         let mut examples = Vec::new();

@@ -15,7 +15,7 @@ use crate::config;
 use crate::nn::{Builder, Pass};
 use crate::{Error, Result};
 
-pub use classes::{Classes, Collisions, text_class};
+pub use classes::Classes;
 pub use stub::Stub;
 
 /// The encoder's frames, as a decoder reads them.
@@ -116,18 +116,35 @@ pub struct TextReport {
     pub brief: String,
     /// As `check` shows it: `4 texts on 4 of 32000 classes`.
     pub full: String,
-    /// What it cannot learn of them, and up to three examples.
+    /// What it cannot learn of them.
     pub problem: Option<String>,
-    /// As above.
+    /// Up to three examples of that.
     pub examples: Vec<String>,
     /// The problem and its remedy, as a warning.
     pub warning: Option<String>,
+}
+
+/// A decoder that an engine may have blocks for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fused {
+    /// None: its graph is what computes it.
+    Nothing,
+    /// The stub, with its loss: one class a clip.
+    Stub {
+        /// The share of the target's probability that is spread over all classes.
+        label_smoothing: f64,
+    },
 }
 
 /// A kind of decoder: what it takes besides the network's sizes, and what texts are to it.
 pub trait DecoderKind {
     /// What the configuration calls it.
     fn name(&self) -> &'static str;
+
+    /// What engines may have blocks for.
+    fn fused(&self) -> Fused {
+        Fused::Nothing
+    }
 
     /// What is to be predicted of a clip with this text: L numbers.
     fn target(&self, text: &str) -> Vec<u32>;

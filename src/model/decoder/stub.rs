@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result as CandleResult, Tensor, Var};
 
-use super::{Classes, Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score, TextReport, gradient};
+use super::{Classes, Decoder, DecoderKind, DecoderStep, Encoded, Fused, Loss, Score, TextReport, gradient};
 use crate::nn::{Builder, Linear, Pass, loss};
 use crate::{Result, config};
 
@@ -18,6 +18,10 @@ pub struct StubKind {
 impl DecoderKind for StubKind {
     fn name(&self) -> &'static str {
         Stub::NAME
+    }
+
+    fn fused(&self) -> Fused {
+        Fused::Stub { label_smoothing: self.label_smoothing }
     }
 
     /// One number: the class.

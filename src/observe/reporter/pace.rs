@@ -8,7 +8,7 @@ const WINDOW: Duration = Duration::from_mins(1);
 
 /// The work that is left: whole training steps, whole epochs' ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Left {
+pub(super) struct Remaining {
     /// Training steps, over all epochs.
     pub(super) steps: usize,
     /// Epochs whose validation and saving are still to come.
@@ -60,7 +60,7 @@ impl Pace {
     }
 
     /// How long the work that is left will take at this pace; `None` before the first step.
-    pub(super) fn time_left(&self, left: Left) -> Option<Duration> {
+    pub(super) fn time_left(&self, left: Remaining) -> Option<Duration> {
         if self.steps.is_empty() {
             return None;
         }
@@ -86,7 +86,7 @@ mod tests {
     fn the_rate_is_that_of_the_last_minute_and_of_steps_alone() {
         let mut pace = Pace::default();
         assert_eq!(pace.images_per_second(), None);
-        assert_eq!(pace.time_left(Left { steps: 1, epochs: 0 }), None);
+        assert_eq!(pace.time_left(Remaining { steps: 1, epochs: 0 }), None);
         pace.resume(seconds(100));
         pace.step(seconds(110), 20);
         assert_eq!(pace.images_per_second(), Some(2.0));
@@ -98,7 +98,7 @@ mod tests {
         }
         assert_eq!(pace.images_per_second(), Some(8.0));
         assert_eq!(pace.last_step(), seconds(1));
-        assert_eq!(pace.time_left(Left { steps: 100, epochs: 3 }), Some(seconds(190)));
+        assert_eq!(pace.time_left(Remaining { steps: 100, epochs: 3 }), Some(seconds(190)));
     }
 
     #[test]

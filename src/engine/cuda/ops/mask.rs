@@ -2,10 +2,10 @@
 
 use std::cell::RefCell;
 
-use super::{Combine, Ops, at_least, int, long};
+use super::{Ops, at_least, int, long};
 use crate::Result;
 use crate::engine::cuda::kernels;
-use crate::engine::cuda::memory::{Activation, Buffer, DevicePtr, Matrix, Slice};
+use crate::engine::cuda::memory::{Buffer, DevicePtr, Slice};
 use crate::nn::{Dropout, Pass};
 use crate::random::Purpose;
 
@@ -96,16 +96,5 @@ impl Ops {
         };
         self.launch_each("mask", 128, words, &args)?;
         Ok(Mask { words: Some(out), scale: dropout.scale() })
-    }
-
-    /// Some of `x` dropped, in place.
-    ///
-    /// # Errors
-    /// Where the GPU fails.
-    pub fn drop_in_place(&self, x: &Matrix<Activation>, dropout: Mask, sample_rows: usize) -> Result<()> {
-        if !dropout.is_active() {
-            return Ok(());
-        }
-        self.combine(&Combine { t: Some(x), out: Some(x), dropout, sample_rows, ..Combine::default() })
     }
 }

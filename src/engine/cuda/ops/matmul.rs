@@ -1,5 +1,4 @@
 //! Matrix products.
-#![allow(unsafe_code, reason = "a product checks that its factors fit each other and their buffers")]
 
 use super::Ops;
 use crate::engine::cuda::memory::{Activation, Matrix};
@@ -51,6 +50,7 @@ impl Ops {
     ///
     /// # Errors
     /// Where sizes do not fit each other, or the library fails.
+    #[allow(unsafe_code, reason = "the factors fit each other and their buffers")]
     pub fn matmul(&self, a: Factor, b: Factor, out: Output, write: Write) -> Result<()> {
         let ((m, k, a), (rows, n, b)) = (a.parts(), b.parts());
         let (to, c, ldc, c_is_f32) = match out {

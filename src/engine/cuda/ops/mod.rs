@@ -1,11 +1,10 @@
 //! The network's operations on a GPU: which kernels they launch, with how many threads, on which buffers.
-#![allow(unsafe_code, reason = "each operation checks that its buffers are as large as its kernel needs")]
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::kernels::{self, Args};
-use super::memory::{Activation, Allocator, Buffer, DevicePtr, Element, Matrix, Slice};
+use super::memory::{Allocator, Buffer, DevicePtr, Element, Matrix, Slice};
 use super::stream::{GpuStream, Launch};
 use crate::nn::ActivationDtype;
 use crate::{Error, Result};
@@ -155,6 +154,7 @@ impl Ops {
         self.allocator.dtype()
     }
 
+    #[allow(unsafe_code, reason = "each operation checks that its buffers are as large as its kernel needs")]
     fn launch<A: Args>(
         &self,
         kernel: &str,
@@ -197,14 +197,6 @@ impl Ops {
         a: &A,
     ) -> Result<()> {
         self.launch(&format!("{kernel}_{vector}"), blocks, 128, shared, a)
-    }
-
-    /// Adds the sums of the columns of `x` to `sums`.
-    ///
-    /// # Errors
-    /// Where sizes do not fit each other, or the GPU fails.
-    pub fn add_column_sums(&self, x: &Matrix<Activation>, sums: &Slice<f32>) -> Result<()> {
-        self.combine(&Combine { t: Some(x), column_sums: Some(sums), ..Combine::default() })
     }
 
     /// Adds the sums over rows of `partial` to one to three destinations, each with an equal part of the columns.

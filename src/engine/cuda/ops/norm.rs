@@ -180,4 +180,23 @@ impl Ops {
             None => Ok(()),
         }
     }
+
+    /// Adds the sums of the columns of `x` to `sums`.
+    ///
+    /// # Errors
+    /// Where sizes do not fit each other, or the GPU fails.
+    pub fn add_column_sums(&self, x: &Matrix<Activation>, sums: &Slice<f32>) -> Result<()> {
+        self.combine(&Combine { t: Some(x), column_sums: Some(sums), ..Combine::default() })
+    }
+
+    /// Some of `x` dropped, in place.
+    ///
+    /// # Errors
+    /// Where the GPU fails.
+    pub fn drop_in_place(&self, x: &Matrix<Activation>, dropout: Mask, sample_rows: usize) -> Result<()> {
+        if !dropout.is_active() {
+            return Ok(());
+        }
+        self.combine(&Combine { t: Some(x), out: Some(x), dropout, sample_rows, ..Combine::default() })
+    }
 }
