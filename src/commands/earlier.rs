@@ -6,7 +6,7 @@ use crate::data::{Contents, Dataset};
 use crate::error::ErrorKind;
 use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::RunFolder;
-use crate::train::Trainer;
+use crate::train::TrainingState;
 use crate::train::resume::{Changes, Saved, is_of_files};
 use crate::{Error, Result};
 
@@ -111,19 +111,19 @@ impl Earlier {
     }
 }
 
-/// Puts the trainer where the run stood, and says what is not as the command or the checkpoint has it.
+/// Puts the state where the run stood, and says what is not as the command or the checkpoint has it.
 pub(super) fn go_on(
     saved: Saved,
-    trainer: &mut Trainer,
+    state: &mut TrainingState,
     steps: usize,
     changes: &Changes,
     resolved: &Resolved,
     reporter: &Reporter,
 ) -> Result<()> {
     let was_inside = saved.progress().partial.batches > 0;
-    saved.restore(trainer, steps, changes)?;
-    if was_inside && trainer.progress.partial.batches == 0 {
-        let epoch = trainer.progress.epoch + 1;
+    saved.restore(state, steps, changes)?;
+    if was_inside && state.progress.partial.batches == 0 {
+        let epoch = state.progress.epoch + 1;
         reporter.info(&format!("epoch {epoch} begins anew: its batches have other clips now"));
     }
     if let Some(init_from) = &resolved.experiment.run.init_from {

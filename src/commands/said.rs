@@ -8,14 +8,14 @@ use crate::data::Dataset;
 use crate::error::count;
 use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::RunFolder;
-use crate::train::Trainer;
+use crate::train::TrainingState;
 use crate::train::stop::Signal;
 
 pub(super) fn summary(
     c: &Experiment,
     dataset: &Dataset,
     texts: &str,
-    trainer: &Trainer,
+    state: &TrainingState,
     device: &str,
     threads: usize,
 ) -> String {
@@ -23,23 +23,19 @@ pub(super) fn summary(
         "{} to train on and {} to validate on, {texts}; {} parameters on {device}, {}; the run goes to {}",
         count(dataset.train.len(), "clip"),
         dataset.val.len(),
-        amount(trainer.engine.host().parameters().elements("")),
+        amount(state.engine.host().parameters().elements("")),
         count(threads, "thread"),
         c.run.work_dir.display(),
     )
 }
 
 /// What the last line of a run says.
-pub(super) fn finished(time: &str, trainer: &Trainer, folder: &RunFolder) -> String {
-    format!(
-        "trained {time}{}; the run is in {}",
-        best_epoch(trainer, ": the best is"),
-        folder.path().display(),
-    )
+pub(super) fn finished(time: &str, state: &TrainingState, folder: &RunFolder) -> String {
+    format!("trained {time}{}; the run is in {}", best_epoch(state, ": the best is"), folder.path().display())
 }
 
-pub(super) fn stopped(signal: Signal, trainer: &Trainer, folder: &RunFolder) -> String {
-    let (name, progress) = (signal.name(), &trainer.progress);
+pub(super) fn stopped(signal: Signal, state: &TrainingState, folder: &RunFolder) -> String {
+    let (name, progress) = (signal.name(), &state.progress);
     if !folder.has_last() {
         return format!("stopped by {name} before the first step: there is nothing to save");
     }
@@ -48,21 +44,21 @@ pub(super) fn stopped(signal: Signal, trainer: &Trainer, folder: &RunFolder) -> 
         progress.step,
         progress.epoch + usize::from(progress.partial.batches > 0),
         folder.last().display(),
-        best_epoch(trainer, "; the best so far is"),
+        best_epoch(state, "; the best so far is"),
     )
 }
 
-pub(super) fn nothing_left(epochs: usize, trainer: &Trainer) -> String {
-    let all = match epochs {
+pub(super) fn nothing_left(state: &TrainingState) -> String {
+    let all = match state.epochs {
         1 => "the only epoch is".to_owned(),
         epochs => format!("all {epochs} epochs are"),
     };
-    let best = best_epoch(trainer, "; the best is");
+    let best = best_epoch(state, "; the best is");
     format!("{all} done already: there is nothing to go on with{best}")
 }
 
-pub(super) fn where_it_stands(trainer: &Trainer, steps: usize, folder: &RunFolder) -> String {
-    let (progress, last) = (&trainer.progress, folder.last());
+pub(super) fn where_it_stands(state: &TrainingState, steps: usize, folder: &RunFolder) -> String {
+    let (progress, last) = (&state.progress, folder.last());
     let within = match progress.partial.batches {
         0 => String::new(),
         batches => format!(" and {batches} of {steps} batches of the next"),
@@ -86,8 +82,8 @@ pub(super) fn epochs_in(epochs: usize, from: usize, earlier_seconds: Option<f64>
 }
 
 /// `start` and the best epoch so far; nothing where there is none.
-pub(super) fn best_epoch(trainer: &Trainer, start: &str) -> String {
-    let Some(best) = trainer.progress.best() else { return String::new() };
+pub(super) fn best_epoch(state: &TrainingState, start: &str) -> String {
+    let Some(best) = state.progress.best() else { return String::new() };
     let accuracy = best.val_accuracy.map(|accuracy| format!(" - val_accuracy={accuracy:.4}"));
     format!("{start} epoch {} - val_loss={:.4}{}", best.epoch, best.val_loss, accuracy.unwrap_or_default())
 }

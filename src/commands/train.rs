@@ -26,7 +26,7 @@ use crate::observe::{self, Observer};
 use crate::train::resume::Changes;
 use crate::train::stop::Stop;
 use crate::train::trainer::{Ended, Surroundings};
-use crate::train::{Feed, Initial, Progress, Trainer, state};
+use crate::train::{Feed, Initial, Progress, Trainer, TrainingState, state};
 use crate::{Error, Result};
 
 pub fn train(args: TrainArgs, arguments: &[OsString], reporter: &Reporter) -> Result<Ended> {
@@ -52,7 +52,7 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
     let housed = sound.take_folder(call, started, reporter)?;
     if housed.is_over() {
         separate_best(&housed.folder, reporter);
-        reporter.info(&nothing_left(housed.trainer.epochs(), &housed.trainer));
+        reporter.info(&nothing_left(&housed.trainer.state));
         return Ok(Ended::Finished);
     }
     housed.begin(call, started, reporter)?.train(&stop, begun, reporter)
@@ -102,15 +102,15 @@ impl Sound {
             (self.dataset.train.len().div_ceil(c.data.batch_size), self.earlier.is_some());
         let (folder, changes) = match self.earlier {
             Some(Earlier { folder, saved: Some(saved), changes }) => {
-                go_on(saved, &mut self.trainer, steps, &changes, &self.resolved, reporter)?;
-                if let Some(warning) = state::repair_best(&mut self.trainer, &folder)? {
+                go_on(saved, &mut self.trainer.state, steps, &changes, &self.resolved, reporter)?;
+                if let Some(warning) = state::repair_best(&mut self.trainer.state, &folder)? {
                     reporter.warn(&warning);
                 }
                 (folder, changes)
             }
             earlier => {
                 if let Some(initial) = self.initial {
-                    initial.apply(c, self.trainer.engine.host().parameters())?;
+                    initial.apply(c, self.trainer.state.engine.host().parameters())?;
                 }
                 let folder = match earlier {
                     Some(earlier) => earlier.folder,
@@ -121,7 +121,14 @@ impl Sound {
         };
         say_overrides(&self.resolved, reporter);
         let device = self.device.name();
-        reporter.info(&summary(c, &self.dataset, &self.texts.brief, &self.trainer, &device, self.threads));
+        reporter.info(&summary(
+            c,
+            &self.dataset,
+            &self.texts.brief,
+            &self.trainer.state,
+            &device,
+            self.threads,
+        ));
         let Self { resolved, threads, dataset, decoder, trainer, .. } = self;
         let folder = Arc::new(folder);
         Ok(Housed {
@@ -156,13 +163,13 @@ struct Housed {
 
 impl Housed {
     fn is_over(&self) -> bool {
-        self.trainer.progress.epoch >= self.trainer.epochs()
+        self.trainer.state.progress.epoch >= self.trainer.state.epochs
     }
 
     /// Writes what tells of the start, and opens logs and data.
     fn begin<'r>(self, call: &Call, started: SystemTime, reporter: &'r Reporter) -> Result<Begun<'r>> {
         let Self { resolved, device, threads, dataset, decoder, trainer, folder, changes, .. } = self;
-        let (c, progress) = (&resolved.experiment, &trainer.progress);
+        let (c, progress) = (&resolved.experiment, &trainer.state.progress);
         let place_changes = folder.place_changes(c);
         if self.is_resumed {
             observe::rewind(reporter, &folder, progress.epoch, progress.step);
@@ -183,12 +190,12 @@ impl Housed {
             overrides: resolved.overrides.clone(),
             resumed,
         };
-        let observer = write_start(&folder, &start, &resolved, &trainer.edits, reporter)?;
+        let observer = write_start(&folder, &start, &resolved, &trainer.state.edits, reporter)?;
         let words = at_the_end(last_words(Arc::clone(&folder), &observer));
         if *progress != Progress::default() {
-            reporter.info(&where_it_stands(&trainer, self.steps, &folder));
+            reporter.info(&where_it_stands(&trainer.state, self.steps, &folder));
         }
-        let epochs = progress.epoch..trainer.epochs();
+        let epochs = progress.epoch..trainer.state.epochs;
         let earlier_seconds = observe::metrics::seconds(&folder.metrics(), epochs.start);
         let done = progress.partial.batches;
         let feed = Feed::new(&dataset, decoder.as_ref(), &c.data, c.run.seed, epochs.clone(), done);
@@ -219,14 +226,14 @@ impl Begun<'_> {
             observer.discard();
             folder.abandon();
         } else {
-            end(&trained, trainer, folder, reporter)?;
+            end(&trained, &trainer.state, folder, reporter)?;
         }
         let ended = trained.map_err(|error| with_checkpoint(error, folder))?;
         match ended {
-            Ended::Stopped(signal) => reporter.warn(&stopped(signal, trainer, folder)),
+            Ended::Stopped(signal) => reporter.warn(&stopped(signal, &trainer.state, folder)),
             Ended::Finished => {
                 let time = epochs_in(epochs.end, epochs.start, *earlier_seconds, begun.elapsed());
-                reporter.info(&finished(&time, trainer, folder));
+                reporter.info(&finished(&time, &trainer.state, folder));
             }
         }
         Ok(ended)
@@ -260,15 +267,20 @@ fn write_start<'r>(
 }
 
 /// Puts the run's folder in order, whatever ended the run; its own failure counts where nothing else has failed.
-fn end(trained: &Result<Ended>, trainer: &Trainer, folder: &RunFolder, reporter: &Reporter) -> Result<()> {
+fn end(
+    trained: &Result<Ended>,
+    state: &TrainingState,
+    folder: &RunFolder,
+    reporter: &Reporter,
+) -> Result<()> {
     separate_best(folder, reporter);
     let how = match trained {
         Ok(Ended::Finished) => "finished".to_owned(),
         Ok(Ended::Stopped(signal)) => format!("stopped by {}", signal.name()),
         Err(error) => error.problems.iter().map(Problem::line).collect::<Vec<_>>().join("; "),
     };
-    let (epoch, step) = (trainer.progress.epoch, trainer.progress.step);
-    let best = trainer.progress.best();
+    let (epoch, step) = (state.progress.epoch, state.progress.step);
+    let best = state.progress.best();
     let noted = folder.note_end(&Ending { how, at: SystemTime::now(), epoch, step, best });
     if trained.is_err() { Ok(()) } else { noted }
 }

@@ -8,8 +8,10 @@ pub mod resume;
 pub mod state;
 pub mod stop;
 pub mod trainer;
+mod training_state;
 
 pub use feed::Feed;
 pub use initial::Initial;
 pub use progress::Progress;
 pub use trainer::Trainer;
+pub use training_state::TrainingState;

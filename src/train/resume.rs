@@ -1,4 +1,4 @@
-//! Going on from `last.pt`: what it holds, what has changed since, and putting a trainer where it was.
+//! Going on from `last.pt`: what it holds, what has changed since, and putting a state where it was.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::optim::{LossScale, Moments};
 use crate::train::initial;
 use crate::train::progress::Partial;
 use crate::train::state::{contents_from, edit_from, set_parameters};
-use crate::train::{Progress, Trainer};
+use crate::train::{Progress, TrainingState};
 
 /// A checkpoint that a run can go on from.
 #[derive(Debug)]
@@ -214,14 +214,14 @@ impl Saved {
         Some(Change { key: name.to_owned(), from, to })
     }
 
-    /// Puts `trainer`, which is at its start, where the run stood. `changes` are those that were allowed: a new optimizer
+    /// Puts `state`, which is at its start, where the run stood. `changes` are those that were allowed: a new optimizer
     /// starts without the moments of the old one, and where batches have other clips now, the epoch that had begun begins
     /// anew.
     ///
     /// # Errors
     /// A data error where weights or moments do not fit the model, or where there are more batches behind than an epoch
     /// of `steps` has.
-    pub fn restore(mut self, trainer: &mut Trainer, steps: usize, changes: &Changes) -> Result<()> {
+    pub fn restore(mut self, state: &mut TrainingState, steps: usize, changes: &Changes) -> Result<()> {
         if changes.others.iter().any(|change| ORDER.contains(&change.key.as_str())) {
             self.progress.partial = Partial::default();
         }
@@ -234,41 +234,41 @@ impl Saved {
             );
             return Err(Error::data(what).hint("it is of other data or another batch size"));
         }
-        set_parameters(&self.path, &self.checkpoint.model, trainer.engine.host().parameters())
+        set_parameters(&self.path, &self.checkpoint.model, state.engine.host().parameters())
             .map_err(|error| misfit(error, !changes.others.is_empty()))?;
         changes.refuse_network(&self.path)?;
-        trainer.edits = self.edits(changes)?;
+        state.edits = self.edits(changes)?;
         if !changes.others.iter().any(|change| change.key == OPTIMIZER) {
-            self.restore_optimizer(trainer)?;
+            self.restore_optimizer(state)?;
         }
         // The rate of every epoch follows from the first one's, to the bit. There is none after the last.
-        for _ in 0..self.progress.epoch.min(trainer.epochs()) {
-            trainer.schedule.step();
+        for _ in 0..self.progress.epoch.min(state.epochs) {
+            state.schedule.step();
         }
         if let Some(Value::Dict(clips)) = self.extra("bad_clips") {
             let text = |value: &Value| value.as_str().map(str::to_owned);
-            trainer.bad_clips.restore(clips.iter().filter_map(|(id, why)| Some((text(id)?, text(why)?))));
+            state.bad_clips.restore(clips.iter().filter_map(|(id, why)| Some((text(id)?, text(why)?))));
         }
         let chunk = self.extra("frames_per_chunk").and_then(Value::as_int);
         if let Some(chunk) = chunk.and_then(|chunk| usize::try_from(chunk).ok()) {
-            trainer.engine.restore_chunk(chunk);
+            state.engine.restore_chunk(chunk);
         }
         if let Some(scale) = self.extra("scaler_state") {
-            trainer.engine.restore_loss_scale(LossScale::from_value(&self.path, scale)?);
+            state.engine.restore_loss_scale(LossScale::from_value(&self.path, scale)?);
         }
-        trainer.progress = self.progress;
+        state.progress = self.progress;
         Ok(())
     }
 
-    fn restore_optimizer(&self, trainer: &mut Trainer) -> Result<()> {
-        let expected = trainer.engine.host().parameters().shapes();
+    fn restore_optimizer(&self, state: &mut TrainingState) -> Result<()> {
+        let expected = state.engine.host().parameters().shapes();
         // PyTorch keeps the count as an f32, which is exact up to 2^24 steps only.
         let exact = self.extra("optimizer_steps").and_then(Value::as_int).and_then(|n| u64::try_from(n).ok());
-        let (steps, all) = match trainer.engine.host().optimizer.kind() {
+        let (steps, all) = match state.engine.host().optimizer.kind() {
             OptimizerKind::Sgd => self.sgd(&expected)?,
             kind => self.adam(&expected, kind, exact.unwrap_or(self.progress.step))?,
         };
-        trainer.engine.host_mut().optimizer.restore(exact.unwrap_or(steps.max(self.progress.step)), all);
+        state.engine.host_mut().optimizer.restore(exact.unwrap_or(steps.max(self.progress.step)), all);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Between a trainer and a checkpoint: what is saved, and what another run's file may start from.
+//! Between a state and a checkpoint: what is saved, and what another run's file may start from.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::observe::run_folder::{BEST, LAST, RunFolder};
 use crate::optim::Optimizer;
 use crate::optim::gradients::GRAIN;
 use crate::optim::{BETA1, BETA2, EPS};
-use crate::train::Trainer;
+use crate::train::TrainingState;
 use crate::train::progress::Partial;
 use crate::{Error, Result};
 
@@ -27,20 +27,20 @@ use crate::{Error, Result};
 /// # Errors
 /// Kind `Numbers` where a parameter or moment is not finite, so that what is on the disk stays healthy; kind `Run` where
 /// the file cannot be written, or where the folder is another process's by now. The earlier `last.pt` is whole then.
-pub fn save(trainer: &Trainer, folder: &RunFolder) -> Result<()> {
+pub fn save(state: &TrainingState, folder: &RunFolder) -> Result<()> {
     folder.still_held()?;
-    let parameters = trainer.engine.host().parameters();
+    let parameters = state.engine.host().parameters();
     let tensors: Vec<&Tensor> = parameters.iter().map(|(_, var)| var.as_tensor()).collect();
     with_slices(&tensors, |slices| {
-        healthy(trainer, slices)?;
+        healthy(state, slices)?;
         let named = parameters.iter().zip(slices);
         let model = named.map(|((name, var), slice)| (name.to_owned(), TensorData::f32(var.dims(), slice)));
         let checkpoint = Checkpoint {
-            epoch: trainer.progress.epoch,
+            epoch: state.progress.epoch,
             model: model.collect(),
-            optimizer_state: optimizer_state(trainer),
-            val_loss: trainer.progress.val_loss,
-            extra: extra(trainer),
+            optimizer_state: optimizer_state(state),
+            val_loss: state.progress.val_loss,
+            extra: extra(state),
         };
         save_in(folder.handle(), LAST, &checkpoint.into_value())
     })??;
@@ -73,8 +73,8 @@ pub fn separate_best(folder: &RunFolder) -> Result<()> {
 ///
 /// # Errors
 /// As [`keep_as_best`].
-pub fn repair_best(trainer: &mut Trainer, folder: &RunFolder) -> Result<Option<String>> {
-    let progress = &mut trainer.progress;
+pub fn repair_best(state: &mut TrainingState, folder: &RunFolder) -> Result<Option<String>> {
+    let progress = &mut state.progress;
     // What was saved inside an epoch has no validation loss that its weights could be known by.
     let is_between = progress.partial == Partial::default() && progress.val_loss.is_finite();
     if progress.best_val_loss.is_infinite() {
@@ -105,10 +105,10 @@ pub fn repair_best(trainer: &mut Trainer, folder: &RunFolder) -> Result<Option<S
 }
 
 /// Refuses to save numbers that no training can go on from.
-fn healthy(trainer: &Trainer, parameters: &[&[f32]]) -> Result<()> {
-    let names = || trainer.engine.host().parameters().iter().map(|(name, _)| name);
+fn healthy(state: &TrainingState, parameters: &[&[f32]]) -> Result<()> {
+    let names = || state.engine.host().parameters().iter().map(|(name, _)| name);
     let moments =
-        trainer.engine.host().optimizer.moments().iter().flat_map(|m| [m.exp_avg.as_slice(), &m.exp_avg_sq]);
+        state.engine.host().optimizer.moments().iter().flat_map(|m| [m.exp_avg.as_slice(), &m.exp_avg_sq]);
     let bad = |values: &[f32]| values.par_chunks(GRAIN).any(|part| part.iter().any(|v| !v.is_finite()));
     let sick = names().zip(parameters).find(|(_, values)| bad(values)).map(|(name, _)| name.to_owned());
     let sick = sick.or_else(|| {
@@ -117,37 +117,37 @@ fn healthy(trainer: &Trainer, parameters: &[&[f32]]) -> Result<()> {
         found.map(|(name, _)| format!("a moment of {name}"))
     });
     let Some(name) = sick else { return Ok(()) };
-    let what = format!("{name} is not finite after step {}", trainer.progress.step);
+    let what = format!("{name} is not finite after step {}", state.progress.step);
     let problem = Problem::new(what).cause("nothing was saved: the last checkpoint is the one before");
     let hint = "lower optimization.lr or set optimization.grad_clip, and go on from the last checkpoint";
     Err(Error::new(ErrorKind::Numbers, problem.hint(hint)))
 }
 
 /// What resuming needs beside weights and moments.
-fn extra(trainer: &Trainer) -> Vec<(String, Value<'static>)> {
+fn extra(state: &TrainingState) -> Vec<(String, Value<'static>)> {
     let schedule = Value::dict([
-        ("last_epoch", Value::whole(trainer.schedule.steps())),
-        ("lr", Value::Float(trainer.schedule.lr())),
+        ("last_epoch", Value::whole(state.schedule.steps())),
+        ("lr", Value::Float(state.schedule.lr())),
     ]);
-    let mut all = trainer.progress.to_values();
-    let bad_clips = trainer.bad_clips.ids().iter().map(|(id, why)| (id.clone(), Value::Str(why.clone())));
+    let mut all = state.progress.to_values();
+    let bad_clips = state.bad_clips.ids().iter().map(|(id, why)| (id.clone(), Value::Str(why.clone())));
     all.extend([
         ("bad_clips".to_owned(), Value::dict(bad_clips)),
-        ("optimizer_steps".to_owned(), Value::whole(trainer.engine.host().optimizer.steps())),
-        ("seed".to_owned(), Value::whole(trainer.seed())),
+        ("optimizer_steps".to_owned(), Value::whole(state.engine.host().optimizer.steps())),
+        ("seed".to_owned(), Value::whole(state.seed)),
         ("scheduler_state".to_owned(), schedule),
-        ("dataset".to_owned(), Value::Str(trainer.dataset().to_owned())),
-        ("files".to_owned(), Value::Str(trainer.files().to_owned())),
-        ("contents".to_owned(), contents_value(trainer.contents())),
-        ("config".to_owned(), Value::Str(trainer.config())),
+        ("dataset".to_owned(), Value::Str(state.dataset.clone())),
+        ("files".to_owned(), Value::Str(state.files.clone())),
+        ("contents".to_owned(), contents_value(&state.contents)),
+        ("config".to_owned(), Value::Str(state.config())),
     ]);
-    if !trainer.edits.is_empty() {
-        all.push(("edits".to_owned(), Value::List(trainer.edits.iter().map(edit_value).collect())));
+    if !state.edits.is_empty() {
+        all.push(("edits".to_owned(), Value::List(state.edits.iter().map(edit_value).collect())));
     }
-    let chunk = trainer.engine.chunk_to_save();
+    let chunk = state.engine.chunk_to_save();
     all.extend(chunk.map(|chunk| ("frames_per_chunk".to_owned(), Value::whole(chunk as u64))));
     // As PyTorch users save their GradScaler's.
-    all.extend(trainer.engine.loss_scale().map(|scale| ("scaler_state".to_owned(), scale.to_value())));
+    all.extend(state.engine.loss_scale().map(|scale| ("scaler_state".to_owned(), scale.to_value())));
     all
 }
 
@@ -183,11 +183,11 @@ pub fn edit_from(value: &Value) -> Option<Edit> {
 }
 
 /// The optimizer's `state_dict`.
-fn optimizer_state(trainer: &Trainer) -> Value<'_> {
-    let (optimizer, parameters) = (&trainer.engine.host().optimizer, trainer.engine.host().parameters());
-    let scheduled = trainer.schedule.kind() != SchedulerKind::None;
-    let initial_lr = scheduled.then(|| trainer.schedule.base_lr());
-    let (lr, weight_decay) = (trainer.schedule.lr(), optimizer.weight_decay());
+fn optimizer_state(state: &TrainingState) -> Value<'_> {
+    let (optimizer, parameters) = (&state.engine.host().optimizer, state.engine.host().parameters());
+    let scheduled = state.schedule.kind() != SchedulerKind::None;
+    let initial_lr = scheduled.then(|| state.schedule.base_lr());
+    let (lr, weight_decay) = (state.schedule.lr(), optimizer.weight_decay());
     match optimizer.kind() {
         OptimizerKind::Sgd => SgdState {
             lr,

@@ -4,48 +4,33 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::config::streams::image_streams;
-use crate::config::{CheckpointEvery, Edit, Experiment, with_edits};
-use crate::data::{BadClips, Contents, Dataset, Phase};
+use crate::config::{CheckpointEvery, Experiment};
+use crate::data::{Contents, Dataset, Phase};
 use crate::engine::device::Compute;
-use crate::engine::{self, End, Engine, Outcome, Placed, Step, memory};
+use crate::engine::{End, Outcome, Placed, Step};
 use crate::error::ErrorKind;
 use crate::model::{DecoderKind, ModuleOutput};
 use crate::nn::Pass;
 use crate::observe::metrics::EpochMetrics;
 use crate::observe::{Observer, run_folder::RunFolder};
-use crate::optim::Schedule;
 use crate::train::nonfinite::Nonfinite;
 use crate::train::progress::{Mean, Partial};
 use crate::train::stop::{Signal, Stop};
-use crate::train::{Feed, Progress, state};
+use crate::train::{Feed, Progress, TrainingState, state};
 
-/// Everything that training changes, and what it depends on.
+/// The loop, and what it trains.
 pub struct Trainer {
-    /// The network and its optimizer.
-    pub engine: Box<dyn Engine>,
-    /// The learning rate.
-    pub schedule: Schedule,
-    /// Where the run stands.
-    pub progress: Progress,
-    /// The clips that it had to do without.
-    pub bad_clips: BadClips,
+    /// What training changes, and what it depends on.
+    pub state: TrainingState,
     rules: Rules,
-    seed: u64,
     images_a_clip: usize,
     /// Images that this process has trained on in this epoch.
     images: usize,
-    /// What the run went on with from some step, although it made it another experiment.
-    pub edits: Vec<Edit>,
-    config: String,
-    dataset: String,
-    files: String,
-    contents: Contents,
 }
 
 /// What the loop does when, as the experiment says.
 #[derive(Clone, Copy, Debug)]
 struct Rules {
-    epochs: usize,
     accumulate: usize,
     grad_clip: Option<f64>,
     skip_nonfinite_steps: usize,
@@ -100,65 +85,17 @@ impl Trainer {
         contents: Contents,
         decoder: &dyn DecoderKind,
     ) -> Result<Self> {
-        // The memory that is planned is that of batches that the dataset can fill.
-        let sized = memory::with_batches_of(c, dataset.train.len(), dataset.val.len());
         Ok(Self {
-            engine: engine::with_decoder(&sized, compute, decoder)?,
-            schedule: Schedule::new(&c.optimization),
-            progress: Progress::default(),
-            bad_clips: BadClips::new(dataset.clips.len()),
+            state: TrainingState::new(c, compute, dataset, contents, decoder)?,
             rules: Rules {
-                epochs: c.optimization.epochs,
                 accumulate: c.optimization.accumulate,
                 grad_clip: c.optimization.grad_clip,
                 skip_nonfinite_steps: c.optimization.skip_nonfinite_steps,
                 checkpoint_every: c.run.checkpoint_every,
             },
-            seed: c.run.seed,
             images: 0,
             images_a_clip: image_streams().count() * c.model.sequence_length,
-            edits: Vec::new(),
-            config: c.to_checkpoint_toml(),
-            dataset: dataset.fingerprint(),
-            files: dataset.files_fingerprint(),
-            contents,
         })
-    }
-
-    /// How many epochs it trains in all.
-    #[must_use]
-    pub fn epochs(&self) -> usize {
-        self.rules.epochs
-    }
-
-    /// The run's seed.
-    #[must_use]
-    pub fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    /// The experiment, as a checkpoint keeps it: with what it was changed by.
-    #[must_use]
-    pub fn config(&self) -> String {
-        with_edits(&self.config, &self.edits)
-    }
-
-    /// Which data it trains on: [`Dataset::fingerprint`].
-    #[must_use]
-    pub fn dataset(&self) -> &str {
-        &self.dataset
-    }
-
-    /// Which files these have: [`Dataset::files_fingerprint`].
-    #[must_use]
-    pub fn files(&self) -> &str {
-        &self.files
-    }
-
-    /// What is in these: [`Dataset::contents`].
-    #[must_use]
-    pub fn contents(&self) -> &Contents {
-        &self.contents
     }
 
     /// Trains to the last epoch: each trains, validates, reports and saves. A signal, and data that cannot be read, end
@@ -168,10 +105,10 @@ impl Trainer {
     /// Kind `Data` where a clip cannot be read, `Numbers` where a loss or gradient is not finite, `Run` where a
     /// checkpoint cannot be written.
     pub fn run(&mut self, with: &mut Surroundings) -> Result<Ended> {
-        let mut saved = LastCheckpoint { at: Instant::now(), progress: self.progress.clone() };
-        self.engine.push()?;
-        with.observer.start(self.rules.epochs, self.progress.epoch + 1, self.steps_an_epoch(with.feed));
-        while self.progress.epoch < self.rules.epochs {
+        let mut saved = LastCheckpoint { at: Instant::now(), progress: self.state.progress.clone() };
+        self.state.engine.push()?;
+        with.observer.start(self.state.epochs, self.state.progress.epoch + 1, self.steps_an_epoch(with.feed));
+        while self.state.progress.epoch < self.state.epochs {
             match self.epoch(with, &mut saved) {
                 Ok(None) => {}
                 Ok(Some(signal)) => {
@@ -199,11 +136,11 @@ impl Trainer {
 
     /// One epoch, or what is left of it; the signal that ended it early.
     fn epoch(&mut self, with: &mut Surroundings, saved: &mut LastCheckpoint) -> Result<Option<Signal>> {
-        let epoch = self.progress.epoch + 1;
+        let epoch = self.state.progress.epoch + 1;
         let begun = Instant::now();
         self.images = 0;
         with.observer.begin_epoch(epoch, self.steps_an_epoch(with.feed));
-        while self.progress.partial.batches < with.feed.steps() {
+        while self.state.progress.partial.batches < with.feed.steps() {
             if let Some(signal) = with.stop.requested() {
                 return Ok(Some(signal));
             }
@@ -219,26 +156,26 @@ impl Trainer {
             Err(signal) => return Ok(Some(signal)),
         };
 
-        let partial = std::mem::take(&mut self.progress.partial);
+        let partial = std::mem::take(&mut self.state.progress.partial);
         let metrics = EpochMetrics {
             epoch,
             train_loss: partial.loss.get(),
             val_loss,
             val_accuracy,
-            lr: self.schedule.lr(),
+            lr: self.state.schedule.lr(),
             grad_norm: partial.grad_norm.get(),
             skipped_steps: partial.skipped_steps,
-            bad_clips: self.bad_clips.ids().keys().cloned().collect(),
+            bad_clips: self.state.bad_clips.ids().keys().cloned().collect(),
             seconds: begun.elapsed().as_secs_f64(),
             images_per_second: self.images as f64 / train_seconds,
             data_wait_seconds: with.feed.take_wait().as_secs_f64(),
         };
-        self.schedule.step();
-        let best = val_loss < self.progress.best_val_loss;
-        (self.progress.epoch, self.progress.val_loss) = (epoch, val_loss);
+        self.state.schedule.step();
+        let best = val_loss < self.state.progress.best_val_loss;
+        (self.state.progress.epoch, self.state.progress.val_loss) = (epoch, val_loss);
         if best {
-            (self.progress.best_val_loss, self.progress.best_epoch) = (val_loss, epoch);
-            self.progress.best_val_accuracy = Some(val_accuracy);
+            (self.state.progress.best_val_loss, self.state.progress.best_epoch) = (val_loss, epoch);
+            self.state.progress.best_val_accuracy = Some(val_accuracy);
         }
         // What is another run's by now gets none of this one's lines.
         with.folder.still_held()?;
@@ -248,25 +185,25 @@ impl Trainer {
         if best {
             state::keep_as_best(with.folder)?;
         }
-        with.observer.end_epoch(&metrics, self.rules.epochs, best);
+        with.observer.end_epoch(&metrics, self.state.epochs, best);
         Ok(None)
     }
 
     /// Refuses an epoch in which no clip could be trained on.
     fn require_clips(&mut self, feed: &Feed) -> Result<()> {
-        let partial = &self.progress.partial;
+        let partial = &self.state.progress.partial;
         // A step with clips adds to the loss, or is left out and counted.
         if partial.loss.weight > 0 || partial.skipped_steps > 0 {
             return Ok(());
         }
         // So that the epoch begins anew once there are clips again.
-        self.progress.partial = Partial::default();
-        Err(self.bad_clips.none_left("training", "data.train_index", &feed.split(Phase::Train)))
+        self.state.progress.partial = Partial::default();
+        Err(self.state.bad_clips.none_left("training", "data.train_index", &feed.split(Phase::Train)))
     }
 
     /// One training step, of as many batches as the experiment says or as the epoch still has.
     fn step(&mut self, epoch: usize, with: &mut Surroundings) -> Result<()> {
-        let left = with.feed.steps() - self.progress.partial.batches;
+        let left = with.feed.steps() - self.state.progress.partial.batches;
         let batches = self.rules.accumulate.min(left);
         let mut window = Window { step: Step::of(batches), clips: Vec::new(), suspect: None };
         for _ in 0..batches {
@@ -277,23 +214,23 @@ impl Trainer {
             }
         }
         if !window.step.is_empty() {
-            self.progress.step += 1;
+            self.state.progress.step += 1;
             self.update(epoch, batches, window, with)?;
         }
-        self.progress.partial.batches += batches;
+        self.state.progress.partial.batches += batches;
         Ok(())
     }
 
     /// Sends the next batch to a GPU while it computes with this one.
     fn look_ahead(&mut self, feed: &mut Feed) -> Result<()> {
-        let ahead = if self.engine.sends_ahead() { feed.peek() } else { None };
-        ahead.filter(|batch| batch.clips() > 0).map_or(Ok(()), |batch| self.engine.send(batch))
+        let ahead = if self.state.engine.sends_ahead() { feed.peek() } else { None };
+        ahead.filter(|batch| batch.clips() > 0).map_or(Ok(()), |batch| self.state.engine.send(batch))
     }
 
     /// Notes the clips that a batch lacks.
     fn count_skipped(&mut self, batch: &Placed, with: &Surroundings) -> Result<()> {
         for clip in &batch.batch.skipped {
-            if self.bad_clips.add(clip)? {
+            if self.state.bad_clips.add(clip)? {
                 with.observer.bad_clip(clip);
             }
         }
@@ -302,7 +239,7 @@ impl Trainer {
 
     /// Says so where the memory let fewer frames through at a time than before.
     fn note_chunk(&self, before: Option<usize>, with: &Surroundings) {
-        if let (Some(frames), true) = (self.engine.chunk(), self.engine.chunk() != before) {
+        if let (Some(frames), true) = (self.state.engine.chunk(), self.state.engine.chunk() != before) {
             with.observer.smaller_chunk(frames);
         }
     }
@@ -314,11 +251,14 @@ impl Trainer {
         with: &mut Surroundings,
     ) -> Result<()> {
         // As in one large batch, a clip's dropout masks depend on its place in the step.
-        let pass = Pass { first_row: window.step.clips(), ..Pass::training(self.seed, self.progress.step) };
-        let chunk = self.engine.chunk();
+        let pass = Pass {
+            first_row: window.step.clips(),
+            ..Pass::training(self.state.seed, self.state.progress.step)
+        };
+        let chunk = self.state.engine.chunk();
         let finite = |step: &Step| step.loss().is_none_or(f64::is_finite);
         let was_finite = window.step.is_empty() || finite(&window.step);
-        self.engine.train(&mut batch, &pass, &mut window.step)?;
+        self.state.engine.train(&mut batch, &pass, &mut window.step)?;
         self.note_chunk(chunk, with);
         window.clips.extend(&batch.batch.clips);
         if was_finite {
@@ -336,28 +276,28 @@ impl Trainer {
         with: &mut Surroundings,
     ) -> Result<()> {
         let Window { step, clips, suspect } = window;
-        let (lr, known, weight) = (self.schedule.lr(), step.loss(), step.weight());
-        let pending = self.engine.update(step, lr, self.rules.grad_clip)?;
+        let (lr, known, weight) = (self.state.schedule.lr(), step.loss(), step.weight());
+        let pending = self.state.engine.update(step, lr, self.rules.grad_clip)?;
         self.look_ahead(with.feed)?;
-        let Outcome { loss, norm, end } = self.engine.outcome(pending)?;
+        let Outcome { loss, norm, end } = self.state.engine.outcome(pending)?;
         let loss = known.unwrap_or(loss);
         match end {
             End::NotFinite => return self.leave_out(epoch, loss, norm, (&clips, suspect), with),
             End::Rescaled(scale) => {
-                self.progress.partial.skipped_steps += 1;
-                with.observer.rescaled(self.progress.step, scale);
+                self.state.progress.partial.skipped_steps += 1;
+                with.observer.rescaled(self.state.progress.step, scale);
                 return Ok(());
             }
             End::Updated => {}
         }
-        self.progress.nonfinite_in_a_row = 0;
-        let partial = &mut self.progress.partial;
+        self.state.progress.nonfinite_in_a_row = 0;
+        let partial = &mut self.state.progress.partial;
         partial.loss.add(loss, weight);
         partial.grad_norm.add(norm, 1);
         let step_of_epoch = (partial.batches + batches).div_ceil(self.rules.accumulate);
         let images = clips.len() * self.images_a_clip;
         self.images += images;
-        with.observer.step(step_of_epoch, self.progress.step, loss, norm, lr, images);
+        with.observer.step(step_of_epoch, self.state.progress.step, loss, norm, lr, images);
         Ok(())
     }
 
@@ -378,16 +318,16 @@ impl Trainer {
         let mut found = Nonfinite {
             what,
             epoch,
-            step: self.progress.step,
-            lr: self.schedule.lr(),
+            step: self.state.progress.step,
+            lr: self.state.schedule.lr(),
             clips: with.feed.ids(clips),
-            skipped: self.progress.nonfinite_in_a_row,
+            skipped: self.state.progress.nonfinite_in_a_row,
             in_validation: false,
             activations: Ok(Vec::new()),
         };
-        if self.progress.nonfinite_in_a_row < self.rules.skip_nonfinite_steps {
-            self.progress.nonfinite_in_a_row += 1;
-            self.progress.partial.skipped_steps += 1;
+        if self.state.progress.nonfinite_in_a_row < self.rules.skip_nonfinite_steps {
+            self.state.progress.nonfinite_in_a_row += 1;
+            self.state.progress.partial.skipped_steps += 1;
             with.observer.left_out(&found.line());
             return Ok(());
         }
@@ -413,17 +353,17 @@ impl Trainer {
                 with.observer.validation_step();
                 continue;
             }
-            let chunk = self.engine.chunk();
-            let evaluating = self.engine.evaluate(&mut batch)?;
+            let chunk = self.state.engine.chunk();
+            let evaluating = self.state.engine.evaluate(&mut batch)?;
             self.note_chunk(chunk, with);
             self.look_ahead(with.feed)?;
-            let score = self.engine.score(evaluating)?;
+            let score = self.state.engine.score(evaluating)?;
             if !score.loss.is_finite() {
                 let found = Nonfinite {
                     what: format!("the validation loss is {}", score.loss),
                     epoch,
-                    step: self.progress.step,
-                    lr: self.schedule.lr(),
+                    step: self.state.progress.step,
+                    lr: self.state.schedule.lr(),
                     clips: with.feed.ids(&batch.batch.clips),
                     skipped: 0,
                     in_validation: true,
@@ -437,14 +377,14 @@ impl Trainer {
         }
         if loss.weight == 0 {
             let ids = with.feed.split(Phase::Validation);
-            return Err(self.bad_clips.none_left("validation", "data.val_index", &ids));
+            return Err(self.state.bad_clips.none_left("validation", "data.val_index", &ids));
         }
         Ok(Ok((loss.get(), correct as f64 / loss.weight as f64)))
     }
 
     /// How large the modules' outputs are for a batch, computed on the CPU.
     fn activations(&mut self, batch: &Placed) -> Result<Vec<ModuleOutput>, String> {
-        let found = self.engine.pull().and_then(|()| self.engine.host().activations(batch));
+        let found = self.state.engine.pull().and_then(|()| self.state.engine.host().activations(batch));
         found.map_err(|error| error.to_string())
     }
 
@@ -453,20 +393,20 @@ impl Trainer {
         let due = |time: Duration| saved.at.elapsed() >= time;
         match self.rules.checkpoint_every {
             CheckpointEvery::Epoch => false,
-            CheckpointEvery::Steps(steps) => self.progress.step.is_multiple_of(steps),
+            CheckpointEvery::Steps(steps) => self.state.progress.step.is_multiple_of(steps),
             CheckpointEvery::Time(time) => due(time),
         }
     }
 
     fn save_if_new(&mut self, with: &mut Surroundings, saved: &mut LastCheckpoint) -> Result<()> {
-        if self.progress == saved.progress { Ok(()) } else { self.save(with, saved) }
+        if self.state.progress == saved.progress { Ok(()) } else { self.save(with, saved) }
     }
 
     fn save(&mut self, with: &mut Surroundings, saved: &mut LastCheckpoint) -> Result<()> {
-        self.engine.pull()?;
+        self.state.engine.pull()?;
         with.observer.flush();
-        state::save(self, with.folder)?;
-        *saved = LastCheckpoint { at: Instant::now(), progress: self.progress.clone() };
+        state::save(&self.state, with.folder)?;
+        *saved = LastCheckpoint { at: Instant::now(), progress: self.state.progress.clone() };
         with.folder.still_there()
     }
 }
