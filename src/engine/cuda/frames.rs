@@ -169,7 +169,8 @@ impl FrameEncoder {
         let (branch, valid) = (b.branch.matrix()?, valid.clone());
         let buffers = FrameBuffers { x: d_x, y: Matrix::new(&d_y, rows, width)?, branch, valid };
         for (i, (layer, saved)) in self.layers.iter().zip(&b.layers).enumerate().rev() {
-            layer.backward(cx, &buffers, i + 1 < self.layers.len(), &mut b.scratch, saved)?;
+            let above = (i + 1 < self.layers.len()).then_some(&buffers.y);
+            layer.backward(cx, &buffers, above, &mut b.scratch, saved)?;
         }
         let FrameBuffers { x: d_x, y, branch: d_branch, .. } = &buffers;
         let above = (!self.layers.is_empty()).then_some(y);

@@ -4,7 +4,7 @@ use super::backbone::{Backbone, BackboneSaved, BackboneScratch};
 use super::decoder::{Labels, Losses, StubDecoder, StubDecoderBuffers};
 use super::frames::{FrameEncoder, FrameEncoderBuffers};
 use super::kernels::Verdict;
-use super::layers::Context;
+use super::layers::{Context, Keep};
 use super::memory::{Allocator, Buffer, Matrix, Slice, Transfer};
 use super::ops::{Adam, Ops, Pixels};
 use super::parameters::ParameterBuffers;
@@ -387,22 +387,22 @@ impl GpuNetwork {
         chunk: Option<usize>,
         scale: f64,
     ) -> Result<()> {
-        self.encode(slot, pass, chunk, true)?;
+        self.encode(slot, pass, chunk, Keep::ForBackward)?;
         self.decode(slot, pass, Some(scale))?;
         self.decoder_backward(slot, pass, scale)?;
         self.encoder_backward(slot, pass, chunk)
     }
 
     /// Begins to encode the batch in `slot`, with `chunk` images of a stream at a time (`None` = all): [`Self::read_encoded`].
-    /// With `keep`, [`Self::backward_from`] may follow.
+    /// Where it is kept for it, [`Self::backward_from`] may follow.
     ///
     /// # Errors
     /// Where the GPU fails or its memory is full.
-    pub fn encode(&mut self, slot: usize, pass: &Pass, chunk: Option<usize>, keep: bool) -> Result<()> {
+    pub fn encode(&mut self, slot: usize, pass: &Pass, chunk: Option<usize>, keep: Keep) -> Result<()> {
         self.ops.stream().receive(slot)?;
         let chunk = chunk_of(chunk, self.slot(slot)?.images());
-        self.workspace.kept = keep.then_some((slot, chunk));
-        if keep {
+        self.workspace.kept = (keep == Keep::ForBackward).then_some((slot, chunk));
+        if keep == Keep::ForBackward {
             let backbones = self.streams.iter().filter(|stream| stream.backbone.is_some()).count();
             let all = if chunk.is_some() { 1 } else { backbones };
             self.workspace.saved.resize_with(all, BackboneSaved::default);
@@ -423,7 +423,7 @@ impl GpuNetwork {
     }
 
     /// Adds the gradients of the encoder's parameters, from that of the encoded frames (B, T, D), `d_encoded`, which the caller
-    /// has scaled: after [`Self::encode`] with `keep` of the same batch in the same chunks.
+    /// has scaled: after [`Self::encode`] for it of the same batch in the same chunks.
     ///
     /// # Errors
     /// Where that was not so, or the GPU fails or its memory is full.
@@ -441,14 +441,14 @@ impl GpuNetwork {
         self.encoder_backward(slot, pass, chunk)
     }
 
-    /// Each stream's features (B T, …) of the batch in `slot`. With `keep`, what the backbones' backward pass needs is saved
+    /// Each stream's features (B T, …) of the batch in `slot`. What the backbones' backward pass needs is kept for it
     /// where all images go at once.
     fn features(
         &mut self,
         slot: usize,
         pass: &Pass,
         chunk: Option<usize>,
-        keep: bool,
+        keep: Keep,
     ) -> Result<Vec<Matrix<f32>>> {
         let Self { ops, streams, workspace, slots, .. } = self;
         let Workspace { saved, scratch, features, .. } = workspace;
@@ -462,7 +462,7 @@ impl GpuNetwork {
                 continue;
             };
             let features = buffer.resize(ops.allocator(), slot.images(), stream.width)?;
-            let mut saved = if keep && chunk.is_none() { saved.next() } else { None };
+            let mut saved = if keep == Keep::ForBackward && chunk.is_none() { saved.next() } else { None };
             for part in slot.parts(chunk) {
                 let pass = part.pass(pass, slot);
                 let cx = Context { ops, pass: &pass, samples: part.count };
@@ -591,7 +591,7 @@ impl GpuNetwork {
     }
 
     fn forward(&mut self, slot: usize, chunk: Option<usize>) -> Result<Matrix<f32>> {
-        self.encode(slot, &Pass::EVALUATION, chunk, false)?;
+        self.encode(slot, &Pass::EVALUATION, chunk, Keep::Nothing)?;
         self.decode(slot, &Pass::EVALUATION, None)
     }
 
@@ -610,11 +610,11 @@ impl GpuNetwork {
         if self.decoder.is_some() {
             self.forward_backward(0, &pass, chunk, 1.0)?;
         } else {
-            self.encode(0, &pass, chunk, true)?;
+            self.encode(0, &pass, chunk, Keep::ForBackward)?;
             self.encoder_backward(0, &pass, chunk)?;
         }
         // An evaluation, between steps, keeps what it computes where no step keeps it.
-        self.encode(0, &Pass::EVALUATION, chunk, false)?;
+        self.encode(0, &Pass::EVALUATION, chunk, Keep::Nothing)?;
         let all = used() - before;
         (self.workspace.saved, self.workspace.scratch) = Default::default();
         let head = used() - before;

@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 
 use super::emulator::Emulator;
 use super::kernels::{SIZES, VECTORS};
+use super::layers::Keep;
 use super::memory::{Activation, Matrix, Slice, Transfer};
 use super::ops::{Factor, Ops, Output, Write};
 use super::{
@@ -305,7 +306,7 @@ fn a_decoder_on_the_host_gives_the_stubs_gradients() {
             whole.zero_gradients().unwrap();
             split.zero_gradients().unwrap();
             whole.forward_backward(1, &pass, chunk, 8.0).unwrap();
-            split.encode(1, &pass, chunk, true).unwrap();
+            split.encode(1, &pass, chunk, Keep::ForBackward).unwrap();
             let encoded = split.read_encoded().unwrap();
             let [d_encoded, gradients @ ..] = stub_on_host(engine.as_ref(), encoded, &batch, 8.0);
             split.backward_from(1, &pass, chunk, &d_encoded).unwrap();
@@ -349,18 +350,18 @@ fn a_backward_pass_needs_its_forward_pass() {
     let batch = batch(&c, 2, true);
     let pass = Pass::EVALUATION;
     let gradient = vec![1.0; 2 * 3 * c.d_model];
-    assert!(split.encode(0, &pass, None, true).is_err());
+    assert!(split.encode(0, &pass, None, Keep::ForBackward).is_err());
     send(&mut split, 0, &batch);
     assert!(split.backward_from(0, &pass, None, &gradient).is_err());
-    split.encode(0, &pass, None, false).unwrap();
+    split.encode(0, &pass, None, Keep::Nothing).unwrap();
     let error = split.backward_from(0, &pass, None, &gradient).unwrap_err().to_string();
     assert!(error.contains("nothing was kept"), "{error}");
-    split.encode(0, &pass, None, true).unwrap();
+    split.encode(0, &pass, None, Keep::ForBackward).unwrap();
     assert!(split.backward_from(0, &pass, None, &gradient[1..]).is_err());
     split.backward_from(0, &pass, None, &gradient).unwrap();
     // Once: it is used up; and another batch, or other chunks, are no use.
     assert!(split.backward_from(0, &pass, None, &gradient).is_err());
-    split.encode(0, &pass, None, true).unwrap();
+    split.encode(0, &pass, None, Keep::ForBackward).unwrap();
     assert!(split.backward_from(0, &pass, Some(2), &gradient).is_err());
     send(&mut split, 1, &batch);
     assert!(split.backward_from(1, &pass, None, &gradient).is_err());

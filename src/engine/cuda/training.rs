@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use candle_core::{Device, Tensor, Var};
 
+use super::layers::Keep;
 use super::{
     Adam, Allocator, DecoderPlacement, GpuDevice, GpuNetwork, GpuStream, GpuUpdateRule, HostBatch,
     NetworkSpec, StepMemory, StreamData,
@@ -133,7 +134,7 @@ impl Cuda {
         pass: &Pass,
         chunk: Option<usize>,
     ) -> Result<(f64, usize)> {
-        self.network.encode(slot, pass, chunk, true)?;
+        self.network.encode(slot, pass, chunk, Keep::ForBackward)?;
         let encoded = self.encoded(&batch.batch)?;
         let decoder = &self.host.network;
         let decoded = decoder.decoder().train(
@@ -161,7 +162,7 @@ impl Cuda {
         let (slot, images) = self.sent(batch)?;
         let Self { network, chunks, .. } = self;
         chunks.run(images, |chunk| {
-            or_release(network, |network| network.encode(slot, &Pass::EVALUATION, chunk, false))
+            or_release(network, |network| network.encode(slot, &Pass::EVALUATION, chunk, Keep::Nothing))
         })?;
         self.encoded(&batch.batch)
     }

@@ -1,7 +1,7 @@
 //! `nn.MultiheadAttention` that attends to its own input.
 
-use super::Context;
 use super::linear::Linear;
+use super::{Context, Keep};
 use crate::Result;
 use crate::engine::cuda::memory::{Activation, Buffer, Matrix, Slice};
 use crate::engine::cuda::ops::{Attention, AttentionBackward, Mask, Output, Qkv, Write};
@@ -119,7 +119,7 @@ impl SelfAttention {
         self.in_proj.inputs() / self.heads
     }
 
-    /// The input to `out` (N Q, D), without the last bias. With `keep`, what is saved serves a backward pass; without, only
+    /// The input to `out` (N Q, D), without the last bias. What is saved serves a backward pass, or only
     /// this one.
     ///
     /// # Errors
@@ -130,14 +130,18 @@ impl SelfAttention {
         input: AttentionInput,
         out: &Matrix<Activation>,
         saved: &mut AttentionSaved,
-        keep: bool,
+        keep: Keep,
     ) -> Result<()> {
         let AttentionInput { x, valid } = input;
         let projected = self.project(cx, x, &mut saved.q, &mut saved.kv)?;
         let qkv = projected.parts()?;
         let rows = qkv.q.rows();
         let mixed = saved.mixed.resize(cx.allocator(), rows, x.cols())?;
-        let lse = if keep { Some(saved.lse.resize_vector(cx.allocator(), rows * self.heads)?) } else { None };
+        let lse = if keep == Keep::ForBackward {
+            Some(saved.lse.resize_vector(cx.allocator(), rows * self.heads)?)
+        } else {
+            None
+        };
         let mask = self.mask(cx, &qkv)?;
         cx.ops.attention(&self.attention(cx, &qkv, valid, mask), &mixed, lse.as_ref())?;
         self.out_proj.forward(cx.ops, &mixed, Output::Activation(out))

@@ -5,7 +5,7 @@ use super::attention::{
 };
 use super::mlp::{Mlp, MlpSaved};
 use super::norm::{BranchEnd, LayerNorm, NormGradients, NormOutputs, NormSaved, Residual};
-use super::{Context, Linear};
+use super::{Context, Keep, Linear};
 use crate::Result;
 use crate::engine::cuda::memory::{Activation, Buffer, Matrix};
 use crate::engine::cuda::ops::Nonlinearity;
@@ -116,7 +116,7 @@ impl Block {
         saved: Option<&mut BlockSaved>,
     ) -> Result<()> {
         let BlockScratch { hidden, spare, .. } = scratch;
-        let keep = saved.is_some();
+        let keep = if saved.is_some() { Keep::ForBackward } else { Keep::Nothing };
         let saved = saved.unwrap_or(spare);
         let (sum, branch) = (self.sum(buffers), self.branch(buffers)?);
         let input = AttentionInput { x: &buffers.y, valid: None };
@@ -126,7 +126,7 @@ impl Block {
         let input = Residual { x: Some(&before), branch: Some((&branch, &self.attention_end)) };
         let y = buffers.y.first_rows(sum.rows())?;
         let out = NormOutputs { sum: Some(sum), y_operand: Some(&y), ..NormOutputs::default() };
-        self.norm2.forward(cx, input, out, keep.then_some(&mut saved.norm2))?;
+        self.norm2.forward(cx, input, out, (keep == Keep::ForBackward).then_some(&mut saved.norm2))?;
         self.mlp.forward(cx, &y, &branch, hidden, &mut saved.mlp)
     }
 

@@ -30,6 +30,15 @@ use super::ops::{Mask, Ops};
 use crate::Result;
 use crate::nn::{Dropout, Pass};
 
+/// What becomes of what a forward pass computes on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It is kept for the backward pass.
+    ForBackward,
+    /// It serves this pass alone: there is no other.
+    Nothing,
+}
+
 /// What every layer computes with. A "sample" is what has a dropout mask of its own: an image's tokens, a clip's frames.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {

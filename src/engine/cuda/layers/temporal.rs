@@ -5,7 +5,7 @@ use super::attention::{
 };
 use super::mlp::{Mlp, MlpSaved};
 use super::norm::{BranchEnd, LayerNorm, NormGradients, NormOutputs, NormSaved, Residual};
-use super::{Context, Linear};
+use super::{Context, Keep, Linear};
 use crate::Result;
 use crate::engine::cuda::memory::{Activation, Buffer, Matrix, Slice};
 use crate::engine::cuda::ops::Nonlinearity;
@@ -101,7 +101,7 @@ impl TemporalLayer {
     ) -> Result<()> {
         let FrameBuffers { x, y, branch, valid } = buffers;
         let input = AttentionInput { x: &saved.input.matrix()?, valid: Some(valid) };
-        self.attention.forward(cx, input, branch, &mut saved.attention, true)?;
+        self.attention.forward(cx, input, branch, &mut saved.attention, Keep::ForBackward)?;
         let sum = Residual { x: Some(x), branch: Some((branch, &self.attention_end)) };
         let out = NormOutputs { y: Some(x), y_operand: Some(y), ..NormOutputs::default() };
         self.norm1.forward(cx, sum, out, Some(&mut saved.norm1))?;
@@ -112,7 +112,7 @@ impl TemporalLayer {
         self.norm2.forward(cx, sum, out, Some(&mut saved.norm2))
     }
 
-    /// From the gradient of its output, in `x`, with that of the layer above, in `y`, if there is one, to that of its input, in
+    /// From the gradient of its output, in `x`, with that of the layer `above`, in `y`, where there is one, to that of its input, in
     /// `x` and `y`.
     ///
     /// # Errors
@@ -121,14 +121,14 @@ impl TemporalLayer {
         &self,
         cx: &Context,
         buffers: &FrameBuffers,
-        is_below_another: bool,
+        above: Option<&Matrix<Activation>>,
         scratch: &mut FrameScratch,
         saved: &TemporalSaved,
     ) -> Result<()> {
         let FrameBuffers { x: d_x, y: d_y, branch, valid } = buffers;
         let gradients = NormGradients {
             dy: Some(d_x),
-            dy_operand: is_below_another.then_some(d_y),
+            dy_operand: above,
             d_x: Some(d_x),
             d_branch: Some((branch, &self.mlp_end)),
             ..NormGradients::default()
