@@ -40,8 +40,7 @@ mod training_tests;
 pub use dry_run::{head_widths, step_memory};
 pub use memory::Allocator;
 pub use network::{
-    DecoderPlacement, GpuNetwork, GpuUpdateRule, HostBatch, NetworkSpec, Scores, StepMemory, StreamData,
-    UpdateReport,
+    GpuNetwork, GpuUpdateRule, HostBatch, NetworkSpec, Scores, StepMemory, StreamData, UpdateReport,
 };
 pub use ops::Adam;
 pub use stream::{GpuDevice, GpuStream};

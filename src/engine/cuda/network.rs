@@ -9,24 +9,12 @@ use super::memory::{Allocator, Buffer, Matrix, Slice, Transfer};
 use super::ops::{Adam, Ops, Pixels};
 use super::parameters::ParameterBuffers;
 use crate::config;
+use crate::model::decoder::Fused;
 use crate::nn::{ActivationDtype, Blueprint, Pass};
 use crate::{Error, Result};
 
 /// More images than this at a time would be more blocks than a launch may have.
 const MOST_IMAGES: usize = 32_768;
-
-/// Where the decoder and its loss are computed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum DecoderPlacement {
-    /// On the GPU: the stub decoder.
-    Gpu {
-        /// Of the loss.
-        label_smoothing: f64,
-    },
-    /// On the host, whatever it is: [`GpuNetwork::encode`], [`GpuNetwork::backward_from`] and
-    /// [`GpuNetwork::add_gradient`]. Its parameters are on the GPU all the same, for the update.
-    Host,
-}
 
 /// What a network on a GPU is made of.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +25,9 @@ pub struct NetworkSpec<'a> {
     pub model: &'a config::Model,
     /// Its inputs.
     pub streams: &'a [config::Stream],
-    /// Its decoder.
-    pub decoder: DecoderPlacement,
+    /// What of its decoder is computed here, with its loss. Where that is nothing, the host does it: [`GpuNetwork::encode`],
+    /// [`GpuNetwork::backward_from`] and [`GpuNetwork::add_gradient`]; its parameters are here all the same, for the update.
+    pub decoder: Fused,
     /// Whether the optimizer has moments.
     pub moments: bool,
 }
@@ -193,10 +182,8 @@ impl GpuNetwork {
             streams.push(StreamLayers { backbone, width });
         }
         let decoder = match spec.decoder {
-            DecoderPlacement::Gpu { label_smoothing } => {
-                Some(StubDecoder::new(&root.pp("decoder"), label_smoothing)?)
-            }
-            DecoderPlacement::Host => None,
+            Fused::Stub { label_smoothing } => Some(StubDecoder::new(&root.pp("decoder"), label_smoothing)?),
+            Fused::Nothing => None,
         };
         let on_host = |name: &str| decoder.is_none() && name.starts_with("decoder.");
         let names = spec.blueprint.parameters();

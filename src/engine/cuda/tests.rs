@@ -10,8 +10,8 @@ use super::layers::Keep;
 use super::memory::{Activation, Matrix, Slice, Transfer};
 use super::ops::{Factor, Ops, Output, Write};
 use super::{
-    Allocator, DecoderPlacement, GpuNetwork, GpuStream, GpuUpdateRule, HostBatch, NetworkSpec, StreamData,
-    head_widths, step_memory,
+    Allocator, GpuNetwork, GpuStream, GpuUpdateRule, HostBatch, NetworkSpec, StreamData, head_widths,
+    step_memory,
 };
 use crate::config::streams::{STREAMS, Stream};
 use crate::config::{self, Experiment};
@@ -20,6 +20,7 @@ use crate::engine::batch::{frames, targets};
 use crate::engine::device::Compute;
 use crate::engine::{self, Engine, Placed, Step};
 use crate::error::ErrorKind;
+use crate::model::decoder::Fused;
 use crate::model::{DecoderStep, Encoded, Network, decoder};
 use crate::nn::{ActivationDtype, Blueprint, Pass};
 
@@ -117,14 +118,14 @@ fn emulated(dtype: ActivationDtype, heads: &[usize]) -> Rc<dyn GpuStream> {
 
 /// A network on the CPU whose biases and norms are away from 0 and 1, and the same on a GPU.
 fn twins(c: &config::Model, dtype: ActivationDtype, make: Make) -> (Box<dyn Engine>, GpuNetwork) {
-    twins_with(c, dtype, make, DecoderPlacement::Gpu { label_smoothing: 0.1 })
+    twins_with(c, dtype, make, Fused::Stub { label_smoothing: 0.1 })
 }
 
 fn twins_with(
     c: &config::Model,
     dtype: ActivationDtype,
     make: Make,
-    decoder: DecoderPlacement,
+    decoder: Fused,
 ) -> (Box<dyn Engine>, GpuNetwork) {
     let mut engine = engine::new(&experiment(c), &Compute::Cpu).unwrap();
     for (i, (_, var)) in engine.host().parameters().iter().enumerate() {
@@ -294,7 +295,7 @@ fn a_decoder_on_the_host_gives_the_stubs_gradients() {
     for (layers, chunk) in [(2, None), (2, Some(4)), (0, None)] {
         let c = config::Model { temporal_layers: layers, ..model(4, 0.2, 3, 2) };
         let (engine, mut whole) = twins(&c, ActivationDtype::F32, &emulated);
-        let (_, mut split) = twins_with(&c, ActivationDtype::F32, &emulated, DecoderPlacement::Host);
+        let (_, mut split) = twins_with(&c, ActivationDtype::F32, &emulated, Fused::Nothing);
         let batch = batch(&c, 2, true);
         let pass = Pass { first_row: 2, ..Pass::training(1, 5) };
         send(&mut whole, 1, &batch);
@@ -346,7 +347,7 @@ fn a_decoder_on_the_host_gives_the_stubs_gradients() {
 #[test]
 fn a_backward_pass_needs_its_forward_pass() {
     let c = model(1, 0.0, 3, 1);
-    let (_, mut split) = twins_with(&c, ActivationDtype::F32, &emulated, DecoderPlacement::Host);
+    let (_, mut split) = twins_with(&c, ActivationDtype::F32, &emulated, Fused::Nothing);
     let batch = batch(&c, 2, true);
     let pass = Pass::EVALUATION;
     let gradient = vec![1.0; 2 * 3 * c.d_model];
@@ -381,7 +382,7 @@ fn a_parameter_that_nothing_computes_with_is_an_error() {
         (&[face, left, pose], "fusion takes 12, not 9"),
         (&[face, left, right, Stream { kind: face.kind, ..pose }], "pose_projector takes"),
     ] {
-        let decoder = DecoderPlacement::Host;
+        let decoder = Fused::Nothing;
         let spec = NetworkSpec { blueprint: &blueprint, model: &c, streams, decoder, moments: false };
         let error = head_widths(&spec).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
@@ -415,8 +416,8 @@ fn parameters_are_read_and_written_by_position() {
 #[test]
 fn what_a_step_takes_is_known_before() {
     for (dtype, chunk, decoder) in [
-        (ActivationDtype::Bf16, None, DecoderPlacement::Gpu { label_smoothing: 0.0 }),
-        (ActivationDtype::F32, Some(2), DecoderPlacement::Gpu { label_smoothing: 0.0 }),
+        (ActivationDtype::Bf16, None, Fused::Stub { label_smoothing: 0.0 }),
+        (ActivationDtype::F32, Some(2), Fused::Stub { label_smoothing: 0.0 }),
     ] {
         let c = model(4, 0.2, 3, 2);
         let blueprint = blueprint(&c);
@@ -439,7 +440,7 @@ fn what_a_step_takes_is_known_before() {
 fn what_does_not_fit_a_kernel_is_an_error() {
     let c = model(1, 0.0, 1, 1);
     let blueprint = blueprint(&c);
-    let decoder = DecoderPlacement::Host;
+    let decoder = Fused::Nothing;
     let spec = NetworkSpec { blueprint: &blueprint, model: &c, streams: STREAMS, decoder, moments: false };
     let of = |clips, frames| step_memory(&spec, ActivationDtype::F32, clips, frames, None);
     assert!(of(60_000, 1).is_ok());

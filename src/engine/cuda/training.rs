@@ -6,8 +6,8 @@ use candle_core::{Device, Tensor, Var};
 
 use super::layers::Keep;
 use super::{
-    Adam, Allocator, DecoderPlacement, GpuDevice, GpuNetwork, GpuStream, GpuUpdateRule, HostBatch,
-    NetworkSpec, StepMemory, StreamData,
+    Adam, Allocator, GpuDevice, GpuNetwork, GpuStream, GpuUpdateRule, HostBatch, NetworkSpec, StepMemory,
+    StreamData,
 };
 use crate::config::streams::{STREAMS, StreamKind};
 use crate::config::{Chunk, EngineKind, Experiment, OptimizerKind};
@@ -61,10 +61,6 @@ impl Cuda {
         blueprint: &Blueprint,
         (device, dtype): (&dyn GpuDevice, ActivationDtype),
     ) -> Result<Self> {
-        let placement = match decoder.fused() {
-            Fused::Stub { label_smoothing } => DecoderPlacement::Gpu { label_smoothing },
-            Fused::Nothing => DecoderPlacement::Host,
-        };
         let decoder_on_gpu = decoder.fused() != Fused::Nothing;
         if !decoder_on_gpu && c.run.engine == EngineKind::Fused {
             let what =
@@ -76,7 +72,7 @@ impl Cuda {
             blueprint,
             model: &c.model,
             streams: STREAMS,
-            decoder: placement,
+            decoder: decoder.fused(),
             moments: c.optimization.optimizer != OptimizerKind::Sgd,
         };
         let plan = plan(c, &spec, dtype, device.free_memory());
