@@ -93,7 +93,7 @@ mod tests {
             (
                 &[("model.backbone.mlp_ratio", "1e300")],
                 "encoder.face_backbone.blocks.0.mlp.0.weight",
-                "model.backbone.embed_dim = 384, model.backbone.mlp_ratio = 1e300",
+                "model.backbone.embed_dim = 384, model.backbone.mlp_ratio = 1e+300",
             ),
             (
                 &[("model.backbone.embed_dim", "12000000")],

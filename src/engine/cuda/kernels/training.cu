@@ -167,7 +167,9 @@ KERNEL_OF(256, cross_entropy, CrossEntropy) {
     SHARED(shared);
     float *spare = (float *)shared, top = -INFINITY, total = 0.0f, sum = 0.0f;
     float *logits = a.logits + (i64)BLOCK_X * a.classes;
-    int target = (int)a.targets[BLOCK_X], nan = 0;
+    // The host refuses other targets; should one come all the same, nothing beyond the logits is read.
+    u32 named = a.targets[BLOCK_X];
+    int target = named < (u32)a.classes ? (int)named : 0, nan = 0;
     for (int c = THREAD; c < a.classes; c += THREADS) {
         float v = logits[c] + a.bias[c];
         logits[c] = v;

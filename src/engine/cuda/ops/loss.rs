@@ -58,7 +58,7 @@ impl Ops {
         self.launch_each("pool_backward", 256, d_x.rows() * width, &args)
     }
 
-    /// The loss of each clip, and its gradient. The caller has checked that all targets are classes.
+    /// The loss of each clip, and its gradient. A target that is no class counts as the first one: callers refuse it.
     ///
     /// # Errors
     /// Where sizes do not fit each other, or the GPU fails.
