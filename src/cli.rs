@@ -11,6 +11,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use crate::config::{self, FIELDS, Field, Layers, Preset, Role, SECTIONS, Setting};
+use crate::evaluate::CheckpointChoice;
 use crate::input;
 use crate::observe::reporter::Verbosity;
 
@@ -19,6 +20,10 @@ use crate::observe::reporter::Verbosity;
 pub enum Command {
     /// `slt-run CONFIG…`, `slt-run train CONFIG…`, `slt-run resume CONFIG…`: train.
     Train(TrainArgs),
+    /// `slt-run evaluate RUN`: translate a split and measure the translations.
+    Evaluate(EvaluateArgs),
+    /// `slt-run predict RUN`: translate clips.
+    Predict(PredictArgs),
     /// `slt-run check CONFIG…`: look at everything before a run, write nothing.
     Check(CheckArgs),
     /// `slt-run config CONFIG…`: print the resolved experiment with the origin of each value.
@@ -40,6 +45,63 @@ pub struct TrainArgs {
     pub allow_changes: bool,
     /// How much to say.
     pub verbosity: Verbosity,
+}
+
+/// What `slt-run evaluate` and `slt-run predict` are told of a trained network.
+#[derive(Clone, Debug)]
+pub struct TrainedArgs {
+    /// A run's folder or a checkpoint.
+    pub run: PathBuf,
+    /// Which checkpoint of a run's folder.
+    pub checkpoint: CheckpointChoice,
+    /// What is not as in the checkpoint's experiment; the caller fills in the environment.
+    pub layers: Layers,
+    /// How much to say.
+    pub verbosity: Verbosity,
+}
+
+/// `slt-run evaluate RUN`.
+#[derive(Clone, Debug)]
+pub struct EvaluateArgs {
+    /// The network.
+    pub trained: TrainedArgs,
+    /// The clips.
+    pub split: SplitChoice,
+}
+
+/// A split of a dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SplitChoice {
+    /// `data.train_index`.
+    Train,
+    /// `data.val_index`.
+    Val,
+    /// `data.test_index`.
+    Test,
+    /// An index file of its own.
+    Index(PathBuf),
+}
+
+/// `slt-run predict RUN`.
+#[derive(Clone, Debug)]
+pub struct PredictArgs {
+    /// The network.
+    pub trained: TrainedArgs,
+    /// The clips.
+    pub clips: ClipsChoice,
+    /// The file to write instead of the terminal.
+    pub csv: Option<PathBuf>,
+}
+
+/// Clips of a dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClipsChoice {
+    /// Those of the validation split.
+    Validation,
+    /// Those of an index file.
+    Index(PathBuf),
+    /// These.
+    Ids(Vec<String>),
 }
 
 /// `slt-run check CONFIG…`.
@@ -84,6 +146,8 @@ pub enum Subject {
     Training,
     /// A validation batch on data made in memory.
     Evaluation,
+    /// The search for the texts of a validation batch, from encoded frames made in memory.
+    Decoding,
     /// Loading the training clips of the experiment's dataset.
     Data,
 }
@@ -123,6 +187,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
     Ok(match matches.subcommand() {
         Some(("train", matches)) => Command::Train(train_args(matches)),
         Some(("resume", matches)) => Command::Train(resume_args(matches)),
+        Some(("evaluate", matches)) => Command::Evaluate(evaluate_args(matches)),
+        Some(("predict", matches)) => Command::Predict(predict_args(matches)),
         Some(("check", matches)) => Command::Check(check_args(matches)),
         Some(("config", matches)) => Command::Config(config_args(matches)),
         Some(("bench", matches)) => Command::Bench(bench_args(matches)),
@@ -132,7 +198,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
 }
 
 /// Commands that came later than experiment files which may be called so: a file of that name is taken for itself.
-const LATER_COMMANDS: [&str; 3] = ["train", "resume", "help"];
+const LATER_COMMANDS: [&str; 5] = ["train", "resume", "help", "evaluate", "predict"];
 
 /// Writes a file's name that is a command's, too, as a path.
 fn with_files(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -237,10 +303,88 @@ fn command() -> clap::Command {
         .arg(overwrite_option().conflicts_with(RESUME))
         .subcommand(train)
         .subcommand(resume)
+        .subcommand(evaluate_command())
+        .subcommand(predict_command())
         .subcommand(check)
         .subcommand(bench_command())
         .subcommand(config)
         .subcommand(demo_command())
+}
+
+fn evaluate_command() -> clap::Command {
+    clap::Command::new("evaluate")
+        .about("Translate a split with a trained network, measure the translations and write both beside the run")
+        .arg_required_else_help(true)
+        .args(trained_options())
+        .arg(
+            Arg::new("split")
+                .long("split")
+                .value_name("SPLIT")
+                .help("The clips: those of data.val_index, data.test_index or data.train_index [val]")
+                .value_parser(["val", "test", "train"])
+                .default_value("val")
+                .hide_default_value(true),
+        )
+        .arg(index_option("The clips: those of this CSV of video_ids").conflicts_with("split"))
+        .args(verbosity_options())
+        .after_help(AS_TRAINED)
+}
+
+fn predict_command() -> clap::Command {
+    clap::Command::new("predict")
+        .about("Translate clips with a trained network; needs no texts")
+        .arg_required_else_help(true)
+        .args(trained_options())
+        .arg(
+            Arg::new("ids")
+                .long("ids")
+                .value_name("ID,…")
+                .help("The clips, by their video_ids; those of data.val_index without it")
+                .value_delimiter(',')
+                .action(ArgAction::Append),
+        )
+        .arg(index_option("The clips: those of this CSV of video_ids").conflicts_with("ids"))
+        .arg(
+            Arg::new("csv")
+                .long("csv")
+                .value_name("FILE")
+                .help("Write a CSV to this file instead of the terminal")
+                .value_parser(path_parser()),
+        )
+        .args(verbosity_options())
+        .after_help(AS_TRAINED)
+}
+
+/// What a trained network leaves to say.
+const AS_TRAINED: &str = "The network, its tokens and everything that is not given are as in the checkpoint. \
+     Of the environment's SLT_… variables, those of [data], [decoding] and [run] count.";
+
+fn index_option(help: &'static str) -> Arg {
+    Arg::new("index").long("index").value_name("FILE").help(help).value_parser(path_parser())
+}
+
+/// RUN, which checkpoint of it, and the fields that do not make the network.
+fn trained_options() -> Vec<Arg> {
+    let mut options = vec![
+        Arg::new("run")
+            .value_name("RUN")
+            .help("A run's folder, or a checkpoint")
+            .required(true)
+            .value_parser(path_parser()),
+        Arg::new("checkpoint")
+            .long("checkpoint")
+            .value_name("best|last|FILE")
+            .help("Which checkpoint of the folder [best]")
+            .value_parser(path_parser()),
+        set_option(),
+    ];
+    let says_where = ["run.device", "run.threads", "run.engine", "run.precision", "run.memory_budget"];
+    let is_free = |field: &&Field| {
+        matches!(field.section, "data" | "decoding") && field.name != "tensorboard"
+            || says_where.contains(&field.key)
+    };
+    options.extend(FIELDS.iter().filter(is_free).filter_map(field_option));
+    options
 }
 
 fn bench_command() -> clap::Command {
@@ -253,9 +397,16 @@ fn bench_command() -> clap::Command {
                 .action(ArgAction::SetTrue)
                 .help("Time validation batches instead: forward only, without dropout or a graph"),
         )
-        .arg(Arg::new("data").long("data").action(ArgAction::SetTrue).conflicts_with("evaluation").help(
-            "Time loading the experiment's training clips instead, by one thread and by data.num_workers",
+        .arg(Arg::new("decoding").long("decoding").action(ArgAction::SetTrue).conflicts_with("evaluation").help(
+            "Time the search for texts of decoding.max_length tokens instead, from encoded frames",
         ))
+        .arg(
+            Arg::new("data")
+                .long("data")
+                .action(ArgAction::SetTrue)
+                .conflicts_with_all(["evaluation", "decoding"])
+                .help("Time loading the experiment's training clips instead, by one thread and by data.num_workers"),
+        )
         .arg(
             Arg::new("steps")
                 .long("steps")
@@ -471,12 +622,45 @@ fn check_args(matches: &ArgMatches) -> CheckArgs {
     CheckArgs { layers: layers(matches), all: matches.get_flag("all"), verbosity: verbosity(matches) }
 }
 
-fn bench_args(matches: &ArgMatches) -> BenchArgs {
-    let subject = match (matches.get_flag("evaluation"), matches.get_flag("data")) {
-        (true, _) => Subject::Evaluation,
-        (_, true) => Subject::Data,
-        _ => Subject::Training,
+fn trained_args(matches: &ArgMatches) -> TrainedArgs {
+    let choice = matches.get_one::<PathBuf>("checkpoint").map(|path| match path.to_str() {
+        Some("best") => CheckpointChoice::Best,
+        Some("last") => CheckpointChoice::Last,
+        _ => CheckpointChoice::File(path.clone()),
+    });
+    TrainedArgs {
+        run: matches.get_one::<PathBuf>("run").cloned().unwrap_or_default(),
+        checkpoint: choice.unwrap_or(CheckpointChoice::Best),
+        layers: layers(matches),
+        verbosity: verbosity(matches),
+    }
+}
+
+fn evaluate_args(matches: &ArgMatches) -> EvaluateArgs {
+    let split = match (matches.get_one::<PathBuf>("index"), matches.get_one::<String>("split")) {
+        (Some(index), _) => SplitChoice::Index(index.clone()),
+        (None, Some(split)) if split == "train" => SplitChoice::Train,
+        (None, Some(split)) if split == "test" => SplitChoice::Test,
+        _ => SplitChoice::Val,
     };
+    EvaluateArgs { trained: trained_args(matches), split }
+}
+
+fn predict_args(matches: &ArgMatches) -> PredictArgs {
+    let ids = matches.get_many::<String>("ids").map(|ids| ids.map(|id| id.trim().to_owned()).collect());
+    let clips = match (matches.get_one::<PathBuf>("index"), ids) {
+        (Some(index), _) => ClipsChoice::Index(index.clone()),
+        (None, Some(ids)) => ClipsChoice::Ids(ids),
+        (None, None) => ClipsChoice::Validation,
+    };
+    PredictArgs { trained: trained_args(matches), clips, csv: matches.get_one::<PathBuf>("csv").cloned() }
+}
+
+fn bench_args(matches: &ArgMatches) -> BenchArgs {
+    let subjects =
+        [("evaluation", Subject::Evaluation), ("decoding", Subject::Decoding), ("data", Subject::Data)];
+    let chosen = subjects.into_iter().find(|(flag, _)| matches.get_flag(flag));
+    let subject = chosen.map_or(Subject::Training, |(_, subject)| subject);
     BenchArgs {
         layers: layers(matches),
         subject,

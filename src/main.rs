@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use slt_run::limits::allocator::{Orderly, end_on_panics_for_memory};
-use slt_run::{cli, commands, data, limits};
+use slt_run::{cli, commands, guard, limits};
 
 /// Faster than the system's allocator for the many short-lived tensors of a step.
 #[global_allocator]
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     keep_freed_memory();
     limits::let_writes_fail();
     end_on_panics_for_memory();
-    data::silence_guarded_panics();
+    guard::silence_guarded_panics();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let command = match cli::parse(arguments.clone()) {
         Ok(command) => command,

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use candle_core::{Device, Tensor};
 use rand::Rng;
 use serde_json::{Value, json};
 
@@ -11,11 +12,13 @@ use super::prepare::open_dataset;
 use super::{origins, print, resolve, select_device};
 use crate::cli::{BenchArgs, Subject};
 use crate::config::streams::image_streams;
-use crate::config::{Experiment, FIELDS, Field, Preset, Resolved, Role, Setting};
+use crate::config::{
+    Decoding, Experiment, FIELDS, Field, OptimizerKind, Preset, Resolved, Role, Setting, TextDecoder,
+};
 use crate::data::{Batch, Dataset, Loader, Sizes, requests};
 use crate::engine::{self, End, Engine, Outcome, Placed, Step, Times, memory, threads};
 use crate::model::decoder;
-use crate::nn::Pass;
+use crate::nn::{Init, Pass};
 use crate::observe::reporter::Reporter;
 use crate::random::{Purpose, stream};
 use crate::train::feed::default_workers;
@@ -105,6 +108,7 @@ pub fn bench(mut args: BenchArgs, reporter: &Reporter) -> Result<()> {
     let text = match args.subject {
         Subject::Training => training(&resolved, times, args.json, reporter),
         Subject::Evaluation => evaluation(&resolved, times, args.json, reporter),
+        Subject::Decoding => decoding(&resolved, times, args.json, reporter),
         Subject::Data => data(&resolved, times, args.json, reporter),
     };
     print(&text.map_err(|error| origins::in_error(error, &resolved))?)
@@ -206,12 +210,52 @@ fn evaluation(resolved: &Resolved, batches: usize, json: bool, reporter: &Report
     Ok(timing.text("batch", &[("threads", threads.to_string())]))
 }
 
+/// The search for the longest texts that `decoding.max_length` allows, of the clips of a validation batch, from encoded
+/// frames that are noise.
+fn decoding(resolved: &Resolved, times: usize, json: bool, reporter: &Reporter) -> Result<String> {
+    let c = &resolved.experiment;
+    if c.model.decoder.kind == TextDecoder::Stub {
+        return Err(Error::config("the decoder \"stub\" searches for no tokens")
+            .hint("set model.decoder.kind = \"transformer\""));
+    }
+    let device = select_device(resolved, reporter);
+    let threads = threads::start(threads::available(c.run.threads)?)?;
+    let clips = c.data.val_batch_size.unwrap_or(c.data.batch_size);
+    // What comes before the decoder is of no account.
+    let mut small = c.clone();
+    (small.model.backbone.depth, small.optimization.optimizer) = (1, OptimizerKind::Sgd);
+    let engine = engine::new(&small, &device)?;
+    let longest = Decoding { min_length: c.decoding.max_length.saturating_sub(1), ..c.decoding.clone() };
+    let mut seconds = Vec::new();
+    for at in 0..times {
+        let batch = random_batch(&small, clips, at as u64);
+        let shape = (clips, c.model.sequence_length, c.model.d_model);
+        let frames =
+            Tensor::from_vec(noise(c.run.seed, at, shape.0 * shape.1 * shape.2), shape, &Device::Cpu)?;
+        let begun = Instant::now();
+        engine.host().translate(&frames, &batch, &longest)?;
+        seconds.push(begun.elapsed().as_secs_f64());
+    }
+    let timing = Timing::new(image_streams().count() * clips * c.model.sequence_length, seconds);
+    let a_clip = timing.fastest() / clips as f64;
+    if json {
+        return Ok(timing.json(json!({ "threads": threads, "clips": clips, "clip_s_min": a_clip })));
+    }
+    let lines = [("a clip", format!("{a_clip:.4} s fastest")), ("threads", threads.to_string())];
+    Ok(timing.text("batch", &lines))
+}
+
+/// Normally distributed numbers.
+fn noise(seed: u64, at: usize, count: usize) -> Vec<f32> {
+    Init::Normal(1.0).draw(count, &mut stream(seed, Purpose::Bench, [at as u64, 1]))
+}
+
 /// From files to the bytes of batches: passes over the training clips in an epoch's order, first in one thread, then in
 /// as many as a run would have.
 fn data(resolved: &Resolved, passes: usize, json: bool, reporter: &Reporter) -> Result<String> {
     let c = &resolved.experiment;
     let begun = Instant::now();
-    let dataset = open_dataset(resolved, reporter)?.dataset;
+    let dataset = open_dataset(resolved, None, reporter)?.dataset;
     let open = begun.elapsed().as_secs_f64();
     let workers = c.data.num_workers.unwrap_or_else(default_workers);
     let alone = load(c, &dataset, 0, passes)?;
@@ -264,7 +308,7 @@ fn random_batch(c: &Experiment, clips: usize, step: u64) -> Placed {
     for value in &mut batch.pose {
         *value = (f64::from(rng.next_u32()) / f64::from(u32::MAX)) as f32;
     }
-    let decoder = decoder::of(c, &[]);
-    let targets = (0..clips).map(|_| decoder.target(&rng.next_u32().to_string())).collect();
+    let decoder = decoder::of_no_texts(c);
+    let targets = (0..clips).map(|_| decoder.any_target(&mut || rng.next_u32())).collect();
     Placed::new(batch, targets)
 }

@@ -30,12 +30,12 @@ fn check_resolved(resolved: &Resolved, depth: Depth, reporter: &Reporter) -> Res
     let c = &resolved.experiment;
     let device = select_device(resolved, reporter);
     let threads = threads::start(threads::available(c.run.threads)?)?;
-    let Opened { dataset, decoder, texts } = open_dataset(resolved, reporter)?;
+    let Opened { dataset, decoder, texts } = open_dataset(resolved, None, reporter)?;
     let mut found = look_into_files(&dataset, resolved, depth, reporter);
     let sized = memory::with_batches_of(c, dataset.train.len(), dataset.val.len());
     let mut engine = engine::with_decoder(&sized, &device, decoder.as_ref())?;
     let engine = engine.as_mut();
-    if let Err(error) = begin(c, engine, reporter) {
+    if let Err(error) = begin(c, decoder.as_ref(), engine, reporter) {
         found.problems.extend(error.problems);
     }
 
@@ -75,12 +75,17 @@ with gaps      the stream lacks frames before its last one: black images there
 ";
 
 /// Begins with the weights that a run would begin with. One that goes on has its own.
-fn begin(c: &Experiment, engine: &mut dyn Engine, reporter: &Reporter) -> Result<()> {
+fn begin(
+    c: &Experiment,
+    decoder: &dyn DecoderKind,
+    engine: &mut dyn Engine,
+    reporter: &Reporter,
+) -> Result<()> {
     if c.run.resume == Resume::Auto && c.run.work_dir.join("last.pt").exists() {
         return Ok(());
     }
     let Some(initial) = begin_from(&mut c.clone(), reporter)? else { return Ok(()) };
-    initial.apply(c, engine.host().parameters())?;
+    initial.apply(c, decoder, engine.host().parameters())?;
     engine.push()
 }
 

@@ -4,8 +4,11 @@ use super::prepare::Call;
 use crate::config::{Change, FIELDS, OnBadClip, Resolved, Resume};
 use crate::data::{Contents, Dataset};
 use crate::error::ErrorKind;
+use crate::input;
+use crate::model::DecoderKind;
+use crate::model::decoder::read_tokenizer;
 use crate::observe::reporter::Reporter;
-use crate::observe::run_folder::RunFolder;
+use crate::observe::run_folder::{RunFolder, TOKENIZER};
 use crate::train::TrainingState;
 use crate::train::resume::{Changes, Saved, is_of_files};
 use crate::{Error, Result};
@@ -62,6 +65,40 @@ impl Earlier {
             (None, None) => {}
         }
         self.refuse(resolved, call)
+    }
+
+    /// Refuses a checkpoint of another tokenizer than the run's own or the experiment's: its weights stand for other tokens.
+    pub(super) fn refuse_other_tokenizer(
+        &self,
+        resolved: &Resolved,
+        decoder: &dyn DecoderKind,
+    ) -> Result<()> {
+        let (Some(saved), Some(tokenizer)) = (&self.saved, decoder.tokenizer()) else { return Ok(()) };
+        let of_experiment = resolved.experiment.tokenizer.file.clone();
+        let own = Some(self.folder.path().join(TOKENIZER)).filter(|path| path.exists());
+        for (path, hint) in [
+            (own, "put back the last.pt or the tokenizer.json that belongs to the other"),
+            (
+                of_experiment,
+                "a run goes on with the tokenizer that it began with: take the file back, or leave it out",
+            ),
+        ] {
+            let Some(path) = path else { continue };
+            let there = input::sha1(&path).map(|(digest, _)| input::hexadecimal(&digest));
+            let there = there.map_err(|error| Error::io(ErrorKind::Data, "cannot read", &path, &error))?;
+            // What is in the checkpoint may be written in another way.
+            let same = || read_tokenizer(&path).is_ok_and(|other| other.sha1() == tokenizer.sha1());
+            if there != tokenizer.sha1() && !same() {
+                let what = format!(
+                    "{} is of another tokenizer (SHA-1 {}) than {} (SHA-1 {there})",
+                    saved.path().display(),
+                    tokenizer.sha1(),
+                    path.display()
+                );
+                return Err(Error::data(what).hint(hint));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses the same files with something else in them, and says where the run's own data are now.

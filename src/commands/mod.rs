@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod demo;
 mod earlier;
+mod evaluate;
 mod origins;
 mod prepare;
 mod said;
@@ -32,6 +33,8 @@ use crate::{Error, Result};
 pub fn run(command: Command, arguments: &[OsString]) -> Result<u8, Box<(Error, Reporter)>> {
     let verbosity = match &command {
         Command::Train(args) => args.verbosity,
+        Command::Evaluate(args) => args.trained.verbosity,
+        Command::Predict(args) => args.trained.verbosity,
         Command::Check(args) => args.verbosity,
         Command::Config(args) => args.verbosity,
         Command::Bench(args) => args.verbosity,
@@ -40,6 +43,8 @@ pub fn run(command: Command, arguments: &[OsString]) -> Result<u8, Box<(Error, R
     let reporter = Reporter::new(verbosity);
     let result = match command {
         Command::Train(args) => train::train(args, arguments, &reporter),
+        Command::Evaluate(args) => evaluate::evaluate(args, &reporter).map(|()| Ended::Finished),
+        Command::Predict(args) => evaluate::predict(args, &reporter).map(|()| Ended::Finished),
         Command::Check(args) => check::check(args, &reporter).map(|()| Ended::Finished),
         Command::Config(args) => show::show(args.layers, &reporter).map(|()| Ended::Finished),
         Command::Bench(args) => bench::bench(args, &reporter).map(|()| Ended::Finished),
@@ -58,7 +63,7 @@ fn resolve(mut layers: Layers, reporter: &Reporter) -> Result<Resolved> {
     layers.env = std::env::vars_os().collect();
     let resolved = config::resolve(&layers)?;
     let c = &resolved.experiment;
-    let decoder = decoder::of(c, &[]);
+    let decoder = decoder::of_no_texts(c);
     // One with too many layers is refused by those who build it.
     if let Ok(blueprint) = engine::blueprint(c, decoder.as_ref()) {
         sizes::refuse_impossible(c, decoder.as_ref(), &blueprint)

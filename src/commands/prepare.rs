@@ -13,6 +13,7 @@ use crate::model::{DecoderKind, TextReport, decoder};
 use crate::observe::reporter::Reporter;
 use crate::train::Initial;
 use crate::train::feed::default_workers;
+use crate::train::resume::Saved;
 use crate::{Error, Result};
 
 /// What a run is told beside the experiment itself.
@@ -34,12 +35,16 @@ pub(super) struct Opened {
     pub texts: TextReport,
 }
 
-/// Opens the dataset, and passes on what is odd about it and its texts.
-pub fn open_dataset(resolved: &Resolved, reporter: &Reporter) -> Result<Opened> {
+/// Opens the dataset, and passes on what is odd about it and its texts. What texts are to the network is as in the checkpoint
+/// `saved`, where that says so.
+pub fn open_dataset(resolved: &Resolved, saved: Option<&Saved>, reporter: &Reporter) -> Result<Opened> {
     let c = &resolved.experiment;
     let dataset = Dataset::open(&c.data, &c.model, c.run.seed)?;
-    let decoder = decoder::of(c, &dataset.train_texts());
-    let texts = decoder.report(&dataset.texts());
+    let decoder = match saved.map(|saved| saved.decoder(c)).transpose()?.flatten() {
+        Some(decoder) => decoder,
+        None => decoder::of(c, &dataset.train_texts())?,
+    };
+    let texts = decoder.report(&dataset.train_texts(), &dataset.validation_texts());
     for warning in dataset.warnings().iter().chain(&texts.warning) {
         reporter.warn(&origins::in_line(warning, resolved));
     }

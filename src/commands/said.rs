@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::text::{about, amount};
-use crate::config::{Experiment, Override, Resolved};
+use crate::config::{BestMetric, Experiment, Override, Resolved};
 use crate::data::Dataset;
 use crate::error::count;
 use crate::observe::reporter::Reporter;
@@ -83,9 +83,18 @@ pub(super) fn epochs_in(epochs: usize, from: usize, earlier_seconds: Option<f64>
 
 /// `start` and the best epoch so far; nothing where there is none.
 pub(super) fn best_epoch(state: &TrainingState, start: &str) -> String {
-    let Some(best) = state.progress.best() else { return String::new() };
+    let Some(best) = state.progress.known_best() else { return String::new() };
     let accuracy = best.val_accuracy.map(|accuracy| format!(" - val_accuracy={accuracy:.4}"));
-    format!("{start} epoch {} - val_loss={:.4}{}", best.epoch, best.val_loss, accuracy.unwrap_or_default())
+    let metric = match state.best_metric {
+        BestMetric::ValLoss | BestMetric::ValAccuracy => String::new(),
+        metric => format!(" - {metric}={:.2}", best.value),
+    };
+    format!(
+        "{start} epoch {} - val_loss={:.4}{}{metric}",
+        best.epoch,
+        best.val_loss,
+        accuracy.unwrap_or_default()
+    )
 }
 
 pub(super) fn go_on_from(folder: &RunFolder) -> String {

@@ -83,15 +83,17 @@ impl Sound {
         let c = &resolved.experiment;
         let device = select_device(&resolved, reporter);
         let threads = threads::start(threads::available(c.run.threads)?)?;
-        let Opened { dataset, decoder, texts } = open_dataset(&resolved, reporter)?;
+        let saved = earlier.as_ref().and_then(|earlier| earlier.saved.as_ref());
+        let Opened { dataset, decoder, texts } = open_dataset(&resolved, saved, reporter)?;
         if let Some(earlier) = &mut earlier {
             earlier.refuse_other_data(&dataset, &resolved, call, reporter)?;
+            earlier.refuse_other_tokenizer(&resolved, decoder.as_ref())?;
         }
         let contents = look_at_clips(&dataset, &resolved, earlier.is_some(), reporter)?;
         if let Some(earlier) = &mut earlier {
             earlier.refuse_other_contents(&dataset, &contents, &resolved, call, reporter)?;
         }
-        let trainer = Trainer::new(c, &device, &dataset, contents, decoder.as_ref())?;
+        let trainer = Trainer::new(c, &device, &dataset, contents, &decoder)?;
         Ok(Self { resolved, device, threads, dataset, decoder, texts, trainer, earlier, initial })
     }
 
@@ -110,7 +112,8 @@ impl Sound {
             }
             earlier => {
                 if let Some(initial) = self.initial {
-                    initial.apply(c, self.trainer.state.engine.host().parameters())?;
+                    let state = &self.trainer.state;
+                    initial.apply(c, state.decoder.as_ref(), state.engine.host().parameters())?;
                 }
                 let folder = match earlier {
                     Some(earlier) => earlier.folder,
@@ -190,7 +193,7 @@ impl Housed {
             overrides: resolved.overrides.clone(),
             resumed,
         };
-        let observer = write_start(&folder, &start, &resolved, &trainer.state.edits, reporter)?;
+        let observer = write_start(&folder, &start, &resolved, &trainer.state, reporter)?;
         let words = at_the_end(last_words(Arc::clone(&folder), &observer));
         if *progress != Progress::default() {
             reporter.info(&where_it_stands(&trainer.state, self.steps, &folder));
@@ -245,7 +248,7 @@ fn write_start<'r>(
     folder: &RunFolder,
     start: &RunInfo,
     resolved: &Resolved,
-    edits: &[Edit],
+    TrainingState { decoder, edits, .. }: &TrainingState,
     reporter: &'r Reporter,
 ) -> Result<Observer<'r>> {
     // A start that fails leaves nothing behind, unless there is a checkpoint.
@@ -253,6 +256,9 @@ fn write_start<'r>(
     folder.write_run_json(start).inspect_err(abandon)?;
     let (toml, json) = (with_edits(&resolved.to_toml(), edits), json_with_edits(resolved.to_json(), edits));
     folder.write_config(&toml, &json).inspect_err(abandon)?;
+    if let Some(tokenizer) = decoder.tokenizer() {
+        folder.write_tokenizer(tokenizer.json()).inspect_err(abandon)?;
+    }
     let c = &resolved.experiment;
     let tensorboard = c.data.tensorboard.as_ref().map(|folder| folder.path(&c.run.work_dir));
     let mut observer = Observer::open(reporter, folder, tensorboard.as_deref());
@@ -280,7 +286,7 @@ fn end(
         Err(error) => error.problems.iter().map(Problem::line).collect::<Vec<_>>().join("; "),
     };
     let (epoch, step) = (state.progress.epoch, state.progress.step);
-    let best = state.progress.best();
+    let best = state.progress.known_best();
     let noted = folder.note_end(&Ending { how, at: SystemTime::now(), epoch, step, best });
     if trained.is_err() { Ok(()) } else { noted }
 }

@@ -4,11 +4,11 @@ use std::fs;
 
 use toml_edit::{DocumentMut, Item};
 
-use super::Experiment;
 use super::define::{Field, Kind, Preset};
 use super::fields::FIELDS;
 use super::snapshot::{self, HEADER};
 use super::value::one_line;
+use super::{Experiment, Setting};
 
 /// A field of which the value is another one than it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,22 @@ pub fn saved_value(old: &str, key: &str) -> Option<String> {
     find(&old.parse().ok()?, FIELDS.iter().find(|field| field.key == key)?)
 }
 
+/// All that `old`, a resolved experiment that an slt-run wrote, says, as settings whose origin is `origin`.
+///
+/// # Errors
+/// The reason why `old` is no TOML.
+pub fn saved_settings(old: &str, origin: &str) -> Result<Vec<Setting>, String> {
+    let old: DocumentMut = old.parse().map_err(|error: toml_edit::TomlError| error.message().to_owned())?;
+    let setting = |field: &Field| {
+        let literal = find(&old, field)?;
+        let text =
+            literal.parse::<toml_edit::Value>().ok().and_then(|value| value.as_str().map(str::to_owned));
+        let value = text.unwrap_or(literal);
+        Some(Setting { key: field.key.to_owned(), value, origin: origin.to_owned() })
+    };
+    Ok(FIELDS.iter().filter_map(setting).collect())
+}
+
 /// The fields out of `which` that differ between `old`, a resolved experiment that an slt-run wrote, and `new`. A field
 /// that `old` does not have was added since, and had what is its default now.
 ///
@@ -82,7 +98,7 @@ fn default(field: &Field) -> Option<String> {
     match (field.default, field.kind) {
         (Preset::Required, _) => None,
         (Preset::Unset, _) => Some(snapshot::UNSET.to_owned()),
-        (Preset::Text(text), Kind::Whole) => Some(text.to_owned()),
+        (Preset::Text(text), Kind::Whole | Kind::Switch) => Some(text.to_owned()),
         (Preset::Text(text), Kind::Number) => text.parse::<f64>().ok().map(|number| format!("{number:?}")),
         (Preset::Text(text), _) => Some(snapshot::string(text)),
     }

@@ -22,6 +22,11 @@ pub(super) fn check(merge: &mut Merge) {
     multiple(merge, "model.image_size", "model.backbone.patch_size");
     multiple(merge, "model.d_model", "model.temporal_nhead");
     multiple(merge, "model.backbone.embed_dim", "model.backbone.num_heads");
+    if word(merge, "model.decoder.kind").as_deref() == Some("transformer") {
+        multiple(merge, "model.d_model", "model.decoder.nhead");
+    }
+    hypotheses(merge);
+    best_metric(merge);
     hidden_width(merge);
     sizes(merge);
 }
@@ -69,6 +74,7 @@ fn judge(rule: Rule, value: &Value) -> Option<(String, bool)> {
         let works = match rule {
             Rule::Positive => number >= 1,
             Rule::AtMost(most) => number <= u128::from(most),
+            Rule::UpTo(most) => (1..=u128::from(most)).contains(&number),
             _ => true,
         };
         return Some((number.to_string(), works));
@@ -79,7 +85,7 @@ fn judge(rule: Rule, value: &Value) -> Option<(String, bool)> {
         Rule::AboveZero => number > 0.0,
         Rule::Share => (0.0..=1.0).contains(&number),
         Rule::BelowOne => (0.0..1.0).contains(&number),
-        Rule::Any | Rule::Positive | Rule::AtMost(_) => true,
+        Rule::Any | Rule::Positive | Rule::AtMost(_) | Rule::UpTo(_) => true,
     };
     Some((format!("{number:?}"), works && number.is_finite()))
 }
@@ -98,6 +104,42 @@ fn cure(field: &Field, found: &str) -> Option<String> {
 /// The whole number that `key` holds, where it holds one that was not refused.
 fn whole(merge: &Merge, key: &str) -> Option<u64> {
     merge.get(field(key)?)?.0.to_u128().and_then(|number| u64::try_from(number).ok())
+}
+
+/// The word that `key` holds, where it holds one that was not refused.
+fn word(merge: &Merge, key: &str) -> Option<String> {
+    merge.get(field(key)?)?.0.as_str().map(str::to_owned)
+}
+
+/// No more hypotheses than are followed, and none that must be longer than it may.
+fn hypotheses(merge: &mut Merge) {
+    for (less, more, why) in [
+        ("decoding.n_best", "decoding.beam_size", "a search has no more hypotheses than it follows"),
+        ("decoding.min_length", "decoding.max_length", "a hypothesis cannot be longer than it may be"),
+    ] {
+        let (Some(low), Some(high)) = (whole(merge, less), whole(merge, more)) else { continue };
+        if low > high {
+            let what = format!("{} is more than {}", named(merge, less), named(merge, more));
+            merge.problems.push(Problem::new(what).hint(format!("{why}: raise {more} or lower {less}")));
+        }
+    }
+}
+
+/// What `best.pt` is chosen by must be known.
+fn best_metric(merge: &mut Merge) {
+    const KEY: &str = "optimization.best_metric";
+    const EVERY: &str = "run.evaluate_every";
+    let Some(metric) = word(merge, KEY) else { return };
+    let translated = ["val_bleu", "val_chrf", "val_wer"].contains(&metric.as_str());
+    let is_refused = field(EVERY).is_none_or(|field| merge.get(field).is_none());
+    if !translated || is_refused || whole(merge, EVERY).is_some() {
+        return;
+    }
+    let origin = field(KEY).map(|field| merge.origin(field)).unwrap_or_default();
+    let what = format!("{KEY} = {metric} ({origin}) is not computed: {EVERY} is unset");
+    let hint =
+        format!("set {EVERY} to the number of epochs between two translations of the validation split");
+    merge.problems.push(Problem::new(what).hint(hint));
 }
 
 /// `key = value (origin)`, for conditions between fields.

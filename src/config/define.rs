@@ -40,6 +40,8 @@ pub enum Role {
     Training,
     /// What computes it: the last digits at most.
     Computing,
+    /// How the network is evaluated: no number of its training.
+    Evaluation,
     /// No number: where the run goes, how it loads, when it saves. A checkpoint leaves it out.
     Place,
 }
@@ -75,6 +77,8 @@ pub enum Kind {
     Whole,
     /// A 64-bit floating point number; whole numbers are taken too.
     Number,
+    /// `true` or `false`.
+    Switch,
     /// One of some words, in any case.
     Choice(&'static [&'static str]),
     /// `cpu`, `cuda` or `cuda:N`.
@@ -104,6 +108,8 @@ pub enum Rule {
     Positive,
     /// A whole number of at most this.
     AtMost(u64),
+    /// A whole number from 1 to this.
+    UpTo(u64),
     /// A number of at least 0.
     NotNegative,
     /// A number above 0.
@@ -145,6 +151,13 @@ impl FieldType for u64 {
     }
 }
 
+impl FieldType for bool {
+    const KIND: Kind = Kind::Switch;
+    fn json(&self) -> Json {
+        (*self).into()
+    }
+}
+
 impl FieldType for f64 {
     const KIND: Kind = Kind::Number;
     fn json(&self) -> Json {
@@ -167,10 +180,12 @@ impl Field {
         format!("SLT_{}", self.key.replace('.', "__").to_ascii_uppercase())
     }
 
-    /// The field's own flag, such as `--hand-left-dir`. Fields of nested sections have none: `--set` reaches them.
+    /// The field's own flag, such as `--hand-left-dir`. Fields of nested sections and of the tokenizer have none, because
+    /// their names are others' too: `--set` reaches them.
     #[must_use]
     pub fn flag(&self) -> Option<String> {
-        (!self.section.contains('.')).then(|| format!("--{}", self.name.replace('_', "-")))
+        let has_one = !self.section.contains('.') && self.section != "tokenizer";
+        has_one.then(|| format!("--{}", self.name.replace('_', "-")))
     }
 
     /// Whether the numbers of a run depend on it; the others say where it runs, how it loads and when it saves.
@@ -187,6 +202,7 @@ impl Field {
             Kind::AutoOrPath => "`auto` or a path".to_owned(),
             Kind::Whole => "whole number".to_owned(),
             Kind::Number => "number".to_owned(),
+            Kind::Switch => "`true`, `false`".to_owned(),
             Kind::Choice(names) => names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "),
             Kind::Device => "`cpu`, `cuda`, `cuda:N`".to_owned(),
             Kind::AutoOrCount => "`auto` or a whole number, at least 1".to_owned(),
@@ -222,6 +238,7 @@ impl Rule {
             Self::Any => None,
             Self::Positive => Some("at least 1".into()),
             Self::AtMost(most) => Some(format!("at most {most}")),
+            Self::UpTo(most) => Some(format!("from 1 to {most}")),
             Self::NotNegative => Some("at least 0".into()),
             Self::AboveZero => Some("above 0".into()),
             Self::Share => Some("from 0 to 1".into()),
@@ -246,7 +263,7 @@ pub(super) fn preset<T: serde::de::DeserializeOwned>(text: &str) -> T {
 macro_rules! sections {
     ($(
         $(#[doc = $about:literal])+
-        $Section:ident in $section:literal $(with $nested:ident: $Nested:ident)? {
+        $Section:ident in $section:literal $(with $($nested:ident: $Nested:ident),+)? {
             $(
                 $(#[doc = $doc:literal])+
                 $name:ident: $type:ty = $default:tt $(($note:literal))? $(=> $rule:expr)? $(; $role:ident)?,
@@ -259,7 +276,7 @@ macro_rules! sections {
             #[serde(deny_unknown_fields)]
             pub struct $Section {
                 $($(#[doc = $doc])+ pub $name: $type,)+
-                $(#[doc = concat!("The section `[", $section, ".", stringify!($nested), "]`.")] pub $nested: $Nested,)?
+                $($(#[doc = concat!("The section `[", $section, ".", stringify!($nested), "]`.")] pub $nested: $Nested,)+)?
             }
 
             /// The documented defaults; paths that an experiment has to name are empty.
@@ -267,7 +284,7 @@ macro_rules! sections {
                 fn default() -> Self {
                     Self {
                         $($name: sections!(@value $default),)+
-                        $($nested: $Nested::default(),)?
+                        $($($nested: $Nested::default(),)+)?
                     }
                 }
             }
@@ -277,7 +294,7 @@ macro_rules! sections {
                 pub(super) fn json(&self) -> serde_json::Value {
                     let mut values = serde_json::Map::new();
                     $(values.insert(stringify!($name).to_owned(), FieldType::json(&self.$name));)+
-                    $(values.insert(stringify!($nested).to_owned(), self.$nested.json());)?
+                    $($(values.insert(stringify!($nested).to_owned(), self.$nested.json());)+)?
                     serde_json::Value::Object(values)
                 }
             }

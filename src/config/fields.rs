@@ -21,6 +21,10 @@ pub struct Experiment {
     pub data: Data,
     /// The section `[model]`.
     pub model: Model,
+    /// The section `[tokenizer]`.
+    pub tokenizer: Tokenizer,
+    /// The section `[decoding]`.
+    pub decoding: Decoding,
     /// The section `[optimization]`.
     pub optimization: Optimization,
     /// The section `[run]`.
@@ -44,6 +48,8 @@ sections! {
         train_index: PathBuf = required; Data,
         /// CSV with the `video_id`s of the validation split.
         val_index: PathBuf = required; Data,
+        /// CSV with the `video_id`s of the test split. Training never looks at it.
+        test_index: Option<PathBuf> = unset ("there is none"); Data,
         /// Clips in a training batch.
         batch_size: usize = 4 => Rule::Positive,
         /// Clips in a validation batch.
@@ -60,8 +66,8 @@ sections! {
         tensorboard: Option<EventFolder> = unset ("off"); Place,
     }
 
-    /// The network, but for the backbones.
-    Model in "model" with backbone: Backbone {
+    /// The network, but for the backbones and the text decoder.
+    Model in "model" with backbone: Backbone, decoder: Decoder {
         /// Side of the square input images, in pixels; a multiple of `backbone.patch_size`.
         image_size: usize = 224 => Rule::Positive; Network,
         /// Frames sampled from each clip.
@@ -84,7 +90,7 @@ sections! {
         temporal_dim_feedforward: usize = 2048 => Rule::Positive; Network,
         /// Dropout in the temporal transformer.
         temporal_dropout: f64 = 0.1 => Rule::BelowOne,
-        /// Classes that the decoder tells apart: texts are hashed to that many.
+        /// Classes that the decoder `stub` tells apart: texts are hashed to that many.
         vocab_size: usize = 32000 => Rule::Positive; Network,
     }
 
@@ -108,6 +114,55 @@ sections! {
         stochastic_depth: f64 = 0.0 => Rule::BelowOne,
     }
 
+    /// What makes a text of the encoded frames. All but `kind` is for `transformer` alone; its width is `model.d_model`.
+    Decoder in "model.decoder" {
+        /// `stub`: one class a clip, of those that texts are hashed to. `transformer`: a pre-norm transformer decoder that
+        /// writes the text token by token.
+        kind: TextDecoder = stub; Network,
+        /// Layers.
+        layers: usize = 3 => Rule::Positive; Network,
+        /// Attention heads; a divisor of `model.d_model`.
+        nhead: usize = 8 => Rule::Positive; Network,
+        /// Width of the feed-forward part of a layer.
+        dim_feedforward: usize = 2048 => Rule::Positive; Network,
+        /// Dropout in the decoder.
+        dropout: f64 = 0.1 => Rule::BelowOne,
+        /// Whether the logits are by the embedding's weight; otherwise `lm_head` has one of its own.
+        tied: bool = true; Network,
+    }
+
+    /// The tokens that texts are made of, for the decoder `transformer`.
+    Tokenizer in "tokenizer" {
+        /// `unigram`, `bpe`: pieces of words. `word`: words, split at white space. `char`: characters.
+        kind: TokenizerKind = unigram; Network,
+        /// The most tokens, `<pad>`, `<bos>`, `<eos>` and `<unk>` among them.
+        vocab_size: usize = 8000 => Rule::Positive; Network,
+        /// How often a token must occur in the training texts.
+        min_frequency: usize = 1 => Rule::Positive; Network,
+        /// Whether capitals become small letters. References of figures keep theirs.
+        lowercase: bool = false; Network,
+        /// A Hugging Face `tokenizer.json` to take; the other fields of this section do nothing then.
+        file: Option<PathBuf> = unset ("one is trained on the texts of the training split"); Data,
+    }
+
+    /// How texts are searched for. Training depends on none of it.
+    Decoding in "decoding" {
+        /// Hypotheses that are followed side by side; 1 is greedy.
+        beam_size: usize = 5 => Rule::UpTo(1000); Evaluation,
+        /// The exponent `a` of the length penalty that a hypothesis's summed log-probability is divided by; 0 for none.
+        length_penalty: f64 = 1.0; Evaluation,
+        /// The length penalty of `n` tokens, `<eos>` counted. `gnmt`: `((5 + n) / 6)^a`; `length`: `n^a`.
+        length_penalty_rule: LengthPenaltyRule = gnmt; Evaluation,
+        /// The most tokens of a hypothesis, `<eos>` counted.
+        max_length: usize = 128 => Rule::Positive; Evaluation,
+        /// The fewest tokens of a hypothesis before `<eos>`.
+        min_length: usize = 0; Evaluation,
+        /// Length of the sequences of tokens of which a hypothesis has none twice; 0 for no such rule.
+        no_repeat_ngram: usize = 0; Evaluation,
+        /// Hypotheses of each clip that are written, the best first; at most `beam_size`.
+        n_best: usize = 1 => Rule::UpTo(1000); Evaluation,
+    }
+
     /// How the network is trained.
     Optimization in "optimization" {
         /// Passes over the training split.
@@ -126,7 +181,7 @@ sections! {
         scheduler_gamma: f64 = 0.5 => Rule::AboveZero,
         /// `cosine`: epochs from the highest learning rate to 0; it rises again after them.
         scheduler_tmax: usize = 10 => Rule::Positive,
-        /// Share of the target's probability that is spread over all classes.
+        /// Share of the target's probability that is spread over all classes or tokens.
         label_smoothing: f64 = 0.1 => Rule::Share,
         /// Frames of a stream that go through its backbone at a time. Fewer take less memory and a second forward
         /// pass; `auto` is all of them where the memory budget allows, and fewer once a GPU's memory was full.
@@ -141,6 +196,9 @@ sections! {
         /// What `run.precision = "amp"` stores activations in on a GPU; `auto` is bfloat16 where the GPU has it, else
         /// float16 with gradients scaled.
         amp_dtype: AmpDtype = auto,
+        /// What `best.pt` is the best by: the lowest `val_loss` or `val_wer`, the highest `val_accuracy`, `val_bleu` or
+        /// `val_chrf`. The last three need `run.evaluate_every`.
+        best_metric: BestMetric = val_loss,
     }
 
     /// Where and on what the experiment runs.
@@ -168,6 +226,59 @@ sections! {
         init_from: Option<InitFrom> = unset ("weights are drawn from `seed`"),
         /// How often `last.pt` is written beside the end of each epoch.
         checkpoint_every: CheckpointEvery = epoch; Place,
+        /// Epochs from one translation of the validation split to the next while the run trains; its BLEU, chrF and WER are
+        /// in the metrics of these epochs.
+        evaluate_every: Option<usize> = unset ("never while it trains") => Rule::Positive; Evaluation,
+    }
+}
+
+choices! {
+    /// What makes a text of the encoded frames.
+    TextDecoder {
+        /// The documented stub: one class a clip.
+        Stub = "stub",
+        /// A transformer decoder over tokens.
+        Transformer = "transformer",
+    }
+}
+
+choices! {
+    /// What the tokens of texts are.
+    TokenizerKind {
+        /// Pieces of words that make the training texts most probable.
+        Unigram = "unigram",
+        /// Pieces of words by byte-pair encoding, over characters.
+        Bpe = "bpe",
+        /// Words, split at white space.
+        Word = "word",
+        /// Characters.
+        Char = "char",
+    }
+}
+
+choices! {
+    /// What a hypothesis's summed log-probability is divided by, for `n` tokens and the exponent `a`.
+    LengthPenaltyRule {
+        /// `((5 + n) / 6)^a`, as in Google's neural machine translation system (Wu et al. 2016).
+        Gnmt = "gnmt",
+        /// `n^a`.
+        Length = "length",
+    }
+}
+
+choices! {
+    /// What the best epoch is the best by.
+    BestMetric {
+        /// The lowest validation loss.
+        ValLoss = "val_loss",
+        /// The highest share of right predictions.
+        ValAccuracy = "val_accuracy",
+        /// The highest BLEU of the validation split's translations.
+        ValBleu = "val_bleu",
+        /// Their highest chrF.
+        ValChrf = "val_chrf",
+        /// Their lowest word error rate.
+        ValWer = "val_wer",
     }
 }
 

@@ -24,7 +24,8 @@ const MOST_FILES: usize = 100;
 /// Nobody corrects more at a time; a file of nothing but unknown keys has tens of thousands.
 const MOST_PROBLEMS: usize = 1000;
 /// What the first word of a command line may be instead of a file.
-const COMMANDS: [&str; 7] = ["train", "resume", "check", "config", "bench", "demo", "help"];
+const COMMANDS: [&str; 9] =
+    ["train", "resume", "evaluate", "predict", "check", "config", "bench", "demo", "help"];
 
 /// Puts the experiment files at `paths`, and before each those that it extends, on top of `merge`. A file counts once, at
 /// its first place: a base that two files share must not undo what the first of them says. A run's folder stands for the
@@ -460,7 +461,9 @@ fn for_bare_word(line: &str) -> Option<String> {
         }
         (None, "true" | "false") => Some("TOML writes true and false in lower case".to_owned()),
         (None, "none" | "null" | "nil") => Some("TOML has no such value: leave the line out".to_owned()),
-        (Some(field), _) if !matches!(field.kind, Kind::Whole | Kind::Number) => Some(in_quotes()),
+        (Some(field), _) if !matches!(field.kind, Kind::Whole | Kind::Number | Kind::Switch) => {
+            Some(in_quotes())
+        }
         (None, _) if word.starts_with(char::is_alphabetic) => Some(in_quotes()),
         _ => None,
     }

@@ -43,12 +43,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use auto::{Chunk, MemoryBudget};
-pub use changes::{Change, Edit, changes, saved_value, with_edits};
+pub use changes::{Change, Edit, changes, saved_settings, saved_value, with_edits};
 pub use check::MOST_BYTES;
 pub use define::{Field, FieldType, Kind, Preset, Role, Rule, Section};
 pub use fields::{
-    AmpDtype, Backbone, Data, Device, EngineKind, Experiment, FIELDS, MOST_THREADS, Model, OnBadClip,
-    Optimization, OptimizerKind, Precision, Resume, Run, SECTIONS, SchedulerKind,
+    AmpDtype, Backbone, BestMetric, Data, Decoder, Decoding, Device, EngineKind, Experiment, FIELDS,
+    LengthPenaltyRule, MOST_THREADS, Model, OnBadClip, Optimization, OptimizerKind, Precision, Resume, Run,
+    SECTIONS, SchedulerKind, TextDecoder, Tokenizer, TokenizerKind,
 };
 pub use flags::for_flag;
 pub use interval::CheckpointEvery;

@@ -32,6 +32,8 @@ impl Experiment {
         serde_json::json!({
             "data": self.data.json(),
             "model": self.model.json(),
+            "tokenizer": self.tokenizer.json(),
+            "decoding": self.decoding.json(),
             "optimization": self.optimization.json(),
             "run": self.run.json(),
         })
@@ -105,6 +107,7 @@ pub(super) fn value(field: &Field, experiment: &Json) -> String {
         // Debug writes the shortest digits that read back as the same f64, and always marks it as a float.
         (Json::Number(number), Kind::Number) => format!("{:?}", number.as_f64().unwrap_or(f64::NAN)),
         (Json::Number(number), _) => number.to_string(),
+        (Json::Bool(on), _) => on.to_string(),
         (Json::String(text), _) => string(text),
         _ => UNSET.to_owned(),
     }

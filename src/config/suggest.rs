@@ -277,9 +277,13 @@ mod tests {
             (
                 "run.what",
                 "[run] has work_dir, device, engine, precision, seed, threads, memory_budget, resume, \
-             init_from, checkpoint_every",
+             init_from, checkpoint_every, evaluate_every",
             ),
-            ("zzzzzzz", "the sections are [data], [model], [model.backbone], [optimization], [run]"),
+            (
+                "zzzzzzz",
+                "the sections are [data], [model], [model.backbone], [model.decoder], [tokenizer], [decoding], \
+             [optimization], [run]",
+            ),
         ] {
             assert_eq!(for_key(key), hint, "{key}");
         }

@@ -160,7 +160,7 @@ error: env SLT_OPTIMIZATION__LRR: unknown key optimization.lrr
 error: --set model.depth=3: unknown key model.depth
   hint: did you mean model.backbone.depth?
 error: --set x=1: unknown key x
-  hint: the sections are [data], [model], [model.backbone], [optimization], [run]"
+  hint: the sections are [data], [model], [model.backbone], [model.decoder], [tokenizer], [decoding], [optimization], [run]"
     );
     assert_eq!(
         refused("data = 3\nmodel.backbone = \"vit\""),
@@ -203,8 +203,8 @@ fn files_that_cannot_be_read() {
         "give the path of a TOML file; relative paths start at the working directory, HERE"
     );
     assert_eq!(
-        missing("evaluate"),
-        "give the path of a TOML file, or a command: train, resume, check, config, bench, demo, help; \
+        missing("translate"),
+        "give the path of a TOML file, or a command: train, resume, evaluate, predict, check, config, bench, demo, help; \
          relative paths start at the working directory, HERE"
     );
     assert_eq!(missing("chek"), "did you mean the command check?");
@@ -468,8 +468,11 @@ fn absurd_sizes_are_refused() {
     let most = i64::MAX;
     for field in FIELDS.iter().filter(|field| field.kind == Kind::Whole && field.rule == Rule::Positive) {
         // Times are no sizes, and those of the parameters are known to the network.
-        let is_of_parameters = ["model.backbone.depth", "model.temporal_layers"].contains(&field.key);
-        if !field.key.starts_with("optimization.") && !is_of_parameters {
+        let is_of_parameters = ["model.backbone.depth", "model.temporal_layers"].contains(&field.key)
+            || ["model.decoder", "tokenizer"].contains(&field.section);
+        let is_time = field.section == "optimization"
+            || ["run.evaluate_every", "decoding.max_length"].contains(&field.key);
+        if !is_time && !is_of_parameters {
             refused_files(&[], &[], &[&format!("{}={most}", field.key)]);
         }
     }

@@ -46,6 +46,10 @@ pub(super) fn from_text(field: &Field, text: &str) -> Result<Value, Mismatch> {
             Ok(number) => Ok(Value::from(number)),
             Err(_) => Err(Mismatch::found(field, &quoted(text), instead_of(field, word))),
         },
+        Kind::Switch => match word.to_ascii_lowercase().parse::<bool>() {
+            Ok(on) => Ok(Value::from(on)),
+            Err(_) => Err(Mismatch::found(field, &quoted(text), such_as(field))),
+        },
         Kind::Choice(names) => choice(field, names, word),
         Kind::Device => device(field, word),
         Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval => own_type(field, word),
@@ -68,7 +72,7 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
                 Kind::Choice(names) => choice(field, names, text.trim()),
                 Kind::Device => device(field, text.trim()),
                 Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval => own_type(field, text.trim()),
-                Kind::Whole | Kind::Number => {
+                Kind::Whole | Kind::Number | Kind::Switch => {
                     let hint = match from_text(field, text) {
                         Ok(_) => format!("write it without quotes: {} = {}", field.name, text.trim()),
                         Err(_) => instead_of(field, text.trim()),
@@ -83,6 +87,7 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
         (Toml::Integer(number), Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval) => {
             own_type(field, &number.value().to_string())
         }
+        (Toml::Boolean(on), Kind::Switch) => Ok(Value::from(*on.value())),
         (Toml::Integer(number), Kind::Number) => Ok(Value::from(*number.value() as f64)),
         (Toml::Float(number), Kind::Number) => Ok(Value::from(*number.value())),
         (Toml::Integer(_) | Toml::Float(_) | Toml::Boolean(_) | Toml::Datetime(_), kind) => {
@@ -197,6 +202,7 @@ pub(super) fn expected(field: &Field) -> String {
         Kind::AutoOrPath => "auto or a path".into(),
         Kind::Whole => "a whole number".into(),
         Kind::Number => "a number".into(),
+        Kind::Switch => "true or false".into(),
         Kind::Choice(names) => format!("one of {}", list(names)),
         Kind::Device => "cpu, cuda or cuda:N".into(),
         Kind::AutoOrCount => "auto or a whole number of at least 1".into(),
@@ -242,7 +248,7 @@ fn is_amount(number: f64) -> bool {
 /// The hint where nothing better can be said: an example, the default where there is one.
 fn such_as(field: &Field) -> String {
     let quote = |text: &str| match field.kind {
-        Kind::Whole | Kind::Number => text.to_owned(),
+        Kind::Whole | Kind::Number | Kind::Switch => text.to_owned(),
         _ => format!("\"{text}\""),
     };
     match (field.default, field.kind) {

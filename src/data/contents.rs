@@ -39,9 +39,11 @@ impl Dataset {
         Ok(())
     }
 
-    /// The splits, each with the field that it comes from.
-    pub(super) fn splits(&self) -> [(&'static str, &'static str, &[usize]); 2] {
-        [("training", "data.train_index", &self.train), ("validation", "data.val_index", &self.val)]
+    /// The splits, each with the field that it comes from; a split that is opened alone has no training split beside it.
+    pub(super) fn splits(&self) -> impl Iterator<Item = (&'static str, &'static str, &[usize])> {
+        let all: [(_, _, &[usize]); 2] =
+            [("training", "data.train_index", &self.train), ("validation", "data.val_index", &self.val)];
+        all.into_iter().filter(|(_, _, split)| !split.is_empty())
     }
 
     fn no_images(&self) -> Error {
@@ -71,7 +73,7 @@ impl Dataset {
             ];
         }
         let imageless = |split: &[usize]| !self.any_of(split, Clip::has_images);
-        let splits = self.splits().into_iter().filter(|(_, _, split)| most < 1.0 && imageless(split));
+        let splits = self.splits().filter(|(_, _, split)| most < 1.0 && imageless(split));
         let problem = |(name, key, split): (&str, &str, &[usize])| {
             let ids = split.iter().filter_map(|&at| self.clips.get(at)).map(|clip| clip.id.as_str());
             let what = format!("no clip of the {name} split ({key}) has an image in any stream");
@@ -99,7 +101,7 @@ impl Dataset {
         if !self.clips.iter().any(&has) {
             return vec![format!("no clip has {what} in {folder}: is it right?")];
         }
-        let empty = self.splits().into_iter().filter(|(_, _, split)| !self.any_of(split, &has));
+        let empty = self.splits().filter(|(_, _, split)| !self.any_of(split, &has));
         empty.map(|(name, _, _)| format!("no clip of the {name} split has {what} in {folder}")).collect()
     }
 

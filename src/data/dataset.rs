@@ -127,14 +127,61 @@ impl Dataset {
     pub fn open(data: &config::Data, model: &config::Model, seed: u64) -> Result<Self> {
         let sources = Sources::new(data);
         let mut problems = Vec::new();
+        let mut read = |source: &Source| read_index(source).map_err(|found| problems.extend(found)).ok();
+        let train = sources.train.as_ref().map_or(Some(Index::default()), &mut read);
+        let indices = train.zip(read(&sources.val));
+        Self::open_sources(&sources, indices.ok_or(problems), (data, model, seed))
+    }
+
+    /// The texts of the training split alone, in the order of its index: no folder is looked into.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn train_texts_of(data: &config::Data) -> Result<Vec<String>> {
+        let sources = Sources::new(data);
+        let failed = |problems| Error::of(ErrorKind::Data, problems);
+        let (Some(metadata), Some(train)) = (&sources.metadata, &sources.train) else {
+            return Ok(Vec::new());
+        };
+        let texts = read_metadata(metadata).map_err(failed)?.texts;
+        let ids = read_index(train).map_err(failed)?.ids;
+        Ok(ids.iter().filter_map(|id| texts.get(id).cloned()).collect())
+    }
+
+    /// The clips of one index, which `source` is, as a validation split without a training split.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn open_split(
+        (source, index): (Source, Index),
+        with_texts: bool,
+        data: &config::Data,
+        model: &config::Model,
+    ) -> Result<Self> {
+        let all = Sources::new(data);
+        let sources =
+            Sources { metadata: all.metadata.filter(|_| with_texts), train: None, val: source, ..all };
+        Self::open_sources(&sources, Ok((Index::default(), index)), (data, model, 0))
+    }
+
+    /// With the training index and the validation index, or what is wrong with them.
+    fn open_sources(
+        sources: &Sources,
+        indices: Result<(Index, Index), Vec<Problem>>,
+        (data, model, seed): (&config::Data, &config::Model, u64),
+    ) -> Result<Self> {
+        let mut problems = Vec::new();
         let mut keep = |found: &mut Vec<Problem>| problems.append(found);
-        let metadata = read_metadata(&sources.metadata).map_err(|mut found| keep(&mut found)).ok();
-        let indices =
-            sources.indices.map(|source| read_index(&source).map_err(|mut found| keep(&mut found)).ok());
+        let indices = indices.map_err(|mut found| keep(&mut found)).ok();
+        let metadata = match (&sources.metadata, &indices) {
+            (Some(source), _) => read_metadata(source).map_err(|mut found| keep(&mut found)).ok(),
+            (None, Some((train, val))) => Some(Metadata::without_texts([train, val])),
+            (None, None) => None,
+        };
         let mut warnings = Vec::new();
         let splits = match (&metadata, &indices) {
-            (Some(metadata), [Some(train), Some(val)]) => {
-                Splits::new(&sources, metadata, [train, val], &mut warnings)
+            (Some(metadata), Some((train, val))) => {
+                Splits::new(sources, metadata, [train, val], &mut warnings)
                     .map_err(|mut found| keep(&mut found))
                     .ok()
             }
@@ -143,7 +190,7 @@ impl Dataset {
         let clips = splits.as_ref().map(|splits| splits.ids.clone()).unwrap_or_default();
         let ids: HashMap<&str, usize> = clips.iter().enumerate().map(|(at, id)| (id.as_str(), at)).collect();
         // A folder that cannot be listed is reported even where the CSVs left no ids to look for.
-        let folders = list_folders(&sources, &ids).map_err(|mut found| keep(&mut found)).ok();
+        let folders = list_folders(sources, &ids).map_err(|mut found| keep(&mut found)).ok();
         Error::all(ErrorKind::Data, problems)?;
         let (Some(metadata), Some(splits), Some(folders)) = (metadata, splits, folders) else {
             return Err(Error::data("the dataset cannot be opened"));
@@ -265,13 +312,17 @@ impl Dataset {
     /// The texts of the training split, in the order of its index.
     #[must_use]
     pub fn train_texts(&self) -> Vec<&str> {
-        self.train.iter().filter_map(|&at| self.clips.get(at)).map(|clip| clip.text.as_str()).collect()
+        self.texts_of(&self.train)
     }
 
-    /// The texts of all clips.
+    /// The texts of the validation split, in the order of its index.
     #[must_use]
-    pub fn texts(&self) -> Vec<&str> {
-        self.clips.iter().map(|clip| clip.text.as_str()).collect()
+    pub fn validation_texts(&self) -> Vec<&str> {
+        self.texts_of(&self.val)
+    }
+
+    fn texts_of(&self, split: &[usize]) -> Vec<&str> {
+        split.iter().filter_map(|&at| self.clips.get(at)).map(|clip| clip.text.as_str()).collect()
     }
 
     /// The whole pose of a clip that has one.
@@ -282,9 +333,11 @@ impl Dataset {
 
 /// The dataset's paths with the keys that they came from.
 struct Sources<'a> {
-    metadata: Source<'a>,
-    /// Training, validation.
-    indices: [Source<'a>; 2],
+    /// None where texts are of no interest.
+    metadata: Option<Source<'a>>,
+    /// None where there is but one split.
+    train: Option<Source<'a>>,
+    val: Source<'a>,
     /// The image streams'.
     streams: Vec<Source<'a>>,
     pose: Source<'a>,
@@ -295,11 +348,9 @@ impl<'a> Sources<'a> {
         let source = |key, path: &'a PathBuf| Source { key, path: path.as_path() };
         let folder = |stream: &Stream| Source { key: stream.key, path: (stream.dir)(data) };
         Self {
-            metadata: source("data.metadata_csv", &data.metadata_csv),
-            indices: [
-                source("data.train_index", &data.train_index),
-                source("data.val_index", &data.val_index),
-            ],
+            metadata: Some(source("data.metadata_csv", &data.metadata_csv)),
+            train: Some(source("data.train_index", &data.train_index)),
+            val: source("data.val_index", &data.val_index),
             streams: image_streams().map(folder).collect(),
             pose: folder(pose_stream()),
         }
@@ -324,25 +375,30 @@ impl Splits {
         let mut ids: Vec<String> = Vec::new();
         let mut positions = HashMap::<&str, usize>::new();
         let mut problems = Vec::new();
-        let [train, val] = [0, 1].map(|split| {
-            let (Some(index), Some(source)) = (indices.get(split), sources.indices.get(split)) else {
-                return Vec::new();
-            };
-            warnings.extend(index.warnings.iter().cloned());
-            let (known, unknown): (Vec<&str>, Vec<&str>) =
-                index.ids.iter().map(String::as_str).partition(|id| metadata.texts.contains_key(*id));
-            let ending = ending(&unknown, |id| metadata.texts.contains_key(id));
-            let ending = ending.map(|(ending, in_index)| {
-                let (with, without) =
-                    if in_index { (source, &sources.metadata) } else { (&sources.metadata, source) };
-                format!("the ids of {with} end in {ending}, those of {without} do not: write all without it")
+        let [train, val] =
+            [(indices[0], sources.train.as_ref()), (indices[1], Some(&sources.val))].map(|split| {
+                let (index, Some(source)) = split else { return Vec::new() };
+                warnings.extend(index.warnings.iter().cloned());
+                let (known, unknown): (Vec<&str>, Vec<&str>) =
+                    index.ids.iter().map(String::as_str).partition(|id| metadata.texts.contains_key(*id));
+                let ending = ending(&unknown, |id| metadata.texts.contains_key(id));
+                // Without metadata all ids are known.
+                let metadata = sources.metadata.as_ref().unwrap_or(source);
+                let ending = ending.map(|(ending, in_index)| {
+                    let (with, without) = if in_index { (source, metadata) } else { (metadata, source) };
+                    format!(
+                        "the ids of {with} end in {ending}, those of {without} do not: write all without it"
+                    )
+                });
+                match note_unknown(source, metadata, &known, &unknown, ending) {
+                    Ok(warning) => warnings.extend(warning),
+                    Err(problem) => problems.push(problem),
+                }
+                known
+                    .into_iter()
+                    .map(|id| *positions.entry(id).or_insert_with(|| push(&mut ids, id)))
+                    .collect()
             });
-            match note_unknown(source, &sources.metadata, &known, &unknown, ending) {
-                Ok(warning) => warnings.extend(warning),
-                Err(problem) => problems.push(problem),
-            }
-            known.into_iter().map(|id| *positions.entry(id).or_insert_with(|| push(&mut ids, id))).collect()
-        });
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -352,12 +408,11 @@ impl Splits {
             .filter_map(|&at| ids.get(at))
             .map(String::as_str)
             .collect();
-        if !shared.is_empty() {
+        if let Some(train) = sources.train.as_ref().filter(|_| !shared.is_empty()) {
             warnings.push(format!(
-                "{} in both {} and {}, so that the validation loss is too good: {}",
+                "{} in both {train} and {}, so that the validation loss is too good: {}",
                 count(shared.len(), "clip"),
-                sources.indices[0],
-                sources.indices[1],
+                sources.val,
                 some_of(&shared)
             ));
         }

@@ -1,7 +1,7 @@
 //! One JPEG file as RGB bytes of the network's size.
 
-use super::guarded;
 use crate::error::{Error, Problem, Result};
+use crate::guard::guarded;
 use crate::input;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};

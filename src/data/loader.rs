@@ -3,10 +3,10 @@
 use super::bad_clips::SkippedClip;
 use super::batch::{Batch, Request, Sample};
 use super::dataset::Dataset;
-use super::guarded;
 use super::image::ImageDecoder;
 use crate::config::OnBadClip;
 use crate::error::{Error, ErrorKind, Result};
+use crate::guard::guarded;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;

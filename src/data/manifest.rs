@@ -1,9 +1,9 @@
 //! What the CSVs say: the text of each clip, and the ids of each split.
 
 use super::table::{self, Row, Source};
-use super::text::normalize;
 use super::{FirstTen, SHOWN, some_of_many};
 use crate::error::{Problem, count};
+use crate::text::normalize;
 use std::collections::{HashMap, HashSet};
 
 /// The longest name that a file can have, without `_f0.jpg`.
@@ -20,13 +20,32 @@ pub struct Metadata {
     pub warnings: Vec<String>,
 }
 
+impl Metadata {
+    /// For ids of which nobody wants the texts.
+    #[must_use]
+    pub(super) fn without_texts(indices: [&Index; 2]) -> Self {
+        let ids = indices.into_iter().flat_map(|index| &index.ids);
+        Self { texts: ids.map(|id| (id.clone(), String::new())).collect(), warnings: Vec::new() }
+    }
+}
+
 /// An index CSV: the ids of a split.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Index {
     /// Each id once, in the order of the file.
     pub ids: Vec<String>,
     /// What was odd but harmless.
     pub warnings: Vec<String>,
+}
+
+impl Index {
+    /// These ids, each once, without a file.
+    #[must_use]
+    pub fn of(ids: Vec<String>) -> Self {
+        let mut seen = HashSet::new();
+        let ids = ids.into_iter().filter(|id| !id.is_empty() && seen.insert(id.clone())).collect();
+        Self { ids, warnings: Vec::new() }
+    }
 }
 
 /// The column that one of `names` heads, the earlier name first; any case, spaces around it ignored.

@@ -18,10 +18,7 @@ mod same_streams;
 mod sampling;
 mod summary;
 mod table;
-mod text;
 mod verify;
-
-use std::cell::Cell;
 
 pub use bad_clips::{BadClips, SkippedClip};
 pub use batch::{Batch, Phase, Pixels, Request, Sample, Sizes, requests, training_order};
@@ -35,24 +32,7 @@ pub use pose::{Pose, read as read_pose};
 pub use sampling::{frame_at, sample_indices, stride};
 pub use summary::{SplitSummary, StreamSummary, Summary};
 pub use table::Source;
-pub use text::normalize;
 pub use verify::{Depth, Verified};
-
-thread_local! {
-    /// Whether this thread is inside [`guarded`].
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Keeps Rust's own report of a panic from the terminal where the panic becomes an error anyway: inside a decoder of
-/// somebody else's. Every other panic is reported as before. For a program to call once, at its start.
-pub fn silence_guarded_panics() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        if !GUARDED.get() {
-            report(info);
-        }
-    }));
-}
 
 /// What `work` returns on each of up to `threads` threads, this one among them: fewer where the system grants fewer.
 fn on_threads<T: Send>(threads: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
@@ -62,18 +42,6 @@ fn on_threads<T: Send>(threads: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
         let mut results = vec![work()];
         results.extend(others.into_iter().filter_map(|thread| thread.join().ok()));
         results
-    })
-}
-
-/// Runs a decoder of somebody else's on a file that may be hostile: its panic becomes the message of an error.
-fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    let outer = GUARDED.replace(true);
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
-    GUARDED.set(outer);
-    result.map_err(|payload| {
-        let text = payload.downcast_ref::<&str>().map(ToString::to_string);
-        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
-        format!("the reader gave up: {}", text.unwrap_or_else(|| "no reason given".into()))
     })
 }
 
@@ -140,13 +108,5 @@ mod tests {
     fn lists_are_cut_after_ten() {
         assert_eq!(some_of(&[1, 2]), "1, 2");
         assert_eq!(some_of(&(0..12).collect::<Vec<_>>()), "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more");
-    }
-
-    #[test]
-    fn a_panic_becomes_a_message() {
-        let got: Result<(), String> = guarded(|| std::panic::panic_any(String::from("index 7")));
-        assert_eq!(got, Err("the reader gave up: index 7".into()));
-        assert!(!GUARDED.get());
-        assert_eq!(guarded(|| guarded(|| ()).is_ok() && GUARDED.get()), Ok(true));
     }
 }

@@ -1,7 +1,7 @@
 //! The pose of a clip: the array `pose` of an npz file (a zip of npy files, stored or deflated).
 
-use super::guarded;
 use crate::error::{Error, Problem, Result};
+use crate::guard::guarded;
 use crate::input;
 use crate::zip_read::{Fault, Zip};
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};

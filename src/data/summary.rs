@@ -4,7 +4,7 @@ use super::contents::repeated;
 use super::dataset::{Clip, Dataset};
 use super::frames::FrameTable;
 use super::sampling::frame_at;
-use super::text::normalize;
+use crate::text::normalize;
 use std::collections::HashSet;
 
 /// A split: the lengths of its clips in frames (`T0`), and how they are shown.

@@ -38,7 +38,7 @@ impl Verified {
     #[must_use]
     pub fn lost_splits(&self, dataset: &Dataset) -> Vec<Problem> {
         let is_lost = |split: &[usize]| split.iter().all(|clip| self.bad.contains(clip));
-        let lost = dataset.splits().into_iter().filter(|(_, _, split)| is_lost(split));
+        let lost = dataset.splits().filter(|(_, _, split)| is_lost(split));
         let problem = |(name, key, split): (&str, &str, &[usize])| {
             Problem::new(format!(
                 "no clip of the {name} split ({key}) is left: none of {} can be loaded",

@@ -19,13 +19,15 @@ pub struct Placed {
         allow(dead_code, reason = "engines without a device have one place")
     )]
     pub(super) slot: Option<usize>,
+    /// Its encoded frames (B, T, D) on the host, where it was evaluated and they were there.
+    pub(super) encoded: Option<Tensor>,
 }
 
 impl Placed {
     /// A batch, and the target of each of its clips.
     #[must_use]
     pub fn new(batch: Batch, targets: Vec<Vec<u32>>) -> Self {
-        Self { batch, targets, slot: None }
+        Self { batch, targets, slot: None, encoded: None }
     }
 
     /// How many clips it has. None where all of them had to be skipped: there is nothing to compute then.

@@ -9,9 +9,10 @@ use super::host::Host;
 use super::memory::Plan;
 use super::seam::{End, Engine, Evaluating, Outcome, Pending, Step, Times};
 use crate::Result;
+use crate::config::Decoding;
 use crate::data::Batch;
 use crate::error::Error;
-use crate::model::{Encoded, Frames, Network, Score};
+use crate::model::{Encoded, Frames, Hypothesis, Network, Score};
 use crate::nn::Pass;
 use crate::optim::gradients::{self, Accumulator};
 
@@ -103,9 +104,10 @@ impl<E: GraphEngine> Engine for E {
 
     fn evaluate(&mut self, batch: &mut Placed) -> Result<Evaluating> {
         let (inputs, targets) = (frames(&batch.batch, self.device())?, targets(batch, self.device())?);
-        let encoded = self.encoded(&batch.batch, &inputs)?;
-        let encoded = Encoded { frames: &encoded, pad_mask: &inputs.pad_mask };
+        let frames = self.encoded(&batch.batch, &inputs)?;
+        let encoded = Encoded { frames: &frames, pad_mask: &inputs.pad_mask };
         self.state_mut().score = Some(self.evaluator().decoder().score(encoded, &targets)?);
+        batch.encoded = frames.device().is_cpu().then_some(frames);
         Ok(Evaluating(()))
     }
 
@@ -114,8 +116,16 @@ impl<E: GraphEngine> Engine for E {
     }
 
     fn encode(&mut self, batch: &mut Placed) -> Result<Tensor> {
+        if let Some(frames) = &batch.encoded {
+            return Ok(frames.clone());
+        }
         let inputs = frames(&batch.batch, self.device())?;
         Ok(self.encoded(&batch.batch, &inputs)?.to_device(&Device::Cpu)?)
+    }
+
+    fn translate(&mut self, batch: &mut Placed, c: &Decoding) -> Result<Vec<Vec<Hypothesis>>> {
+        let frames = self.encode(batch)?;
+        self.host().translate(&frames, batch, c)
     }
 
     fn gradients(&self, step: &Step) -> Result<Vec<Vec<f32>>> {

@@ -1,12 +1,16 @@
 //! A network and its optimizer in the host's memory.
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use super::batch::{Placed, frames, images, targets};
+use super::cpu::decode::{Steps, TextDecoder};
 use crate::Result;
-use crate::config::Experiment;
-use crate::model::{DecoderKind, ModuleOutput, Network};
+use crate::config::{Decoding, EngineKind, Experiment, TextDecoder as TextDecoderKind};
+use crate::model::decoder::SPECIALS;
+use crate::model::search::search;
+use crate::model::{DecoderKind, Encoded, Hypothesis, ModuleOutput, Network};
 use crate::nn::Parameters;
+use crate::nn::parameters::with_slices;
 use crate::optim::Optimizer;
 
 /// What training changes, and the modules over it.
@@ -19,6 +23,8 @@ pub struct Host {
     pub optimizer: Optimizer,
     /// Where the decoder's parameters are among all.
     pub(super) decoder: Vec<usize>,
+    /// The text decoder by blocks of our own, unless it is computed as a graph or there is none.
+    text_decoder: Option<TextDecoder>,
 }
 
 impl Host {
@@ -27,11 +33,15 @@ impl Host {
     /// # Errors
     /// Where the tensor library fails.
     pub fn new(c: &Experiment, decoder: &dyn DecoderKind) -> Result<Self> {
+        let is_fused =
+            c.run.engine != EngineKind::Candle && c.model.decoder.kind == TextDecoderKind::Transformer;
         let network = Network::new(&c.model, decoder, &Device::Cpu, c.run.seed)?;
         let evaluator = network.without_graph(&c.model, decoder)?;
         let optimizer = Optimizer::new(&c.optimization, network.parameters());
-        let decoder = network.blueprint().root().pp("decoder").parameters().collect();
-        Ok(Self { network, evaluator, optimizer, decoder })
+        let scope = network.blueprint().root().pp("decoder");
+        let text_decoder = is_fused.then(|| TextDecoder::new(&scope, &c.model)).transpose()?;
+        let decoder = scope.parameters().collect();
+        Ok(Self { network, evaluator, optimizer, decoder, text_decoder })
     }
 
     /// How large the modules' outputs are for a batch, without dropout.
@@ -42,6 +52,34 @@ impl Host {
         let (targets, batch, device) = (targets(batch, &Device::Cpu)?, &batch.batch, &Device::Cpu);
         let (images, frames) = (images(batch, device)?, frames(batch, device)?);
         self.evaluator.activations(&images, &frames, &targets)
+    }
+
+    /// The best predictions of each clip of a batch, from its encoded frames (B, T, D).
+    ///
+    /// # Errors
+    /// Where the tensor library fails, or of kind `Numbers` where a logit is not a number.
+    pub fn translate(&self, encoded: &Tensor, batch: &Placed, c: &Decoding) -> Result<Vec<Vec<Hypothesis>>> {
+        let Some(decoder) = &self.text_decoder else {
+            let pad_mask = frames(&batch.batch, &Device::Cpu)?.pad_mask;
+            return self.evaluator.decoder().translate(Encoded { frames: encoded, pad_mask: &pad_mask }, c);
+        };
+        let clips = encoded.dim(0)?;
+        let encoded = encoded.flatten_all()?.to_vec1::<f32>()?;
+        let parameters: Vec<&Tensor> = self.parameters().iter().map(|(_, var)| var.as_tensor()).collect();
+        with_slices(&parameters, |weights| {
+            let mut steps = Steps::new(decoder, weights, &encoded, &batch.batch.pad_mask, clips);
+            search(&mut steps, clips, SPECIALS, c)
+        })?
+    }
+
+    /// Of each clip of a batch, how many classes are more probable than its own, where the decoder has classes.
+    ///
+    /// # Errors
+    /// Where the tensor library fails.
+    pub fn ranks(&self, encoded: &Tensor, batch: &Placed) -> Result<Option<Vec<usize>>> {
+        let pad_mask = frames(&batch.batch, &Device::Cpu)?.pad_mask;
+        let encoded = Encoded { frames: encoded, pad_mask: &pad_mask };
+        self.evaluator.decoder().ranks(encoded, &targets(batch, &Device::Cpu)?)
     }
 
     /// The parameters, in PyTorch's order.

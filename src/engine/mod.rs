@@ -39,7 +39,7 @@ pub use seam::{End, Engine, Evaluating, Outcome, Pending, Step, Times};
 /// # Errors
 /// As [`with_decoder`].
 pub fn new(c: &Experiment, compute: &Compute) -> Result<Box<dyn Engine>> {
-    with_decoder(c, compute, decoder::of(c, &[]).as_ref())
+    with_decoder(c, compute, decoder::of_no_texts(c).as_ref())
 }
 
 /// The engine of an experiment with this decoder, at its start, with initial weights from its seed.
@@ -70,7 +70,10 @@ pub fn with_decoder(
 pub fn blueprint(c: &Experiment, decoder: &dyn decoder::DecoderKind) -> Result<Rc<Blueprint>> {
     Network::blueprint_of(&c.model, decoder).map_err(|error| {
         let problem = Problem::new("the network cannot be built").cause(error);
-        Error::new(ErrorKind::Config, problem.hint("lower model.backbone.depth or model.temporal_layers"))
+        Error::new(
+            ErrorKind::Config,
+            problem.hint("lower model.backbone.depth, model.temporal_layers or model.decoder.layers"),
+        )
     })
 }
 

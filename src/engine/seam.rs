@@ -6,7 +6,8 @@ use super::batch::Placed;
 use super::host::Host;
 use super::memory::Plan;
 use crate::Result;
-use crate::model::Score;
+use crate::config::Decoding;
+use crate::model::{Hypothesis, Score};
 use crate::nn::{ActivationDtype, Pass};
 use crate::optim::LossScale;
 
@@ -161,11 +162,19 @@ pub trait Engine {
     /// As all methods.
     fn score(&mut self, evaluating: Evaluating) -> Result<Score>;
 
-    /// What a decoder reads of a batch, without dropout: the encoded frames (B, T, D), f32, on the host.
+    /// What a decoder reads of a batch, without dropout: the encoded frames (B, T, D), f32, on the host. They are not
+    /// computed again where evaluating the batch has left them.
     ///
     /// # Errors
     /// As all methods.
     fn encode(&mut self, batch: &mut Placed) -> Result<candle_core::Tensor>;
+
+    /// The best predictions of each clip of a batch, without dropout: `n_best` at most, the best first. A batch that was
+    /// evaluated is not encoded again.
+    ///
+    /// # Errors
+    /// As all methods, and kind `Numbers` where the decoder gives what is not a number.
+    fn translate(&mut self, batch: &mut Placed, c: &Decoding) -> Result<Vec<Vec<Hypothesis>>>;
 
     /// The gradients of `step` so far, in the parameters' order: of the mean of its losses. For tests.
     ///

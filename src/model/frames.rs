@@ -1,8 +1,9 @@
 //! What the encoder takes of a batch besides the images.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::nn::Pass;
+use crate::nn::attention::key_bias;
 
 /// What the encoder takes of a batch besides the images, on the device that computes.
 #[derive(Clone, Debug)]
@@ -21,9 +22,6 @@ impl Frames {
 
     /// What attention adds to the scores of each key: 0, or minus infinity at padding. (B, 1, 1, T)
     pub fn key_bias(&self) -> Result<Tensor> {
-        let (batch, frames) = self.pad_mask.dims2()?;
-        let zeros = self.pad_mask.zeros_like()?.to_dtype(DType::F32)?;
-        let hidden = Tensor::full(f32::NEG_INFINITY, (batch, frames), self.pad_mask.device())?;
-        self.pad_mask.where_cond(&zeros, &hidden)?.reshape((batch, 1, 1, frames))
+        key_bias(&self.pad_mask)
     }
 }

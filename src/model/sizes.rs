@@ -2,7 +2,7 @@
 
 use super::{DecoderKind, Network};
 use crate::Result;
-use crate::config::{self, Experiment, FIELDS, MOST_BYTES};
+use crate::config::{self, Experiment, FIELDS, MOST_BYTES, TextDecoder};
 use crate::error::{Error, ErrorKind, Problem};
 use crate::nn::{Blueprint, ParameterSpec};
 
@@ -25,6 +25,9 @@ pub fn refuse_impossible(c: &Experiment, decoder: &dyn DecoderKind, blueprint: &
     } else {
         fields.push(format!("model.backbone.depth = {}", c.model.backbone.depth));
         fields.push(format!("model.temporal_layers = {}", c.model.temporal_layers));
+        if c.model.decoder.kind != TextDecoder::Stub {
+            fields.push(format!("model.decoder.layers = {}", c.model.decoder.layers));
+        }
         format!("the network's parameters would take {}", gib(all))
     };
     let problem = Problem::new(format!("{what}: {}", fields.join(", ")));
@@ -50,6 +53,7 @@ fn fields_of(c: &config::Model, decoder: &dyn DecoderKind, parameter: &Parameter
         // As many layers as there must be for one of each kind.
         json["model"]["backbone"]["depth"] = 1.into();
         json["model"]["temporal_layers"] = c.temporal_layers.min(1).into();
+        json["model"]["decoder"]["layers"] = 1.into();
         let small: config::Model = serde_json::from_value(json["model"].take()).ok()?;
         let blueprint = Network::blueprint_of(&small, decoder).ok()?;
         let found = blueprint.parameters().iter().find(|other| other.name == parameter.name)?;
@@ -68,7 +72,7 @@ mod tests {
 
     fn refused(settings: &[(&str, &str)]) -> String {
         let c = config::for_tests(settings);
-        let kind = decoder::of(&c, &[]);
+        let kind = decoder::of_no_texts(&c);
         let blueprint = Network::blueprint_of(&c.model, kind.as_ref()).expect("a blueprint");
         refuse_impossible(&c, kind.as_ref(), &blueprint)
             .err()

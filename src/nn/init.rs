@@ -12,6 +12,11 @@ pub enum Init {
     Ones,
     /// Normal with mean 0 and this standard deviation (`nn.Embedding` with 1).
     Normal(f64),
+    /// Normal with mean 0 and variance `1 / width`, and zeros in the first row of `width` numbers, which is for padding.
+    Embedding {
+        /// Numbers of a row.
+        width: usize,
+    },
     /// `nn.init.trunc_normal_`: normal of this standard deviation, cut at -2 and 2.
     TruncatedNormal(f64),
     /// `nn.init.xavier_uniform_` for a matrix of these fans.
@@ -33,6 +38,12 @@ impl Init {
             Self::Zeros => vec![0.0; count],
             Self::Ones => vec![1.0; count],
             Self::Normal(std) => (0..count).map(|_| (normal(rng) * std) as f32).collect(),
+            Self::Embedding { width } => {
+                let std = (width as f64).powf(-0.5);
+                let mut values = Self::Normal(std).draw(count, rng);
+                values.iter_mut().take(width).for_each(|value| *value = 0.0);
+                values
+            }
             Self::TruncatedNormal(std) => (0..count).map(|_| truncated(std, rng) as f32).collect(),
             Self::XavierUniform { fan_in, fan_out } => {
                 uniform((6.0 / (fan_in + fan_out) as f64).sqrt(), count, rng)

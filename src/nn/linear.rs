@@ -44,8 +44,13 @@ impl Linear {
 
 /// `x W^T + b` for `x` (…, in), `weight` (out, in), `bias` (out), as one matrix product.
 pub fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    product(x, weight)?.broadcast_add(bias)
+}
+
+/// `x W^T` for `x` (…, in), `weight` (out, in), as one matrix product.
+pub fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let inputs = shape.pop().unwrap_or(1);
     shape.push(weight.dim(0)?);
-    x.reshape(((), inputs))?.matmul(&weight.t()?)?.broadcast_add(bias)?.reshape(shape)
+    x.reshape(((), inputs))?.matmul(&weight.t()?)?.reshape(shape)
 }

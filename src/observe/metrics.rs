@@ -20,8 +20,12 @@ pub struct EpochMetrics {
     pub train_loss: f64,
     /// Mean over the validation clips.
     pub val_loss: f64,
-    /// Share of the validation clips whose class has the highest logit, 0 to 1.
+    /// Share of what was to be predicted of the validation clips that has the highest logit, 0 to 1: classes of the stub,
+    /// tokens of the text decoder, which is told those before.
     pub val_accuracy: f64,
+    /// The figures of the validation clips' translations, in the epochs that translate them.
+    #[serde(flatten)]
+    pub translation: Option<TranslationFigures>,
     /// The learning rate during the epoch.
     pub lr: f64,
     /// Mean over the training steps of the norm of all gradients together, before it is cut.
@@ -36,6 +40,17 @@ pub struct EpochMetrics {
     pub images_per_second: f64,
     /// How long training waited for batches.
     pub data_wait_seconds: f64,
+}
+
+/// Figures of translations while a run trains, each from 0 to 100, but for `val_wer`, which may be more.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct TranslationFigures {
+    /// Corpus BLEU-4, tokenized as `13a`.
+    pub val_bleu: f64,
+    /// Corpus chrF2.
+    pub val_chrf: f64,
+    /// Word error rate; the lower the better.
+    pub val_wer: f64,
 }
 
 /// The open file.
@@ -155,6 +170,7 @@ mod tests {
             train_loss: 2.5,
             val_loss: f64::NAN,
             val_accuracy: 0.75,
+            translation: None,
             lr: 3e-4,
             grad_norm: 1.25,
             skipped_steps: 0,
@@ -169,13 +185,19 @@ mod tests {
             .unwrap();
         MetricsLog::open(&Folder::open(folder.path()).unwrap(), "metrics.jsonl")
             .unwrap()
-            .add(&EpochMetrics { epoch: 2, ..metrics })
+            .add(&EpochMetrics {
+                epoch: 2,
+                translation: Some(TranslationFigures { val_bleu: 12.5, val_chrf: 25.0, val_wer: 50.0 }),
+                ..metrics
+            })
             .unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let first = "{\"epoch\":1,\"train_loss\":2.5,\"val_loss\":null,\"val_accuracy\":0.75,\"lr\":0.0003,\
                      \"grad_norm\":1.25,\"skipped_steps\":0,\"bad_clips\":[\"x\"],\"seconds\":1.0,\"images_per_second\":100.0,\"data_wait_seconds\":0.0}\n";
         assert!(text.starts_with(first), "{text}");
-        assert_eq!(text.lines().count(), 2);
+        let second = text.lines().nth(1).unwrap();
+        let figures = "\"val_accuracy\":0.75,\"val_bleu\":12.5,\"val_chrf\":25.0,\"val_wer\":50.0,\"lr\"";
+        assert!(text.lines().count() == 2 && second.contains(figures), "{second}");
     }
 
     /// A run's lines of these epochs.

@@ -9,7 +9,7 @@ pub mod tensorboard;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use metrics::{EpochMetrics, MetricsLog};
+use metrics::{EpochMetrics, MetricsLog, TranslationFigures};
 use reporter::Reporter;
 use run_folder::{METRICS, RunFolder};
 use tensorboard::TensorBoard;
@@ -104,7 +104,7 @@ impl<'a> Observer<'a> {
         self.tensorboard_does(TensorBoard::flush);
     }
 
-    /// An epoch of `epochs` is done and saved; `best` where its validation loss is the lowest so far.
+    /// An epoch of `epochs` is done and saved; `best` where it is the best so far.
     pub fn end_epoch(&self, m: &EpochMetrics, epochs: usize, best: bool) {
         self.reporter.end_epoch(&reporter::epoch_line(m, epochs, best));
     }
@@ -121,7 +121,23 @@ impl<'a> Observer<'a> {
             ("grad_norm", m.grad_norm),
         ];
         self.scalars(&scalars, m.epoch as u64);
+        if let Some(TranslationFigures { val_bleu, val_chrf, val_wer }) = m.translation {
+            let figures = [("bleu/val", val_bleu), ("chrf/val", val_chrf), ("wer/val", val_wer)];
+            self.scalars(&figures, m.epoch as u64);
+        }
         self.tensorboard_does(TensorBoard::flush);
+    }
+
+    /// Some translations of an epoch: what was signed, and what the network makes of it.
+    pub fn sentences(&mut self, epoch: usize, sentences: &[[String; 2]]) {
+        let cell = |text: &String| text.replace('|', "\\|").replace(['\n', '\r'], " ");
+        let row = |[reference, hypothesis]: &[String; 2]| {
+            format!("| {} | {} |\n", cell(reference), cell(hypothesis))
+        };
+        let table: String = sentences.iter().map(row).collect();
+        let markdown = format!("| reference | hypothesis |\n|---|---|\n{table}");
+        let step = i64::try_from(epoch).unwrap_or(i64::MAX);
+        self.tensorboard_does(|events| events.add_text("translations/val", &markdown, step));
     }
 
     /// Training ended before it was worth anything: TensorBoard's events go.

@@ -23,11 +23,15 @@ use lock::{Owner, Refused, RunLock};
 
 /// The checkpoint of the last epoch.
 pub const LAST: &str = "last.pt";
-/// The checkpoint of the epoch with the lowest validation loss.
+/// The checkpoint of the best epoch.
 pub const BEST: &str = "best.pt";
 pub(super) const METRICS: &str = "metrics.jsonl";
 const CONFIG: &str = "config.toml";
 const DIFF: &str = "git.diff";
+/// The tokenizer of a run that translates.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// The folder of what a run was evaluated by.
+pub const EVALUATION: &str = "evaluation";
 const RUN_JSON: &str = "run.json";
 /// The key of `run.json` that lists the TensorBoard files.
 const EVENT_FILES: &str = "event_files";
@@ -37,11 +41,11 @@ const WORK_DIR: &str = "work_dir";
 const SAVED: &str = "saved";
 /// The key of `run.json` that says how the run ended; `null` while it runs, and where it was killed.
 const ENDED: &str = "ended";
-/// The key of `run.json` that tells the epoch with the lowest validation loss.
+/// The key of `run.json` that tells the best epoch.
 const BEST_EPOCH: &str = "best";
 
 /// The files that a run leaves, `run.json` first: it makes the others a run's.
-const RUN_FILES: [&str; 7] = [RUN_JSON, LAST, BEST, METRICS, CONFIG, "config.json", DIFF];
+const RUN_FILES: [&str; 8] = [RUN_JSON, LAST, BEST, METRICS, CONFIG, "config.json", TOKENIZER, DIFF];
 
 /// What proves that a folder can be written; it never stays.
 const PROBE: &str = ".slt-run.probe";
@@ -111,11 +115,13 @@ pub struct Ending {
     pub best: Option<Best>,
 }
 
-/// The epoch with the lowest validation loss.
+/// The best epoch, by the experiment's `optimization.best_metric`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Best {
-    /// From 1.
+    /// From 1; 0 where an older checkpoint does not tell.
     pub epoch: usize,
+    /// What it is the best by.
+    pub value: f64,
     /// Its validation loss.
     pub val_loss: f64,
     /// Its validation accuracy, 0 to 1; `None` where an older checkpoint does not tell.
@@ -208,6 +214,7 @@ impl RunFolder {
         let later_diffs: Vec<PathBuf> =
             later_diffs.filter(|name| self.folder.has(name)).map(PathBuf::from).collect();
         entries.extend(later_diffs);
+        entries.extend(work_dir.join(EVALUATION).is_dir().then(|| PathBuf::from(EVALUATION)));
         let here = real_path(work_dir);
         let events = event_files(run, &here).ours;
         // What the event files lie beside stays: it may be another run's.
@@ -286,6 +293,16 @@ impl RunFolder {
     pub fn write_config(&self, toml: &str, json: &Value) -> Result<()> {
         self.write("config.toml", toml.as_bytes())?;
         self.write_json("config.json", json)
+    }
+
+    /// Writes `tokenizer.json`, unless it is there and the same.
+    ///
+    /// # Errors
+    /// Kind `Run` where it cannot be written.
+    pub fn write_tokenizer(&self, json: &str) -> Result<()> {
+        let is_there =
+            self.folder.read(TOKENIZER, json.len() as u64).is_ok_and(|there| there == json.as_bytes());
+        if is_there { Ok(()) } else { self.write(TOKENIZER, json.as_bytes()) }
     }
 
     /// Writes `run.json`: where the run came from; beside it `git.diff` where the repository of the experiment file, or
@@ -392,7 +409,12 @@ impl RunFolder {
             "step": end.step,
         });
         whole[BEST_EPOCH] = end.best.map_or(Value::Null, |best| {
-            json!({ "epoch": best.epoch, "val_loss": best.val_loss, "val_accuracy": best.val_accuracy })
+            json!({
+                "epoch": best.epoch,
+                "value": best.value,
+                "val_loss": best.val_loss,
+                "val_accuracy": best.val_accuracy,
+            })
         });
         self.write_record(whole)
     }
@@ -495,7 +517,7 @@ impl RunFolder {
         self.folder.here().join(LAST)
     }
 
-    /// The checkpoint of the epoch with the lowest validation loss.
+    /// The checkpoint of the best epoch.
     #[must_use]
     pub fn best(&self) -> PathBuf {
         self.path.join(BEST)

@@ -10,6 +10,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use protobuf::Message;
 use tensorboard_proto::event::{Event, TaggedRunMetadata};
+use tensorboard_proto::summary::{Summary, Summary_Value, SummaryMetadata, SummaryMetadata_PluginData};
+use tensorboard_proto::tensor::TensorProto;
+use tensorboard_proto::types::DataType;
 use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary;
 
@@ -81,6 +84,31 @@ impl TensorBoard {
         let mut event = Event::new();
         event.set_step(step);
         event.set_summary(summary::scalar(tag, value));
+        self.add(event)
+    }
+
+    /// Adds `text`, markdown, to the texts of `tag`, at `step`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::add_scalar`].
+    pub fn add_text(&mut self, tag: &str, text: &str, step: i64) -> Result<()> {
+        let mut plugin = SummaryMetadata_PluginData::new();
+        plugin.set_plugin_name("text".to_owned());
+        let mut metadata = SummaryMetadata::new();
+        metadata.set_plugin_data(plugin);
+        let mut tensor = TensorProto::new();
+        tensor.set_dtype(DataType::DT_STRING);
+        tensor.mut_string_val().push(text.as_bytes().to_vec());
+        let mut value = Summary_Value::new();
+        value.set_tag(tag.to_owned());
+        value.set_metadata(metadata);
+        value.set_tensor(tensor);
+        let mut summary = Summary::new();
+        summary.mut_value().push(value);
+        let mut event = Event::new();
+        event.set_step(step);
+        event.set_summary(summary);
         self.add(event)
     }
 
@@ -262,6 +290,19 @@ mod tests {
         let value = &events[1].get_summary().get_value()[0];
         assert_eq!((events[1].get_step(), value.get_tag(), value.get_simple_value()), (1, "loss/train", 1.5));
         assert!(events[2].get_summary().get_value()[0].get_simple_value().is_nan());
+    }
+
+    #[test]
+    fn texts_come_back_as_tensorboard_wants_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut board = TensorBoard::create(folder.path(), Path::new("/runs/a")).unwrap();
+        board.add_text("translations/val", "| año |", 3).unwrap();
+        let events = records(&std::fs::read(board.path()).unwrap());
+        let value = &events[1].get_summary().get_value()[0];
+        assert_eq!((events[1].get_step(), value.get_tag()), (3, "translations/val"));
+        assert_eq!(value.get_metadata().get_plugin_data().get_plugin_name(), "text");
+        assert_eq!(value.get_tensor().get_string_val(), ["| año |".as_bytes().to_vec()]);
+        assert_eq!(value.get_tensor().get_dtype(), DataType::DT_STRING);
     }
 
     #[test]

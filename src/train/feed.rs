@@ -85,6 +85,12 @@ impl Feed {
         positions.iter().filter_map(id).collect()
     }
 
+    /// The text of the clip at `position`, as written.
+    #[must_use]
+    pub fn text(&self, position: usize) -> &str {
+        self.dataset.clips.get(position).map_or("", |clip| clip.text.as_str())
+    }
+
     /// The next batch, which is of `phase` and `epoch` (from 0): the loop asks for them in the order of the plan.
     pub fn next(&mut self, phase: Phase, epoch: usize) -> Result<Placed> {
         let (request, batch) = match self.ahead.take() {

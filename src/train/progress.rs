@@ -18,12 +18,8 @@ pub struct Progress {
     pub step: u64,
     /// The validation loss of the last epoch that is done; infinite before the first.
     pub val_loss: f64,
-    /// The lowest validation loss of any epoch; infinite before the first.
-    pub best_val_loss: f64,
-    /// The epoch that it is of (from 1); 0 before the first, or where an older checkpoint does not tell.
-    pub best_epoch: usize,
-    /// Its validation accuracy; `None` before the first, or where an older checkpoint does not tell.
-    pub best_val_accuracy: Option<f64>,
+    /// The best epoch so far; none before the first.
+    pub best: Option<Best>,
     /// Steps in a row, up to the last one, that were left out because their numbers were not finite.
     pub nonfinite_in_a_row: usize,
     /// The epoch that has begun.
@@ -76,9 +72,7 @@ impl Default for Progress {
             epoch: 0,
             step: 0,
             val_loss: f64::INFINITY,
-            best_val_loss: f64::INFINITY,
-            best_epoch: 0,
-            best_val_accuracy: None,
+            best: None,
             nonfinite_in_a_row: 0,
             partial: Partial::default(),
         }
@@ -86,20 +80,10 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// The best epoch so far, where one is known.
+    /// The best epoch so far, where it is known which one that is.
     #[must_use]
-    pub fn best(&self) -> Option<Best> {
-        let is_known = self.best_epoch > 0 && self.best_val_loss.is_finite();
-        is_known.then_some(Best {
-            epoch: self.best_epoch,
-            val_loss: self.best_val_loss,
-            val_accuracy: self.best_val_accuracy,
-        })
-    }
-
-    /// As if no epoch had been the best: the next one is.
-    pub fn forget_best(&mut self) {
-        (self.best_val_loss, self.best_epoch, self.best_val_accuracy) = (f64::INFINITY, 0, None);
+    pub fn known_best(&self) -> Option<Best> {
+        self.best.filter(|best| best.epoch > 0)
     }
 
     /// The keys that a checkpoint has for it, beside `epoch` and `val_loss`.
@@ -111,14 +95,14 @@ impl Progress {
             ("grad_norm", self.partial.grad_norm.value()),
             ("skipped_steps", Value::whole(self.partial.skipped_steps as u64)),
         ]);
-        let accuracy = self.best_val_accuracy.map(Value::Float);
-        let accuracy = accuracy.map(|accuracy| ("best_val_accuracy".to_owned(), accuracy));
+        let (best, of_best) = (self.best, |key: &str, value| (key.to_owned(), Value::Float(value)));
         let mut values = vec![
             ("step".to_owned(), Value::whole(self.step)),
-            ("best_val_loss".to_owned(), Value::Float(self.best_val_loss)),
-            ("best_epoch".to_owned(), Value::whole(self.best_epoch as u64)),
+            of_best("best_val_loss", best.map_or(f64::INFINITY, |best| best.val_loss)),
+            ("best_epoch".to_owned(), Value::whole(best.map_or(0, |best| best.epoch) as u64)),
         ];
-        values.extend(accuracy);
+        values.extend(best.and_then(|best| best.val_accuracy).map(|it| of_best("best_val_accuracy", it)));
+        values.extend(best.map(|best| of_best("best_value", best.value)));
         values.extend([
             ("nonfinite_in_a_row".to_owned(), Value::whole(self.nonfinite_in_a_row as u64)),
             ("position".to_owned(), partial),
@@ -148,15 +132,20 @@ impl Progress {
             },
         };
         let or_zero = |key| find(key).map_or(Ok(0), |value| keys.count(key, Some(value)));
+        let number = |key| find(key).map(|value| keys.number(key, Some(value))).transpose();
+        let best_val_loss = keys.number("best_val_loss", find("best_val_loss"))?;
+        let best = Best {
+            epoch: or_zero("best_epoch")?,
+            // Before there was a choice, the lowest loss was the best.
+            value: number("best_value")?.unwrap_or(best_val_loss),
+            val_loss: best_val_loss,
+            val_accuracy: number("best_val_accuracy")?,
+        };
         let progress = Self {
             epoch,
             step: keys.count("step", find("step"))? as u64,
             val_loss,
-            best_val_loss: keys.number("best_val_loss", find("best_val_loss"))?,
-            best_epoch: or_zero("best_epoch")?,
-            best_val_accuracy: find("best_val_accuracy")
-                .map(|value| keys.number("best_val_accuracy", Some(value)))
-                .transpose()?,
+            best: (best.epoch > 0 || best_val_loss != f64::INFINITY).then_some(best),
             nonfinite_in_a_row: or_zero("nonfinite_in_a_row")?,
             partial,
         };
@@ -165,16 +154,16 @@ impl Progress {
 
     /// Refuses what no run can have come to, before anything counts up to it.
     fn possible(&self, keys: &Keys) -> Result<()> {
-        let Self { epoch, step, best_epoch, .. } = *self;
+        let Self { epoch, step, best, .. } = *self;
         let impossible = |what: String| Err(keys.impossible(&what));
         if epoch > MOST_EPOCHS || epoch as u64 > step {
             return impossible(format!("{epoch} epochs in {step} steps"));
         }
-        if best_epoch > epoch {
-            return impossible(format!("the best epoch is {best_epoch}, and {epoch} are done"));
+        if let Some(best) = best.filter(|best| best.epoch > epoch) {
+            return impossible(format!("the best epoch is {}, and {epoch} are done", best.epoch));
         }
-        if self.best_val_loss.is_nan() {
-            return impossible("the lowest validation loss is NaN".to_owned());
+        if best.is_some_and(|best| best.val_loss.is_nan() || best.value.is_nan()) {
+            return impossible("the best epoch's loss or figure is NaN".to_owned());
         }
         Ok(())
     }
@@ -225,9 +214,7 @@ mod tests {
             epoch: 3,
             step: 77,
             val_loss: 0.25,
-            best_val_loss: 0.125,
-            best_epoch: 2,
-            best_val_accuracy: Some(0.75),
+            best: Some(Best { epoch: 2, value: 31.5, val_loss: 0.125, val_accuracy: Some(0.75) }),
             nonfinite_in_a_row: 1,
             partial: Partial {
                 batches: 9,
@@ -249,7 +236,8 @@ mod tests {
         let mut values = progress().to_values();
         values.retain(|(key, _)| key == "step" || key == "best_val_loss");
         let read = Progress::from_values(Path::new("last.pt"), 3, 0.25, &values).unwrap();
-        assert_eq!((read.step, read.best_val_loss, read.best_epoch), (77, 0.125, 0));
+        let best = Best { epoch: 0, value: 0.125, val_loss: 0.125, val_accuracy: None };
+        assert_eq!((read.step, read.best, read.known_best()), (77, Some(best), None));
         assert_eq!(read.partial, Partial::default());
     }
 
@@ -267,7 +255,7 @@ mod tests {
         assert!(read(i64::MAX as usize, &endless).contains("epochs in"));
         let mut nan = values;
         nan[1].1 = Value::Float(f64::NAN);
-        assert!(read(3, &nan).contains("the lowest validation loss is NaN"));
+        assert!(read(3, &nan).contains("the best epoch's loss or figure is NaN"));
     }
 
     #[test]

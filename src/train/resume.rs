@@ -1,6 +1,7 @@
 //! Going on from `last.pt`: what it holds, what has changed since, and putting a state where it was.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use crate::checkpoint::optimizer::{AdamState, SgdState};
 use crate::checkpoint::{Checkpoint, TensorData, Value, load};
@@ -9,6 +10,7 @@ use crate::config::{
 };
 use crate::data::{Contents, Dataset};
 use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::model::{DecoderKind, decoder};
 use crate::optim::{LossScale, Moments};
 use crate::train::initial;
 use crate::train::progress::Partial;
@@ -49,6 +51,9 @@ const INIT_FROM: &str = "run.init_from";
 /// What decides which clips the batches of an epoch have: with another one, so many batches are other clips.
 const ORDER: [&str; 3] = ["data.batch_size", "run.seed", DATASET];
 
+/// Where the experiment says what the best epoch is the best by.
+const BEST_METRIC: &str = "optimization.best_metric";
+
 /// Where the optimizer is named in the experiment.
 const OPTIMIZER: &str = "optimization.optimizer";
 
@@ -71,6 +76,21 @@ impl Saved {
         Ok(Self { path: path.to_owned(), checkpoint, progress })
     }
 
+    /// The checkpoint.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What texts are to the network, where the checkpoint says so.
+    ///
+    /// # Errors
+    /// A data error that names the file, where what it says cannot be read.
+    pub fn decoder(&self, c: &Experiment) -> Result<Option<Rc<dyn DecoderKind>>> {
+        decoder::saved(c, |key| self.text(key))
+            .map_err(|error| error.context(format!("{} cannot be gone on with", self.path.display())))
+    }
+
     /// Where the run stood.
     #[must_use]
     pub fn progress(&self) -> &Progress {
@@ -91,7 +111,7 @@ impl Saved {
         for change in all {
             let of_its_kind = match change.key.as_str() {
                 "optimization.epochs" if c.optimization.epochs >= self.begun() => &mut sorted.harmless,
-                key if role(key) == Some(Role::Computing) => &mut sorted.harmless,
+                key if matches!(role(key), Some(Role::Computing | Role::Evaluation)) => &mut sorted.harmless,
                 INIT_FROM if self.has_same_start(config, c) => &mut sorted.harmless,
                 key if role(key) == Some(Role::Data) && (self.knows_data() || change.is_one_place()) => {
                     &mut sorted.moved
@@ -224,6 +244,10 @@ impl Saved {
     pub fn restore(mut self, state: &mut TrainingState, steps: usize, changes: &Changes) -> Result<()> {
         if changes.others.iter().any(|change| ORDER.contains(&change.key.as_str())) {
             self.progress.partial = Partial::default();
+        }
+        // What was the best by another figure is not known to be the best by this one.
+        if changes.others.iter().any(|change| change.key == BEST_METRIC) {
+            self.progress.best = None;
         }
         if self.progress.partial.batches > steps {
             let what = format!(

@@ -9,12 +9,12 @@ use crate::checkpoint::optimizer::{AdamMoments, AdamState, SgdState};
 use crate::checkpoint::{
     Checkpoint, TensorData, Value, link_or_copy, load, match_parameters, model_state, save_in, separate,
 };
-use crate::config::{Change, Edit, OptimizerKind, SchedulerKind};
+use crate::config::{BestMetric, Change, Edit, OptimizerKind, SchedulerKind};
 use crate::data::Contents;
 use crate::error::{ErrorKind, Problem};
 use crate::nn::Parameters;
 use crate::nn::parameters::with_slices;
-use crate::observe::run_folder::{BEST, LAST, RunFolder};
+use crate::observe::run_folder::{BEST, Best, LAST, RunFolder};
 use crate::optim::Optimizer;
 use crate::optim::gradients::GRAIN;
 use crate::optim::{BETA1, BETA2, EPS};
@@ -77,10 +77,8 @@ pub fn repair_best(state: &mut TrainingState, folder: &RunFolder) -> Result<Opti
     let progress = &mut state.progress;
     // What was saved inside an epoch has no validation loss that its weights could be known by.
     let is_between = progress.partial == Partial::default() && progress.val_loss.is_finite();
-    if progress.best_val_loss.is_infinite() {
-        return Ok(None);
-    }
-    if is_between && progress.best_epoch == progress.epoch {
+    let Some(best) = progress.best else { return Ok(None) };
+    if is_between && best.epoch == progress.epoch {
         if !folder.handle().is_one_file(LAST, BEST) {
             keep_as_best(folder)?;
         }
@@ -89,17 +87,18 @@ pub fn repair_best(state: &mut TrainingState, folder: &RunFolder) -> Result<Opti
     if folder.has_best() {
         return Ok(None);
     }
-    let which = match progress.best_epoch {
+    let which = match best.epoch {
         0 => "the best epoch".to_owned(),
         epoch => format!("epoch {epoch}, the best"),
     };
-    let gone = format!("{BEST} is gone, and with it {which} (val_loss={:.4})", progress.best_val_loss);
-    progress.forget_best();
-    if !is_between {
+    let gone = format!("{BEST} is gone, and with it {which} (val_loss={:.4})", best.val_loss);
+    progress.best = None;
+    // Of the last epoch no more is known than its loss.
+    if !is_between || state.best_metric != BestMetric::ValLoss {
         return Ok(Some(format!("{gone}: the next epoch takes its place, and better ones after it")));
     }
-    (progress.best_val_loss, progress.best_epoch) = (progress.val_loss, progress.epoch);
-    let now = progress.epoch;
+    let (now, val_loss) = (progress.epoch, progress.val_loss);
+    progress.best = Some(Best { epoch: now, value: val_loss, val_loss, val_accuracy: None });
     keep_as_best(folder)?;
     Ok(Some(format!("{gone}: epoch {now}, the last one, takes its place, and better ones after it")))
 }
@@ -141,6 +140,7 @@ fn extra(state: &TrainingState) -> Vec<(String, Value<'static>)> {
         ("contents".to_owned(), contents_value(&state.contents)),
         ("config".to_owned(), Value::Str(state.config())),
     ]);
+    all.extend(state.decoder.saved().into_iter().map(|(key, text)| (key.to_owned(), Value::Str(text))));
     if !state.edits.is_empty() {
         all.push(("edits".to_owned(), Value::List(state.edits.iter().map(edit_value).collect())));
     }

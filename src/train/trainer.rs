@@ -1,22 +1,28 @@
 //! The training loop.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::config::streams::image_streams;
-use crate::config::{CheckpointEvery, Experiment};
+use crate::config::{BestMetric, CheckpointEvery, Decoding, Experiment};
 use crate::data::{Contents, Dataset, Phase};
 use crate::engine::device::Compute;
 use crate::engine::{End, Outcome, Placed, Step};
 use crate::error::ErrorKind;
-use crate::model::{DecoderKind, ModuleOutput};
+use crate::model::{DecoderKind, Hypothesis, ModuleOutput};
 use crate::nn::Pass;
-use crate::observe::metrics::EpochMetrics;
-use crate::observe::{Observer, run_folder::RunFolder};
+use crate::observe::Observer;
+use crate::observe::metrics::{EpochMetrics, TranslationFigures};
+use crate::observe::run_folder::{Best, RunFolder};
+use crate::text::metrics;
 use crate::train::nonfinite::Nonfinite;
 use crate::train::progress::{Mean, Partial};
 use crate::train::stop::{Signal, Stop};
 use crate::train::{Feed, Progress, TrainingState, state};
+
+/// Translations of an epoch that TensorBoard shows.
+const SENTENCES: usize = 5;
 
 /// The loop, and what it trains.
 pub struct Trainer {
@@ -29,12 +35,22 @@ pub struct Trainer {
 }
 
 /// What the loop does when, as the experiment says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Rules {
     accumulate: usize,
     grad_clip: Option<f64>,
     skip_nonfinite_steps: usize,
     checkpoint_every: CheckpointEvery,
+    evaluate_every: Option<usize>,
+    decoding: Decoding,
+}
+
+/// What validating gave.
+struct Validated {
+    loss: f64,
+    accuracy: f64,
+    /// Where the epoch translates.
+    translation: Option<TranslationFigures>,
 }
 
 /// How a training run ended, where it did not fail.
@@ -83,15 +99,18 @@ impl Trainer {
         compute: &Compute,
         dataset: &Dataset,
         contents: Contents,
-        decoder: &dyn DecoderKind,
+        decoder: &Rc<dyn DecoderKind>,
     ) -> Result<Self> {
         Ok(Self {
-            state: TrainingState::new(c, compute, dataset, contents, decoder)?,
+            state: TrainingState::new(c, compute, dataset, contents, Rc::clone(decoder))?,
             rules: Rules {
                 accumulate: c.optimization.accumulate,
                 grad_clip: c.optimization.grad_clip,
                 skip_nonfinite_steps: c.optimization.skip_nonfinite_steps,
                 checkpoint_every: c.run.checkpoint_every,
+                evaluate_every: c.run.evaluate_every,
+                // The metrics are of the best hypothesis.
+                decoding: Decoding { n_best: 1, ..c.decoding.clone() },
             },
             images: 0,
             images_a_clip: image_streams().count() * c.model.sequence_length,
@@ -151,10 +170,11 @@ impl Trainer {
         }
         self.require_clips(with.feed)?;
         let train_seconds = begun.elapsed().as_secs_f64();
-        let (val_loss, val_accuracy) = match self.validate(epoch, with)? {
-            Ok(scores) => scores,
+        let validated = match self.validate(epoch, with)? {
+            Ok(validated) => validated,
             Err(signal) => return Ok(Some(signal)),
         };
+        let Validated { loss: val_loss, accuracy: val_accuracy, translation } = validated;
 
         let partial = std::mem::take(&mut self.state.progress.partial);
         let metrics = EpochMetrics {
@@ -162,6 +182,7 @@ impl Trainer {
             train_loss: partial.loss.get(),
             val_loss,
             val_accuracy,
+            translation,
             lr: self.state.schedule.lr(),
             grad_norm: partial.grad_norm.get(),
             skipped_steps: partial.skipped_steps,
@@ -171,12 +192,14 @@ impl Trainer {
             data_wait_seconds: with.feed.take_wait().as_secs_f64(),
         };
         self.state.schedule.step();
-        let best = val_loss < self.state.progress.best_val_loss;
+        let value = value_of(self.state.best_metric, &metrics);
+        let best = value.filter(|&value| is_better(self.state.best_metric, value, self.state.progress.best));
         (self.state.progress.epoch, self.state.progress.val_loss) = (epoch, val_loss);
-        if best {
-            (self.state.progress.best_val_loss, self.state.progress.best_epoch) = (val_loss, epoch);
-            self.state.progress.best_val_accuracy = Some(val_accuracy);
+        if let Some(value) = best {
+            let best = Best { epoch, value, val_loss, val_accuracy: Some(val_accuracy) };
+            self.state.progress.best = Some(best);
         }
+        let best = best.is_some();
         // What is another run's by now gets none of this one's lines.
         with.folder.still_held()?;
         // The curves first: resuming cuts off what is ahead of the checkpoint, and could not make up what is missing.
@@ -338,10 +361,11 @@ impl Trainer {
         Err(found.into_error())
     }
 
-    /// One pass over the validation clips: its mean loss and the share of clips whose class was right, or the signal
-    /// that ended it.
-    fn validate(&mut self, epoch: usize, with: &mut Surroundings) -> Result<Result<(f64, f64), Signal>> {
+    /// One pass over the validation clips, or the signal that ended it.
+    fn validate(&mut self, epoch: usize, with: &mut Surroundings) -> Result<Result<Validated, Signal>> {
         let (mut loss, mut correct) = (Mean::default(), 0);
+        let translates = self.rules.evaluate_every.is_some_and(|every| epoch.is_multiple_of(every));
+        let mut translations = Vec::new();
         with.observer.begin_validation(with.feed.validation_steps());
         for _ in 0..with.feed.validation_steps() {
             if let Some(signal) = with.stop.requested() {
@@ -373,13 +397,34 @@ impl Trainer {
             }
             loss.add(score.loss, score.weight);
             correct += score.correct;
+            if translates {
+                translations.extend(self.translate(&mut batch, with.feed)?);
+            }
             with.observer.validation_step();
         }
         if loss.weight == 0 {
             let ids = with.feed.split(Phase::Validation);
             return Err(self.state.bad_clips.none_left("validation", "data.val_index", &ids));
         }
-        Ok(Ok((loss.get(), correct as f64 / loss.weight as f64)))
+        let translation = translates.then(|| {
+            with.observer.sentences(epoch, translations.get(..SENTENCES).unwrap_or(&translations));
+            let [references, hypotheses] =
+                [0, 1].map(|of| -> Vec<&str> { translations.iter().map(|pair| pair[of].as_str()).collect() });
+            let (val_bleu, val_chrf, val_wer) = metrics::brief(&hypotheses, &references);
+            TranslationFigures { val_bleu, val_chrf, val_wer }
+        });
+        let accuracy = correct as f64 / loss.weight as f64;
+        Ok(Ok(Validated { loss: loss.get(), accuracy, translation }))
+    }
+
+    /// Of each clip of a batch, what was signed and what the network makes of it.
+    fn translate(&mut self, batch: &mut Placed, feed: &Feed) -> Result<Vec<[String; 2]>> {
+        let found = self.state.engine.translate(batch, &self.rules.decoding)?;
+        let text = |hypotheses: &Vec<Hypothesis>| {
+            hypotheses.first().and_then(|best| self.state.decoder.text(&best.tokens)).unwrap_or_default()
+        };
+        let pairs = batch.batch.clips.iter().zip(&found);
+        Ok(pairs.map(|(&clip, found)| [feed.text(clip).to_owned(), text(found)]).collect())
     }
 
     /// How large the modules' outputs are for a batch, computed on the CPU.
@@ -408,5 +453,44 @@ impl Trainer {
         state::save(&self.state, with.folder)?;
         *saved = LastCheckpoint { at: Instant::now(), progress: self.state.progress.clone() };
         with.folder.still_there()
+    }
+}
+
+/// What the best epoch is chosen by, of this one; none where it was not computed, or is no number.
+fn value_of(metric: BestMetric, m: &EpochMetrics) -> Option<f64> {
+    let value = match metric {
+        BestMetric::ValLoss => Some(m.val_loss),
+        BestMetric::ValAccuracy => Some(m.val_accuracy),
+        BestMetric::ValBleu => m.translation.map(|figures| figures.val_bleu),
+        BestMetric::ValChrf => m.translation.map(|figures| figures.val_chrf),
+        BestMetric::ValWer => m.translation.map(|figures| figures.val_wer),
+    };
+    value.filter(|value| value.is_finite())
+}
+
+/// Whether `value` is strictly better than that of the best epoch so far.
+fn is_better(metric: BestMetric, value: f64, best: Option<Best>) -> bool {
+    let lower = matches!(metric, BestMetric::ValLoss | BestMetric::ValWer);
+    best.is_none_or(|best| if lower { value < best.value } else { value > best.value })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_metric_has_its_direction() {
+        let best = |value| Some(Best { epoch: 1, value, val_loss: 1.0, val_accuracy: None });
+        for (metric, better, worse) in [
+            (BestMetric::ValLoss, 0.4, 0.6),
+            (BestMetric::ValWer, 0.4, 0.6),
+            (BestMetric::ValAccuracy, 0.6, 0.4),
+            (BestMetric::ValBleu, 0.6, 0.4),
+            (BestMetric::ValChrf, 0.6, 0.4),
+        ] {
+            assert!(is_better(metric, better, best(0.5)), "{metric}");
+            assert!(!is_better(metric, worse, best(0.5)) && !is_better(metric, 0.5, best(0.5)), "{metric}");
+            assert!(is_better(metric, worse, None), "{metric}");
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! What a run is made of while it trains: what a checkpoint holds.
 
+use std::rc::Rc;
+
 use crate::Result;
-use crate::config::{Edit, Experiment, with_edits};
+use crate::config::{BestMetric, Edit, Experiment, with_edits};
 use crate::data::{BadClips, Contents, Dataset};
 use crate::engine::device::Compute;
 use crate::engine::{self, Engine, memory};
@@ -21,6 +23,10 @@ pub struct TrainingState {
     pub bad_clips: BadClips,
     /// What the run went on with from some step, although it made it another experiment.
     pub edits: Vec<Edit>,
+    /// What texts are to the network.
+    pub decoder: Rc<dyn DecoderKind>,
+    /// What the best epoch is the best by.
+    pub best_metric: BestMetric,
     /// How many epochs it trains in all.
     pub epochs: usize,
     /// The run's seed.
@@ -44,16 +50,18 @@ impl TrainingState {
         compute: &Compute,
         dataset: &Dataset,
         contents: Contents,
-        decoder: &dyn DecoderKind,
+        decoder: Rc<dyn DecoderKind>,
     ) -> Result<Self> {
         // The memory that is planned is that of batches that the dataset can fill.
         let sized = memory::with_batches_of(c, dataset.train.len(), dataset.val.len());
         Ok(Self {
-            engine: engine::with_decoder(&sized, compute, decoder)?,
+            engine: engine::with_decoder(&sized, compute, decoder.as_ref())?,
             schedule: Schedule::new(&c.optimization),
             progress: Progress::default(),
             bad_clips: BadClips::new(dataset.clips.len()),
             edits: Vec::new(),
+            decoder,
+            best_metric: c.optimization.best_metric,
             epochs: c.optimization.epochs,
             seed: c.run.seed,
             dataset: dataset.fingerprint(),

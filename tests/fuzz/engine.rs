@@ -50,7 +50,7 @@ struct Current {
 
 /// Fuzzes for `SLT_FUZZ_SECONDS` (1 by default) from `SLT_FUZZ_SEED` (0 by default), or reads `SLT_FUZZ_FILE` alone.
 pub fn fuzz(target: &Target) {
-    slt_run::data::silence_guarded_panics();
+    slt_run::guard::silence_guarded_panics();
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let folder = if Path::new("/dev/shm").is_dir() {
         tempfile::tempdir_in("/dev/shm").unwrap()

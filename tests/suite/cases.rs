@@ -1,20 +1,26 @@
-//! The network and its training against PyTorch's numbers: every case in `NUMERIC_CASES`, or those in `tests/data/cases`.
+//! The network and its training against PyTorch's numbers: every case in `NUMERIC_CASES`, or those in `tests/data/cases` and
+//! `tests/data/cases_translation`.
 //!
-//! A case is what `torch_peer.py cases` writes: five training steps with all that is needed to repeat them. The
-//! tolerances are ten times how far PyTorch in f32 is from itself in f64, or more.
+//! A case is what `torch_peer.py cases` or `torch_translation_peer.py cases` writes: five training steps with all that is
+//! needed to repeat them, and, of a network that translates, what its beam searches find. The tolerances are ten times how
+//! far PyTorch in f32 is from itself in f64, or more.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 use slt_run::checkpoint;
-use slt_run::config::{self, Experiment, Optimization, OptimizerKind, SchedulerKind};
+use slt_run::config::{
+    self, Decoding, Experiment, LengthPenaltyRule, Optimization, OptimizerKind, SchedulerKind, TextDecoder,
+};
 use slt_run::data::{Batch, Pixels, Sizes};
 use slt_run::engine::device::Compute;
-use slt_run::engine::{self, Placed, Step};
+use slt_run::engine::{self, Engine, Placed, Step};
+use slt_run::model::{DecoderKind, decoder};
 use slt_run::nn::{Parameters, Pass};
 use slt_run::optim::Schedule;
 use slt_run::train::state;
@@ -26,6 +32,7 @@ pub const GRADIENTS: f64 = 1e-4;
 pub const LOSSES: f64 = 5e-5;
 pub const FINAL_LOGITS: f64 = 1e-4;
 pub const FINAL_PARAMETERS: f64 = 1e-3;
+const SCORES: f64 = 1e-4;
 
 #[test]
 fn cases_repeat_pytorchs_training() {
@@ -36,18 +43,23 @@ fn cases_repeat_pytorchs_training() {
     }
 }
 
-/// The cases of `NUMERIC_CASES`, or of `tests/data/cases` below the working directory, which cargo makes the package's.
+/// The cases of `NUMERIC_CASES`, or of both folders below `tests/data` in the working directory, which cargo makes the
+/// package's.
 pub fn all() -> Vec<Case> {
-    let folder = std::env::var_os("NUMERIC_CASES").map_or_else(|| "tests/data/cases".into(), PathBuf::from);
-    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut cases: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    cases.retain(|path| path.join("case.json").is_file());
-    cases.sort();
-    assert!(!cases.is_empty(), "{} holds no case", folder.display());
-    cases.iter().map(|path| Case::open(path)).collect()
+    let usual = || vec!["tests/data/cases".into(), "tests/data/cases_translation".into()];
+    let folders = std::env::var_os("NUMERIC_CASES").map_or_else(usual, |folder| vec![PathBuf::from(folder)]);
+    let of = |folder: &PathBuf| -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let mut cases: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        cases.retain(|path| path.join("case.json").is_file());
+        cases.sort();
+        assert!(!cases.is_empty(), "{} holds no case", folder.display());
+        cases
+    };
+    folders.iter().flat_map(of).map(|path| Case::open(&path)).collect()
 }
 
-/// What `torch_peer.py cases` wrote.
+/// What a peer wrote.
 pub struct Case {
     pub path: PathBuf,
     pub json: Value,
@@ -59,7 +71,7 @@ pub struct Case {
 impl Case {
     fn open(path: &Path) -> Self {
         let json: Value = serde_json::from_str(&fs::read_to_string(path.join("case.json")).unwrap()).unwrap();
-        let (model, optimization) = (model(&json["model"]), optimization(&json));
+        let (model, optimization) = (model(&json), optimization(&json));
         let arrays = read_npz(&path.join("arrays.npz"));
         Self { path: path.to_owned(), json, arrays, model, optimization }
     }
@@ -69,22 +81,35 @@ impl Case {
         support::experiment_of(self.model.clone(), self.optimization.clone(), &[])
     }
 
+    /// The decoder that the case is of: of texts, it knows no more than how many tokens there are.
+    pub fn decoder(&self) -> Rc<dyn DecoderKind> {
+        let mut c = self.experiment();
+        c.tokenizer.vocab_size = c.model.vocab_size;
+        decoder::of_no_texts(&c)
+    }
+
     pub fn batch(&self, step: usize) -> Placed {
         let part = |name: &str| &self.arrays[&format!("batch_{step}/{name}")];
-        let (shape, targets) = part("target");
+        let (shape, targets) = part(if self.translates() { "tokens" } else { "target" });
+        let length = targets.len() / shape[0];
         let sizes = Sizes::of(&self.model);
         let mut batch = Batch::new((0..shape[0]).collect(), sizes);
         let images = |name: &&str| Pixels::Normalised(part(name).1.clone());
         batch.images = ["face", "hand_l", "hand_r"].iter().map(images).collect();
         batch.pose.clone_from(&part("pose").1);
         batch.pad_mask = part("pad_mask").1.iter().map(|&valid| valid > 0.0).collect();
-        Placed::new(batch, targets.iter().map(|&target| vec![target as u32]).collect())
+        let target = |numbers: &[f32]| numbers.iter().map(|&number| number as u32).collect();
+        Placed::new(batch, targets.chunks(length).map(target).collect())
+    }
+
+    pub fn translates(&self) -> bool {
+        self.model.decoder.kind == TextDecoder::Transformer
     }
 
     fn run(&self, compute: &Compute) {
         let name = format!("{} on {}", self.path.display(), compute.describe());
         let c = self.experiment();
-        let mut engine = engine::new(&c, compute).unwrap();
+        let mut engine = engine::with_decoder(&c, compute, self.decoder().as_ref()).unwrap();
         state::init_from(&self.path.join("init.pt"), engine.host().parameters()).unwrap();
         engine.push().unwrap();
         let mut schedule = Schedule::new(&self.optimization);
@@ -93,7 +118,11 @@ impl Case {
         check(&format!("{name}: first logits"), &found, &self.arrays["logits_0"].1, FIRST_LOGITS);
 
         let losses = numbers(&self.json["loss"]);
-        let rates = numbers(&self.json["lr_used"]);
+        // Those of a network that translates are without a scheduler.
+        let rates = match self.json.get("lr_used") {
+            Some(rates) => numbers(rates),
+            None => vec![self.optimization.lr; losses.len()],
+        };
         for (at, (expected, rate)) in losses.iter().zip(&rates).enumerate() {
             let (mut batch, mut step) = (self.batch(at), Step::of(1));
             engine.train(&mut batch, &Pass::training(0, at as u64), &mut step).unwrap();
@@ -116,6 +145,44 @@ impl Case {
         engine.pull().unwrap();
         let (key, worst) = self.parameters_off(engine.host().parameters());
         assert!(worst <= FINAL_PARAMETERS, "{name}: {key} is off by {worst:.2e}");
+
+        state::init_from(&self.path.join("final.pt"), engine.host().parameters()).unwrap();
+        engine.push().unwrap();
+        for search in self.json["searches"].as_array().into_iter().flatten() {
+            self.search(&name, search, engine.as_mut());
+        }
+    }
+
+    /// The same hypotheses in the same order, with the same scores.
+    fn search(&self, name: &str, search: &Value, engine: &mut dyn Engine) {
+        let count = |key: &str| search[key].as_u64().unwrap() as usize;
+        let decoding = Decoding {
+            beam_size: count("beam_size"),
+            length_penalty: search["length_penalty"].as_f64().unwrap(),
+            length_penalty_rule: match search["length_penalty_rule"].as_str().unwrap() {
+                "gnmt" => LengthPenaltyRule::Gnmt,
+                _ => LengthPenaltyRule::Length,
+            },
+            max_length: count("max_length"),
+            min_length: count("min_length"),
+            no_repeat_ngram: count("no_repeat_ngram"),
+            n_best: count("beam_size"),
+        };
+        let found = engine.translate(&mut self.batch(count("of_batch")), &decoding).unwrap();
+        let clips = search["clips"].as_array().unwrap();
+        assert_eq!(found.len(), clips.len());
+        for (clip, (found, expected)) in found.iter().zip(clips).enumerate() {
+            let name = format!("{name}, {decoding:?}, clip {clip}");
+            let expected = expected.as_array().unwrap();
+            assert_eq!(found.len(), expected.len(), "{name}");
+            for (found, expected) in found.iter().zip(expected) {
+                let tokens: Vec<u32> =
+                    numbers(&expected["tokens"]).iter().map(|&token| token as u32).collect();
+                assert_eq!(found.tokens, tokens, "{name}");
+                let score = expected["score"].as_f64().unwrap();
+                assert!((found.score - score).abs() <= SCORES, "{name}: {} is not {score}", found.score);
+            }
+        }
     }
 
     /// The parameter whose gradient in the first step is off the most, and by how much.
@@ -179,8 +246,9 @@ pub fn numbers(list: &Value) -> Vec<f64> {
     list.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
-fn model(json: &Value) -> config::Model {
+fn model(case: &Value) -> config::Model {
     let count = |json: &Value, key: &str| json[key].as_u64().unwrap() as usize;
+    let (json, decoder) = (&case["model"], &case["decoder"]);
     let backbone = &json["backbone"];
     config::Model {
         image_size: count(backbone, "image_size"),
@@ -201,6 +269,18 @@ fn model(json: &Value) -> config::Model {
             mlp_ratio: backbone["mlp_ratio"].as_f64().unwrap(),
             ..config::Backbone::default()
         },
+        decoder: if decoder.is_null() {
+            config::Decoder::default()
+        } else {
+            config::Decoder {
+                kind: TextDecoder::Transformer,
+                layers: count(decoder, "layers"),
+                nhead: count(decoder, "nhead"),
+                dim_feedforward: count(decoder, "dim_feedforward"),
+                dropout: decoder["dropout"].as_f64().unwrap(),
+                tied: decoder["tied"].as_bool().unwrap(),
+            }
+        },
         ..config::Model::default()
     }
 }
@@ -215,14 +295,14 @@ fn optimization(json: &Value) -> Optimization {
         },
         lr: json["lr"].as_f64().unwrap(),
         weight_decay: json["weight_decay"].as_f64().unwrap(),
-        scheduler: match json["scheduler"].as_str().unwrap() {
-            "steplr" => SchedulerKind::StepLr,
-            "cosine" => SchedulerKind::Cosine,
+        scheduler: match json["scheduler"].as_str() {
+            Some("steplr") => SchedulerKind::StepLr,
+            Some("cosine") => SchedulerKind::Cosine,
             _ => SchedulerKind::None,
         },
-        scheduler_step_size: json["scheduler_step_size"].as_u64().unwrap() as usize,
-        scheduler_gamma: json["scheduler_gamma"].as_f64().unwrap(),
-        scheduler_tmax: json["scheduler_tmax"].as_u64().unwrap() as usize,
+        scheduler_step_size: json["scheduler_step_size"].as_u64().unwrap_or(1) as usize,
+        scheduler_gamma: json["scheduler_gamma"].as_f64().unwrap_or(1.0),
+        scheduler_tmax: json["scheduler_tmax"].as_u64().unwrap_or(1) as usize,
         label_smoothing: json["label_smoothing"].as_f64().unwrap(),
         ..Optimization::default()
     }

@@ -306,6 +306,12 @@ fn draw(field: &Field, random: &mut impl Rng) -> String {
                 .map(|_| characters[random.random_range(0..characters.len())])
                 .collect()
         }
+        // What other fields must allow.
+        _ if ["decoding.n_best", "decoding.min_length"].contains(&field.key) => "1".into(),
+        _ if field.key == "optimization.best_metric" => {
+            ["val_loss", "val_accuracy"][random.random_range(0..2)].into()
+        }
+        (Kind::Switch, _) => ["true", "false"][random.random_range(0..2)].into(),
         (Kind::Choice(names), _) => names[random.random_range(0..names.len())].into(),
         (Kind::Device, _) => ["cpu", "cuda", "cuda:7"][random.random_range(0..3)].into(),
         (Kind::AutoOrCount, _) => ["auto", "1", "16"][random.random_range(0..3)].into(),

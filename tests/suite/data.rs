@@ -562,7 +562,7 @@ fn bad_clips_are_left_out_where_they_may_be() {
     assert!(alone[2].is_err());
     assert_eq!(alone[3].as_ref().unwrap().1.clips, [3]);
     // The targets are those of the clips that are left: of a and d, whose texts have classes of their own.
-    let decoder = decoder::of(&crate::support::experiment(&[]), &[]);
+    let decoder = decoder::of_no_texts(&crate::support::experiment(&[]));
     let mut feed = Feed::of(&dataset, decoder.as_ref(), 0, std::iter::once(asked[0].clone()));
     let fed = feed.next(Phase::Validation, 0).unwrap();
     assert_eq!((fed.clips(), fed.targets), (2, ["a", "d"].map(|text| decoder.target(text)).to_vec()));
@@ -625,7 +625,8 @@ fn the_real_clips_load() {
     let summary = dataset.summary();
     assert_eq!((summary.train.clips, summary.val.clips), (17, 7));
     assert_eq!((summary.train.min, summary.train.max, summary.missing_poses), (8, 8, 0));
-    let report = Classes::new(little.model.vocab_size, &dataset.train_texts()).report(&dataset.texts());
+    let report = Classes::new(little.model.vocab_size, &dataset.train_texts())
+        .report(&[dataset.train_texts(), dataset.validation_texts()].concat());
     assert_eq!((report.brief.as_str(), report.warning, stride(8, 8)), ("4 texts in 4 classes", None, 1));
     let found = dataset.verify(2, Depth::EveryImage, &|_, _| ());
     assert_eq!((found.images, found.poses), (3 * 24 * 8, 24));

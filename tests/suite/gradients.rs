@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use slt_run::Result;
-use slt_run::config::{Backbone, Chunk, Experiment, Model};
+use slt_run::config::{Backbone, Chunk, Decoder, Experiment, Model};
 use slt_run::data::{Batch, Pixels, Sizes};
 use slt_run::engine::device::Compute;
 use slt_run::engine::{self, Engine, Placed, Step};
@@ -101,6 +101,7 @@ impl Case {
                 attention_dropout: self.dropout,
                 stochastic_depth: self.dropout,
             },
+            decoder: Decoder::default(),
         }
     }
 

@@ -256,7 +256,8 @@ pub fn logits(engine: &mut dyn Engine, batch: &mut Placed) -> Vec<f32> {
     let (clips, length) = (batch.clips(), batch.batch.sizes.frames);
     let valid: Vec<u8> = batch.batch.pad_mask.iter().map(|&valid| u8::from(valid)).collect();
     let pad_mask = Tensor::from_vec(valid, (clips, length), &Device::Cpu).unwrap();
-    let targets = Tensor::from_vec(batch.targets.concat(), (clips, 1), &Device::Cpu).unwrap();
+    // All of one length here.
+    let targets = Tensor::from_vec(batch.targets.concat(), (clips, ()), &Device::Cpu).unwrap();
     engine.pull().unwrap();
     let encoded = Encoded { frames: &frames, pad_mask: &pad_mask };
     let decoder = engine.host().evaluator.decoder();

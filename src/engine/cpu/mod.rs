@@ -3,6 +3,7 @@
 //! The blocks work on f32 slices, with hand-written backward passes and SIMD chosen at run time. Candle's own operations
 //! train this network six times slower than PyTorch; `scripts/PERF.md` has the log.
 
+pub mod decode;
 mod gemm;
 pub mod math;
 mod memory;

@@ -49,6 +49,7 @@ fn model(scale: usize, drop: f64, frames: usize, depth: usize) -> config::Model 
             attention_dropout: drop,
             stochastic_depth: drop,
         },
+        decoder: config::Decoder::default(),
     }
 }
 
@@ -59,7 +60,7 @@ fn experiment(c: &config::Model) -> Experiment {
 }
 
 fn blueprint(c: &config::Model) -> Rc<Blueprint> {
-    Network::blueprint_of(c, decoder::of(&experiment(c), &[]).as_ref()).unwrap()
+    Network::blueprint_of(c, decoder::of_no_texts(&experiment(c)).as_ref()).unwrap()
 }
 
 /// A batch whose last clip's last frame is padding.

@@ -10,7 +10,7 @@ use super::{
     StreamData,
 };
 use crate::config::streams::{STREAMS, StreamKind};
-use crate::config::{Chunk, EngineKind, Experiment, OptimizerKind};
+use crate::config::{Chunk, Decoding, EngineKind, Experiment, OptimizerKind};
 use crate::data::{Batch, Pixels};
 use crate::engine::batch::{Placed, frames, targets};
 use crate::engine::chunks::Chunks;
@@ -21,7 +21,7 @@ use crate::engine::memory::{self, ChunkSizes, Memory, Plan};
 use crate::engine::seam::{End, Engine, Evaluating, Outcome, Pending, Step};
 use crate::error::ErrorKind;
 use crate::model::decoder::Fused;
-use crate::model::{DecoderKind, Encoded, Score};
+use crate::model::{DecoderKind, Encoded, Hypothesis, Score};
 use crate::nn::{ActivationDtype, Blueprint, Pass};
 use crate::optim::{self, BETA1, BETA2, EPS, LossScale, Moments};
 use crate::{Error, Result};
@@ -271,9 +271,10 @@ impl Engine for Cuda {
         self.pull_decoder()?;
         let encoded = self.encode_batch(batch)?;
         let pad_mask = &frames(&batch.batch, &Device::Cpu)?.pad_mask;
-        let encoded = Encoded { frames: &encoded, pad_mask };
         let decoder = self.host.evaluator.decoder();
-        self.score = Some(decoder.score(encoded, &targets(batch, &Device::Cpu)?)?);
+        let of = Encoded { frames: &encoded, pad_mask };
+        self.score = Some(decoder.score(of, &targets(batch, &Device::Cpu)?)?);
+        batch.encoded = Some(encoded);
         Ok(Evaluating(()))
     }
 
@@ -287,7 +288,13 @@ impl Engine for Cuda {
     }
 
     fn encode(&mut self, batch: &mut Placed) -> Result<Tensor> {
-        self.encode_batch(batch)
+        batch.encoded.clone().map_or_else(|| self.encode_batch(batch), Ok)
+    }
+
+    fn translate(&mut self, batch: &mut Placed, c: &Decoding) -> Result<Vec<Vec<Hypothesis>>> {
+        self.pull_decoder()?;
+        let frames = self.encode(batch)?;
+        self.host.translate(&frames, batch, c)
     }
 
     fn gradients(&self, step: &Step) -> Result<Vec<Vec<f32>>> {

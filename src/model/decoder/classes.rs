@@ -1,26 +1,26 @@
 //! The classes that texts are hashed to: SHA-1 of the stripped, lower-cased text, as the Python script computes it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sha1::{Digest, Sha1};
 
 use super::TextReport;
-use crate::data::normalize;
-use crate::error::count;
+use crate::error::{Error, Result, count};
+use crate::text::normalize;
 
 /// A number of classes, and what stands for each.
 #[derive(Clone, Debug)]
 pub struct Classes {
     number: usize,
     /// The first of the training texts of each class that has one, as written.
-    texts: HashMap<u32, String>,
+    texts: BTreeMap<u32, String>,
 }
 
 impl Classes {
     /// So many classes, known by the texts of the training split.
     #[must_use]
     pub fn new(number: usize, train: &[&str]) -> Self {
-        let mut texts = HashMap::new();
+        let mut texts = BTreeMap::new();
         for text in train {
             texts.entry(text_class(text, number)).or_insert_with(|| (*text).to_owned());
         }
@@ -37,6 +37,31 @@ impl Classes {
     #[must_use]
     pub fn text(&self, class: u32) -> Option<&str> {
         self.texts.get(&class).map(String::as_str)
+    }
+
+    /// The classes that a training text stands for, in order.
+    #[must_use]
+    pub fn with_texts(&self) -> Vec<u32> {
+        self.texts.keys().copied().collect()
+    }
+
+    /// The training texts that stand for classes, as a JSON list in the order of the classes.
+    #[must_use]
+    pub fn to_saved(&self) -> String {
+        self.texts.values().map(String::as_str).collect::<serde_json::Value>().to_string()
+    }
+
+    /// So many classes, with the texts of [`Self::to_saved`].
+    ///
+    /// # Errors
+    /// A data error where that is no list of texts.
+    pub fn from_saved(number: usize, texts: &str) -> Result<Self> {
+        let texts: Vec<String> = serde_json::from_str(texts).map_err(|error| {
+            Error::data("the training texts of the classes cannot be read")
+                .cause(error)
+                .hint("the file was damaged: take another checkpoint")
+        })?;
+        Ok(Self::new(number, &texts.iter().map(String::as_str).collect::<Vec<_>>()))
     }
 
     /// How `texts`, as written and with repetitions, fall on the classes.
@@ -112,7 +137,6 @@ impl Collisions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     #[test]
     fn texts_that_share_a_class_are_counted() {

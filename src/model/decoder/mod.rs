@@ -6,17 +6,23 @@
 
 mod classes;
 mod stub;
+mod transformer;
 
+use std::path::Path;
 use std::rc::Rc;
 
 use candle_core::{Tensor, Var};
 
-use crate::config;
+use super::search::Hypothesis;
+use crate::config::{self, TextDecoder};
+use crate::input;
 use crate::nn::{Builder, Pass};
-use crate::{Error, Result};
+use crate::text::Tokenizer;
+use crate::{Error, ErrorKind, Result};
 
 pub use classes::Classes;
-pub use stub::Stub;
+pub use stub::{Stub, StubKind, TEXTS};
+pub use transformer::{SPECIALS, TOKENIZER, TOKENIZER_SHA1, Tokens, Transformer, TransformerKind};
 
 /// The encoder's frames, as a decoder reads them.
 #[derive(Clone, Copy)]
@@ -81,6 +87,21 @@ pub trait Decoder {
     /// # Errors
     /// Where the tensor library fails.
     fn score(&self, encoded: Encoded, targets: &Tensor) -> Result<Score>;
+
+    /// The best predictions of each clip, `n_best` at most, the best first.
+    ///
+    /// # Errors
+    /// Where the tensor library fails, or of kind `Numbers` where a logit is not a number.
+    fn translate(&self, encoded: Encoded, c: &config::Decoding) -> Result<Vec<Vec<Hypothesis>>>;
+
+    /// Of each clip, how many classes are more probable than its own; none for a decoder that makes more than one
+    /// prediction of a clip.
+    ///
+    /// # Errors
+    /// Where the tensor library fails.
+    fn ranks(&self, _encoded: Encoded, _targets: &Tensor) -> Result<Option<Vec<usize>>> {
+        Ok(None)
+    }
 
     /// Forward and backward: the frames are a constant here, and `parameters` the decoder's own, in order.
     ///
@@ -149,14 +170,25 @@ pub trait DecoderKind {
     /// What is to be predicted of a clip with this text: L numbers.
     fn target(&self, text: &str) -> Vec<u32>;
 
+    /// What may be to be predicted of a clip with a text of usual length, from random numbers: for benchmarks.
+    fn any_target(&self, random: &mut dyn FnMut() -> u32) -> Vec<u32>;
+
     /// The text that a prediction of a clip stands for; none where it stands for none.
     fn text(&self, prediction: &[u32]) -> Option<String>;
 
     /// Bytes that the graph of its loss keeps for `clips` clips, gradients included.
     fn loss_bytes(&self, c: &config::Model, clips: usize) -> usize;
 
-    /// What it makes of a dataset's texts.
-    fn report(&self, texts: &[&str]) -> TextReport;
+    /// What it makes of a dataset's texts, those of the training split and those of the validation split.
+    fn report(&self, train: &[&str], validation: &[&str]) -> TextReport;
+
+    /// What a checkpoint keeps beside the weights, by key, so that its predictions are texts: see [`saved`].
+    fn saved(&self) -> Vec<(&'static str, String)>;
+
+    /// What makes tokens of its texts, where there are tokens.
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        None
+    }
 
     /// Its modules, below `b`.
     ///
@@ -166,11 +198,72 @@ pub trait DecoderKind {
 }
 
 /// The decoder of an experiment whose training split has these texts.
-#[must_use]
-pub fn of(c: &config::Experiment, train: &[&str]) -> Rc<dyn DecoderKind> {
-    let classes = Classes::new(c.model.vocab_size, train);
-    Rc::new(stub::StubKind { label_smoothing: c.optimization.label_smoothing, classes })
+///
+/// # Errors
+/// Where a tokenizer cannot be trained on them, or the experiment's own cannot be read.
+pub fn of(c: &config::Experiment, train: &[&str]) -> Result<Rc<dyn DecoderKind>> {
+    match (c.model.decoder.kind, &c.tokenizer.file) {
+        (TextDecoder::Stub, _) => Ok(stub(c, Classes::new(c.model.vocab_size, train))),
+        (TextDecoder::Transformer, Some(file)) => Ok(transformer(c, read_tokenizer(file)?)),
+        (TextDecoder::Transformer, None) => Ok(transformer(c, Tokenizer::train(&c.tokenizer, train)?)),
+    }
 }
+
+/// The decoder of an experiment whose texts are not known, with as many tokens as it may have.
+#[must_use]
+pub fn of_no_texts(c: &config::Experiment) -> Rc<dyn DecoderKind> {
+    match c.model.decoder.kind {
+        TextDecoder::Stub => stub(c, Classes::new(c.model.vocab_size, &[])),
+        TextDecoder::Transformer => with_tokens(c, Tokens::Unknown(c.tokenizer.vocab_size)),
+    }
+}
+
+/// The decoder of a checkpoint, from what [`DecoderKind::saved`] gave: `find` looks a key up. None where it is not there.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn saved<'a>(
+    c: &config::Experiment,
+    find: impl Fn(&str) -> Option<&'a str>,
+) -> Result<Option<Rc<dyn DecoderKind>>> {
+    Ok(match c.model.decoder.kind {
+        TextDecoder::Stub => find(TEXTS)
+            .map(|texts| Classes::from_saved(c.model.vocab_size, texts))
+            .transpose()?
+            .map(|classes| stub(c, classes)),
+        TextDecoder::Transformer => {
+            find(TOKENIZER).map(Tokenizer::from_json).transpose()?.map(|tokenizer| transformer(c, tokenizer))
+        }
+    })
+}
+
+fn stub(c: &config::Experiment, classes: Classes) -> Rc<dyn DecoderKind> {
+    Rc::new(StubKind { label_smoothing: c.optimization.label_smoothing, classes })
+}
+
+fn transformer(c: &config::Experiment, tokenizer: Tokenizer) -> Rc<dyn DecoderKind> {
+    with_tokens(c, Tokens::Of(Rc::new(tokenizer)))
+}
+
+fn with_tokens(c: &config::Experiment, tokens: Tokens) -> Rc<dyn DecoderKind> {
+    let label_smoothing = c.optimization.label_smoothing;
+    Rc::new(TransformerKind { tokens, label_smoothing, max_length: c.decoding.max_length })
+}
+
+/// The tokenizer in `file`.
+///
+/// # Errors
+/// Of kind `Data` where it cannot be read or is none that can be used.
+pub fn read_tokenizer(file: &Path) -> Result<Tokenizer> {
+    let of_file = |error: Error| error.context(format!("cannot use tokenizer.file {}", file.display()));
+    let bytes = input::read(file, MOST_TOKENIZER_BYTES)
+        .map_err(|error| Error::io(ErrorKind::Data, "cannot read tokenizer.file", file, &error))?;
+    let text = String::from_utf8(bytes).map_err(|_| of_file(Error::data("it is not UTF-8 text")))?;
+    Tokenizer::from_json(&text).map_err(of_file)
+}
+
+/// The largest of the field's tokenizers have 256,000 tokens and take 33 MiB.
+const MOST_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// What a backward pass left for a variable.
 ///

@@ -3,6 +3,7 @@
 use candle_core::{DType, Result as CandleResult, Tensor, Var};
 
 use super::{Classes, Decoder, DecoderKind, DecoderStep, Encoded, Fused, Loss, Score, TextReport, gradient};
+use crate::model::search::Hypothesis;
 use crate::nn::{Builder, Linear, Pass, loss};
 use crate::{Result, config};
 
@@ -29,6 +30,10 @@ impl DecoderKind for StubKind {
         vec![self.classes.of(text)]
     }
 
+    fn any_target(&self, random: &mut dyn FnMut() -> u32) -> Vec<u32> {
+        vec![self.classes.of(&random().to_string())]
+    }
+
     /// A training text of the class.
     fn text(&self, prediction: &[u32]) -> Option<String> {
         prediction.first().and_then(|&class| self.classes.text(class)).map(str::to_owned)
@@ -39,19 +44,29 @@ impl DecoderKind for StubKind {
         [8, clips, c.vocab_size].into_iter().fold(4, usize::saturating_mul)
     }
 
-    fn report(&self, texts: &[&str]) -> TextReport {
-        self.classes.report(texts)
+    fn report(&self, train: &[&str], validation: &[&str]) -> TextReport {
+        self.classes.report(&[train, validation].concat())
+    }
+
+    fn saved(&self) -> Vec<(&'static str, String)> {
+        vec![(TEXTS, self.classes.to_saved())]
     }
 
     fn build(&self, b: &Builder, c: &config::Model) -> CandleResult<Box<dyn Decoder>> {
         let lm_head = Linear::new(&b.pp("lm_head"), c.d_model, c.vocab_size)?;
-        Ok(Box::new(Stub { lm_head, label_smoothing: self.label_smoothing }))
+        let known = self.classes.with_texts();
+        Ok(Box::new(Stub { lm_head, known, label_smoothing: self.label_smoothing }))
     }
 }
+
+/// Where a checkpoint has the training texts that stand for classes: JSON, a list.
+pub const TEXTS: &str = "class_texts";
 
 /// Mean over valid frames and a classifier (`lm_head`).
 pub struct Stub {
     lm_head: Linear,
+    /// The classes that a training text stands for.
+    known: Vec<u32>,
     label_smoothing: f64,
 }
 
@@ -93,6 +108,31 @@ impl Decoder for Stub {
             weight: targets.dim(0)?,
             correct: right.into_iter().map(usize::from).sum(),
         })
+    }
+
+    /// The most probable of the classes that a training text stands for, by their log-probabilities.
+    fn translate(&self, encoded: Encoded, c: &config::Decoding) -> Result<Vec<Vec<Hypothesis>>> {
+        let logits = self.lm_head.forward(&Self::mean(encoded)?)?;
+        let log_probabilities = candle_nn::ops::log_softmax(&logits, 1)?.to_vec2::<f32>()?;
+        let best = |scores: Vec<f32>| {
+            let score = |class: u32| scores.get(class as usize).copied().unwrap_or(f32::NEG_INFINITY);
+            let mut order = self.known.clone();
+            order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
+            order.truncate(c.n_best);
+            let hypothesis = |class| Hypothesis { tokens: vec![class], score: f64::from(score(class)) };
+            order.into_iter().map(hypothesis).collect()
+        };
+        Ok(log_probabilities.into_iter().map(best).collect())
+    }
+
+    fn ranks(&self, encoded: Encoded, targets: &Tensor) -> Result<Option<Vec<usize>>> {
+        let logits = self.lm_head.forward(&Self::mean(encoded)?)?.to_vec2::<f32>()?;
+        let targets = targets.squeeze(1)?.to_vec1::<u32>()?;
+        let rank = |(logits, target): (Vec<f32>, u32)| {
+            let own = logits.get(target as usize).copied().unwrap_or(f32::NEG_INFINITY);
+            logits.iter().filter(|&&logit| logit > own).count()
+        };
+        Ok(Some(logits.into_iter().zip(targets).map(rank).collect()))
     }
 
     /// As the graph does it, but for the order: the gradient of the classes' weight, the largest of the network's, comes

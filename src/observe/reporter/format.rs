@@ -6,7 +6,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 
 use crate::error::Error;
-use crate::observe::metrics::EpochMetrics;
+use crate::observe::metrics::{EpochMetrics, TranslationFigures};
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();
@@ -68,16 +68,32 @@ pub(super) fn fitting<const N: usize>(lines: [String; N]) -> String {
     lines.into_iter().find(|line| line.chars().count() <= COLUMNS).unwrap_or(last)
 }
 
-/// What one epoch of `epochs` gave, in a line of at most 80 characters: where it is a long one, first the time and then the
-/// learning rate are left out. A `*` is behind the lowest validation loss so far.
+/// What one epoch of `epochs` gave, in a line of at most 80 characters: where it is a long one, first the time, then the
+/// learning rate and then, beside figures of translations, the accuracy are left out. A `*` is behind the best one so far.
 #[must_use]
 pub fn epoch_line(m: &EpochMetrics, epochs: usize, best: bool) -> String {
     let (train_loss, val_loss) = (six_characters(m.train_loss), six_characters(m.val_loss));
     let losses = format!("Epoch {}/{epochs} - train_loss={train_loss} - val_loss={val_loss}", m.epoch);
-    let start = format!("{losses} - acc={:.3}", m.val_accuracy);
+    let mut start = format!("{losses} - acc={:.3}", m.val_accuracy);
+    let mut shortest = start.clone();
+    if let Some(TranslationFigures { val_bleu, val_chrf, val_wer }) = m.translation {
+        let [bleu, chrf, wer] = [val_bleu, val_chrf, val_wer].map(percent);
+        let figures = format!(" - BLEU={bleu} chrF={chrf} WER={wer}");
+        (start, shortest) = (start + &figures, losses + &figures);
+    }
     let (lr, time) = (format!(" lr={}", rate(m.lr)), format!(" {}", short_time(m.seconds)));
     let star = if best { " *" } else { "" };
-    fitting([format!("{start}{lr}{time}{star}"), format!("{start}{lr}{star}"), format!("{start}{star}")])
+    fitting([
+        format!("{start}{lr}{time}{star}"),
+        format!("{start}{lr}{star}"),
+        format!("{start}{star}"),
+        format!("{shortest}{star}"),
+    ])
+}
+
+/// A figure of at most 100, or a little more, in four characters at most.
+fn percent(value: f64) -> String {
+    if value >= 99.95 { format!("{value:.0}") } else { format!("{value:.1}") }
 }
 
 /// A loss with four decimals, or as many as six characters leave room for.
@@ -156,6 +172,7 @@ mod tests {
             train_loss: 5.16291,
             val_loss: 3.20367,
             val_accuracy: 4.0 / 7.0,
+            translation: None,
             lr: 5e-4,
             grad_norm: 1.0,
             skipped_steps: 0,
@@ -167,6 +184,10 @@ mod tests {
         let line = "Epoch 1/20 - train_loss=5.1629 - val_loss=3.2037 - acc=0.571 lr=5e-4 0.4s";
         assert_eq!(epoch_line(&m, 20, false), line);
         assert_eq!(epoch_line(&m, 20, true), format!("{line} *"));
+        let figures = TranslationFigures { val_bleu: 99.96, val_chrf: 98.76, val_wer: 1.04 };
+        let translated = EpochMetrics { translation: Some(figures), ..m.clone() };
+        let line = "Epoch 1/20 - train_loss=5.1629 - val_loss=3.2037 - BLEU=100 chrF=98.8 WER=1.0 *";
+        assert_eq!(epoch_line(&translated, 20, true), line);
         // A cosine that has come to its end.
         m.lr = 0.0;
         assert!(epoch_line(&m, 20, false).contains(" lr=0 "));

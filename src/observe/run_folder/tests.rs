@@ -288,7 +288,7 @@ fn configuration_and_origin_are_kept() {
     assert!(run["host"].is_string());
     folder.note_event_file(&root.path().join("events.out.tfevents.1")).unwrap();
     folder.note_saved().unwrap();
-    let best = Some(Best { epoch: 2, val_loss: 0.5, val_accuracy: Some(0.75) });
+    let best = Some(Best { epoch: 2, value: 31.5, val_loss: 0.5, val_accuracy: Some(0.75) });
     let how = "stopped by SIGTERM".to_owned();
     folder.note_end(&Ending { how, at: now(), epoch: 3, step: 9, best }).unwrap();
     let run: Value = serde_json::from_slice(&fs::read(root.path().join("run.json")).unwrap()).unwrap();
@@ -297,7 +297,7 @@ fn configuration_and_origin_are_kept() {
         run["ended"],
         json!({"how": "stopped by SIGTERM", "at": "2023-11-14T22:13:20Z", "epoch": 3, "step": 9})
     );
-    assert_eq!(run["best"], json!({"epoch": 2, "val_loss": 0.5, "val_accuracy": 0.75}));
+    assert_eq!(run["best"], json!({"epoch": 2, "value": 31.5, "val_loss": 0.5, "val_accuracy": 0.75}));
     assert_eq!(names(root.path()), [lock::LOCK, "config.json", "config.toml", "run.json"]);
     fs::remove_dir_all(root.path()).unwrap();
     assert_eq!(folder.write_config("", &Value::Null).unwrap_err().kind, ErrorKind::Run);
