@@ -108,6 +108,7 @@ impl Error {
 
     /// An error of these problems; of the first limit of this process alone, where one is the cause of any: whatever
     /// else was found then, none of it is the user's or the data's fault.
+    #[must_use]
     pub fn of(kind: ErrorKind, problems: Vec<Problem>) -> Self {
         let Some(problem) = problems.iter().find(|problem| problem.limit.is_some()) else {
             return Self { kind, problems };

@@ -233,9 +233,9 @@ pub fn write_beside(path: &Path, files: &[(&str, &[u8])], now: SystemTime) -> Re
     for (name, _) in files.iter().filter(|(name, _)| folder.has(name)) {
         let dated = free_name(&folder, name, now);
         if let Err(error) = folder.link_or_copy(name, &dated) {
-            kept.iter().for_each(|(_, dated)| {
+            for (_, dated) in &kept {
                 let _ = folder.remove_file(dated);
-            });
+            }
             return Err(failed(name, &error));
         }
         kept.push((name, dated));

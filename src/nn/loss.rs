@@ -31,10 +31,14 @@ pub fn cross_entropy_and_gradient(
         let largest = row.iter().fold(f32::NEG_INFINITY, |largest, &x| largest.max(x));
         let of_all: f64 = row.iter().map(|&x| f64::from(x - largest)).sum::<f64>() / row.len() as f64;
         let own = row.get(*target as usize).map_or(f64::NAN, |&x| f64::from(x - largest));
-        row.iter_mut().for_each(|x| *x = (*x - largest).exp());
+        for x in &mut *row {
+            *x = (*x - largest).exp();
+        }
         let sum: f64 = row.iter().map(|&x| f64::from(x)).sum();
         let inverse = (1.0 / sum) as f32;
-        row.iter_mut().for_each(|x| *x = (*x * inverse - on_all) * share);
+        for x in &mut *row {
+            *x = (*x * inverse - on_all) * share;
+        }
         if let Some(x) = row.get_mut(*target as usize) {
             *x -= (1.0 - smoothing) as f32 * share;
         }

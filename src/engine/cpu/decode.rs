@@ -4,6 +4,8 @@
 //! once a step, for the hypotheses of all clips, and multiplied where it stands. Keys and values of tokens and frames are
 //! kept where they were made; a hypothesis knows the rows of its own earlier tokens.
 
+#![allow(clippy::inline_always)]
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -195,7 +197,9 @@ impl<'w> Steps<'w> {
         let layer = &self.decoder.layers[at];
         let y = self.layer_norm(x, layer.norm3);
         let mut hidden = self.affine(&y, layer.linear1, 0, self.weights[layer.linear1.bias].len());
-        hidden.iter_mut().for_each(|x| *x = x.max(0.0));
+        for x in &mut hidden {
+            *x = x.max(0.0);
+        }
         self.add_projected(x, &hidden, layer.linear2);
     }
 
@@ -284,7 +288,6 @@ fn products(out: &mut [f32], w: &[f32], x: &[f32], inputs: usize, rows: usize) {
 
 /// Two rows of a weight by `N` rows of `x`, from `row` on of `rows`; gives `N`.
 #[inline(always)]
-#[allow(clippy::inline_always)]
 fn pair<S: Simd, const N: usize>(
     simd: S,
     out: &mut [f32],

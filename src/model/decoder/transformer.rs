@@ -326,8 +326,8 @@ impl Decoder for Transformer {
         let is = |name: &str, end: &str| name.ends_with(end);
         let of = |(name, var): &(&str, &Var)| match &self.lm_head {
             Some(_) if is(name, "lm_head.weight") => Ok(d_weight.clone()),
-            Some(_) if is(name, "embedding.weight") => with_vectors(var.zeros_like()?, &tokens, &d_vectors),
-            None if is(name, "embedding.weight") => with_vectors(d_weight.clone(), &tokens, &d_vectors),
+            Some(_) if is(name, "embedding.weight") => with_vectors(&var.zeros_like()?, &tokens, &d_vectors),
+            None if is(name, "embedding.weight") => with_vectors(&d_weight, &tokens, &d_vectors),
             _ => gradient(&store, name, var),
         };
         let gradients: Result<Vec<Tensor>> = parameters.iter().map(of).collect();
@@ -347,7 +347,7 @@ impl Decoder for Transformer {
 }
 
 /// `of_weight` (V, D) with the gradient of the vectors of `tokens` added.
-fn with_vectors(of_weight: Tensor, tokens: &Tensor, d_vectors: &Tensor) -> Result<Tensor> {
+fn with_vectors(of_weight: &Tensor, tokens: &Tensor, d_vectors: &Tensor) -> Result<Tensor> {
     let shape = of_weight.dims2()?;
     let mut values = of_weight.flatten_all()?.to_vec1::<f32>()?;
     Embedding::add_gradient(tokens, d_vectors, &mut values)?;

@@ -56,7 +56,7 @@ impl Chrf {
         format!("nrefs:1|case:mixed|eff:yes|nc:{CHARACTERS}|nw:{words}|space:no|version:{SACREBLEU}")
     }
 
-    fn statistics(&self, hypothesis: &str, reference: &str) -> Statistics {
+    fn statistics(self, hypothesis: &str, reference: &str) -> Statistics {
         let characters = |text| split(text).flat_map(str::chars).collect::<Vec<char>>();
         let (hypothesis_characters, reference_characters) = (characters(hypothesis), characters(reference));
         let (hypothesis_words, reference_words) = (words(hypothesis), words(reference));
@@ -72,7 +72,7 @@ impl Chrf {
     }
 
     /// The F-score of the mean precision and the mean recall over the orders that both texts have.
-    fn score(&self, all: &Statistics) -> f64 {
+    fn score(self, all: &Statistics) -> f64 {
         let (mut precision, mut recall, mut orders) = (0.0, 0.0, 0.0);
         for counts in all.iter().take(CHARACTERS + self.word_order) {
             if counts.hypothesis > 0 && counts.reference > 0 {
@@ -128,7 +128,8 @@ fn count<T: Ord>(hypothesis: &[T], reference: &[T], n: usize) -> Counts {
             Ordering::Greater => drop(b.next()),
             Ordering::Equal => {
                 both += 1;
-                (a.next(), b.next());
+                a.next();
+                b.next();
             }
         }
     }

@@ -75,7 +75,9 @@ pub fn figures(hypotheses: &[&str], references: &[&str]) -> Figures {
     }
     found.add("rouge_l", rouge_l(hypotheses, references));
     for (name, rate) in [("wer", wer(hypotheses, references)), ("cer", cer(hypotheses, references))] {
-        rate.into_iter().for_each(|rate| found.add(name, rate));
+        if let Some(rate) = rate {
+            found.add(name, rate);
+        }
     }
     found
 }
