@@ -3,7 +3,7 @@
 #
 #   scripts/check_with_torch.sh [CACHE]
 #
-# Makes a virtual environment with torch, numpy, pillow and tensorboard (about 4 GB) in CACHE, target/torch by default,
+# Makes a virtual environment with torch, numpy, pillow, tensorboard, sacrebleu, jiwer and tokenizers (about 4 GB) in CACHE, target/torch by default,
 # and keeps it there; PYTHON=/path/to/python uses an interpreter that has them already. Trains small networks on a drawn
 # dataset with all three optimizers, then:
 #   1. loads every checkpoint strictly in PyTorch, weights and optimizer state, and steps the optimizer on;
@@ -11,7 +11,9 @@
 #   3. starts runs from checkpoints that PyTorch wrote, with and without extra keys such as numpy scalars, and checks
 #      that a misfit is refused;
 #   4. follows the README's Python from clips' files to logits, and compares each with slt-run's, as well as best.pt's loss;
-#   5. has PyTorch make numeric cases from new seeds (SEEDS="100 200" by default) and repeats each.
+#   5. has PyTorch make numeric cases from new seeds (SEEDS="100 200" by default) and repeats each, of both decoders;
+#   6. trains the text decoder with all three optimizers, loads its checkpoints strictly, has sacrebleu and jiwer measure
+#      what it predicts, and Python's tokenizers make the same tokens of all texts, for each kind of tokenizer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,12 +22,12 @@ python=${PYTHON:-}
 if [ -z "$python" ]; then
     python=$cache/bin/python
     if [ ! -x "$python" ]; then
-        echo "== making $cache: torch, numpy, pillow, tensorboard"
+        echo "== making $cache: torch, numpy, pillow, tensorboard, sacrebleu, jiwer, tokenizers"
         python3 -m venv "$cache"
-        "$python" -m pip install --quiet torch numpy pillow tensorboard
+        "$python" -m pip install --quiet torch numpy pillow tensorboard sacrebleu==2.6.0 jiwer==4.0.0 tokenizers
     fi
 fi
-"$python" -c 'import torch, numpy, PIL, tensorboard; print("PyTorch", torch.__version__)'
+"$python" -c 'import torch, numpy, PIL, tensorboard, sacrebleu, jiwer, tokenizers; print("PyTorch", torch.__version__)'
 
 echo "== building"
 cargo build --release
@@ -86,9 +88,29 @@ for kind in drawn blocks; do
     "$python" scripts/torch_interop.py "$check" "$work/run_$kind" "$program"
 done
 
+texts=../shared/data/lsa_t_meta.csv
 for seed in ${SEEDS:-100 200}; do
     echo "== numeric cases, seed $seed"
     "$python" scripts/torch_peer.py cases "$work/cases_$seed" --seed "$seed"
     NUMERIC_CASES=$work/cases_$seed cargo test --release cases
+    "$python" scripts/torch_translation_peer.py cases "$work/cases_translation_$seed" --seed "$seed"
+    NUMERIC_CASES=$work/cases_translation_$seed cargo test --release cases
+    if [ -f "$texts" ]; then
+        "$python" scripts/metrics_peer.py "$texts" "$work/figures_$seed.json" "$seed"
+        METRIC_CASES=$work/figures_$seed.json cargo test --release --lib figures_are
+    fi
 done
+
+echo "== the text decoder"
+"$program" demo --translate "$work/sentences" --clips 120 --data-only --quiet
+for optimizer in adamw adam sgd; do
+    run=$work/translated_$optimizer
+    "$program" "$work/sentences/demo.toml" --optimizer "$optimizer" --epochs 2 --work-dir "$run" --tensorboard "" --quiet
+    "$python" scripts/torch_translation_peer.py load "$run/last.pt" --config "$run/config.json" --optimizer "$optimizer"
+    "$program" evaluate "$run" --quiet > /dev/null
+    "$python" scripts/torch_interop.py figures "$run/evaluation/val"
+done
+mkdir "$work/tokens"
+TOKENS=$work/tokens cargo test --release --test suite tokens
+"$python" scripts/torch_interop.py tokens "$work/tokens"
 echo "== all is well"

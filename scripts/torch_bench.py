@@ -2,6 +2,7 @@
 
     python torch_bench.py step B T IMG [--mode MODE] [--device cpu]      training steps of the network in torch_peer.py
     python torch_bench.py forward B T IMG                  as many forward passes in evaluation
+    python torch_bench.py search CLIPS BEAM LENGTH         beam search of the translating network, keys and values kept
     python torch_bench.py rates SIDE GIB                   matrix rates and copy bandwidth
     python torch_bench.py same A.pt B.pt                   what is not the same in two checkpoints, to the bit
     python torch_bench.py images LIST SIZE                 Pillow and numpy on the files that LIST names
@@ -146,6 +147,57 @@ def images(a, names: str, size: str) -> dict:
     return summary([seconds_of("cpu", load) for _ in range(a.steps)], len(paths))
 
 
+def search(a, clips: str, beam: str, length: str) -> dict:
+    """What `generate` of the usual libraries does, at the documented sizes: all clips side by side, keys and values of
+    tokens and frames kept, the best `beam` of each clip's candidates go on. No hypothesis ends before `length`."""
+    from torch.nn import functional as F
+
+    import torch_translation_peer as peer
+
+    torch.manual_seed(0)
+    clips, beam, length, frames, width, heads = int(clips), int(beam), int(length), 128, 512, 8
+    net = peer.Decoder(width, 8000, peer.TextDecoder()).eval()
+    places = peer.sinusoid(length, width)
+
+    def split(x):
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def attend(layer, q, k, v):
+        return layer.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def run():
+        memory = torch.randn(clips, frames, width)
+        cross = [[split(F.linear(memory, w, b)).repeat_interleave(beam, 0) for w, b in
+                  zip(layer.multihead_attn.in_proj_weight.chunk(3)[1:], layer.multihead_attn.in_proj_bias.chunk(3)[1:])]
+                 for layer in net.layers]
+        kept = [None] * len(net.layers)
+        tokens = torch.full((clips * beam, 1), peer.BOS)
+        totals = torch.full((clips, beam), float("-inf"))
+        totals[:, 0] = 0
+        for step in range(length):
+            x = net.embedding(tokens[:, -1:]) * width**0.5 + places[step]
+            for at, layer in enumerate(net.layers):
+                q, k, v = map(split, F.linear(layer.norm1(x), layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias).chunk(3, -1))
+                if kept[at] is not None:
+                    k, v = torch.cat([kept[at][0], k], 2), torch.cat([kept[at][1], v], 2)
+                kept[at] = [k, v]
+                x = x + attend(layer.self_attn, q, k, v)
+                attn = layer.multihead_attn
+                q = split(F.linear(layer.norm2(x), attn.in_proj_weight[:width], attn.in_proj_bias[:width]))
+                x = x + attend(attn, q, *cross[at])
+                x = x + layer.linear2(F.relu(layer.linear1(layer.norm3(x))))
+            logp = F.log_softmax(net.norm(x[:, 0]) @ net.embedding.weight.t(), -1).unflatten(0, (clips, beam))
+            logp[..., : peer.UNK + 1] = float("-inf")
+            totals, best = (totals.unsqueeze(-1) + logp).flatten(1).topk(beam, 1)
+            rows = (best // logp.size(-1) + torch.arange(clips).unsqueeze(1) * beam).flatten()
+            tokens = torch.cat([tokens[rows], (best % logp.size(-1)).flatten().unsqueeze(1)], 1)
+            kept = [[part[rows] for part in layer] for layer in kept]
+
+    with torch.inference_mode():
+        found = summary([seconds_of("cpu", run, before=int(not i)) for i in range(a.steps)], 3 * clips * frames)
+    return found | {"clips": clips, "clip_s_min": found["step_s_min"] / clips}
+
+
 def enlarge(_, names: str, folder: str) -> dict:
     """Noise makes up for the detail that enlarging cannot bring."""
     import numpy as np
@@ -172,7 +224,7 @@ def about(_) -> dict:
 
 
 if __name__ == "__main__":
-    commands = {"step": timed, "forward": timed, **{run.__name__: run for run in (rates, same, images, enlarge, about)}}
+    commands = {"step": timed, "forward": timed, **{run.__name__: run for run in (search, rates, same, images, enlarge, about)}}
     options = {"mode": "eager-f32", "device": "cuda", "steps": 5, "warmup": 0, "threads": 0, "depth": 12}
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("command", choices=commands)

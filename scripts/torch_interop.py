@@ -4,6 +4,8 @@
     python torch_interop.py events RUN      compare the TensorBoard scalars of a run with its metrics.jsonl
     python torch_interop.py write RUN OUT   save checkpoints as a PyTorch script would, from RUN's architecture
     python torch_interop.py same A B        check that two checkpoints hold the same weights, bit for bit
+    python torch_interop.py figures EVALUATION   measure predictions.csv anew and compare with metrics.json
+    python torch_interop.py tokens FOLDER   read each NAME.json there with Python's tokenizers and compare the tokens of texts
     python torch_interop.py blocks DATA     write a drawn dataset's images anew in blocks of one colour, which every JPEG
                                             decoder reads alike
     python torch_interop.py readme RUN PROGRAM          follow the README's Python from the files of a run's validation
@@ -197,13 +199,41 @@ def readme(run: Path, program: Path, tolerance: float = PIXELS) -> None:
     assert worst < tolerance < clips_differ / 10, "other logits"
 
 
+def figures(evaluation: Path) -> None:
+    peer = subprocess.run([sys.executable, Path(__file__).parent / "metrics_peer.py", "check", evaluation / "predictions.csv"],
+                          check=True, capture_output=True, text=True)
+    expected, found = json.loads(peer.stdout), json.loads((evaluation / "metrics.json").read_text())
+    all_found = found["figures"] | found["signatures"]
+    shared = [name for name in expected if name in all_found]
+    assert len(shared) >= 26, "figures are missing"
+    for name in shared:
+        a, b = all_found[name], expected[name]
+        assert a == b or math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12), f"{name} is {a}, not {b}"
+    print(f"{len(shared)} figures and signatures of {evaluation}: the same; BLEU-4 {expected['bleu_4_13a']:.2f}")
+
+
+def tokens(folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    for path in sorted(folder.glob("*.json")):
+        if path.name == "texts.json":
+            continue
+        tokenizer, found = Tokenizer.from_file(str(path)), json.loads(path.with_suffix(".ids").read_text())
+        texts = json.loads((folder / "texts.json").read_text())
+        assert len(texts) == len(found)
+        for text, ids in zip(texts, found):
+            theirs = tokenizer.encode(text, add_special_tokens=False).ids
+            assert theirs == ids, f"{path.stem}: {text!r} is {ids}, not {theirs}"
+        print(f"{path.stem}: the tokens of {len(texts)} texts are the same; {tokenizer.get_vocab_size()} tokens")
+
+
 def readme_on_blocks(run: Path, program: Path) -> None:
     readme(run, program, ROUNDING)
 
 
 if __name__ == "__main__":
     commands = {"step": step, "events": events, "write": write, "same": same, "blocks": blocks, "readme": readme,
-                "readme-on-blocks": readme_on_blocks}
+                "readme-on-blocks": readme_on_blocks, "figures": figures, "tokens": tokens}
     if len(sys.argv) < 3 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     commands[sys.argv[1]](*map(Path, sys.argv[2:]))

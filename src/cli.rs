@@ -167,6 +167,8 @@ pub struct DemoArgs {
     pub signs: Option<usize>,
     /// Seed of the drawing.
     pub seed: Option<u64>,
+    /// Draw sentences to translate instead of single signs.
+    pub translate: bool,
     /// Stop before training.
     pub data_only: bool,
     /// The run on it. Its layers go on top of the demo's experiment file; the caller fills in files and environment.
@@ -432,9 +434,14 @@ fn demo_command() -> clap::Command {
         .arg(
             Arg::new("dir")
                 .value_name("DIR")
-                .help("Folder for the dataset, the experiment file and the run")
-                .value_parser(path_parser())
-                .default_value("demo"),
+                .help("Folder for the dataset, the experiment file and the run [demo, with --translate demo_translation]")
+                .value_parser(path_parser()),
+        )
+        .arg(
+            Arg::new("translate")
+                .long("translate")
+                .action(ArgAction::SetTrue)
+                .help("Draw sentences of several signs, and translate them"),
         )
         .arg(size("clips", "Clips to draw"))
         .arg(size("frames", "Frames of a clip"))
@@ -672,8 +679,11 @@ fn bench_args(matches: &ArgMatches) -> BenchArgs {
 
 fn demo_args(matches: &ArgMatches) -> DemoArgs {
     let size = |name| matches.get_one::<u64>(name).and_then(|n| usize::try_from(*n).ok());
+    let translate = matches.get_flag("translate");
+    let usual = if translate { "demo_translation" } else { "demo" };
     DemoArgs {
-        dir: matches.get_one("dir").cloned().unwrap_or_else(|| "demo".into()),
+        dir: matches.get_one("dir").cloned().unwrap_or_else(|| usual.into()),
+        translate,
         clips: size("clips"),
         frames: size("frames"),
         size: size("size"),

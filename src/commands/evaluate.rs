@@ -11,7 +11,9 @@ use crate::config::{Decoding, Experiment, Resolved};
 use crate::data::{Dataset, Index, Source, read_index};
 use crate::engine::{Engine, threads};
 use crate::error::{ErrorKind, count};
-use crate::evaluate::{Place, Results, Trained, Translated, predictions_csv, translate, write_beside};
+use crate::evaluate::{
+    Place, Results, Trained, Translated, Translation, predictions_csv, translate, write_beside,
+};
 use crate::files::folder_of;
 use crate::model::DecoderKind;
 use crate::observe::reporter::Reporter;
@@ -27,10 +29,29 @@ struct Ready {
     dataset: Arc<Dataset>,
 }
 
+/// What an evaluation gave.
+pub struct Evaluated {
+    /// The table, and what was translated by what.
+    pub table: String,
+    /// BLEU-4, 0 to 100.
+    pub bleu: f64,
+    pub translations: Vec<Translation>,
+    /// Where both files are.
+    pub folder: PathBuf,
+}
+
 pub fn evaluate(args: EvaluateArgs, reporter: &Reporter) -> Result<()> {
-    let (place, trained, resolved) = open(args.trained, reporter)?;
+    let evaluated = evaluate_split(args.trained, &args.split, reporter)?;
+    print(&evaluated.table)?;
+    reporter.info(&format!("predictions.csv and metrics.json are in {}", evaluated.folder.display()));
+    Ok(())
+}
+
+/// Translates a split, measures the translations and writes both beside the run.
+pub fn evaluate_split(args: TrainedArgs, split: &SplitChoice, reporter: &Reporter) -> Result<Evaluated> {
+    let (place, trained, resolved) = open(args, reporter)?;
     let blamed = |error| origins::in_error(error, &resolved);
-    let split = Split::of(&args.split, &resolved.experiment).map_err(blamed)?;
+    let split = Split::of(split, &resolved.experiment).map_err(blamed)?;
     let clips = read(&split.source()).map_err(blamed)?;
     let name = split.name.clone();
     let index = split.source().to_string();
@@ -44,10 +65,13 @@ pub fn evaluate(args: EvaluateArgs, reporter: &Reporter) -> Result<()> {
         &ready.resolved.experiment,
         &translated,
     );
-    print(&format!("{}\n{}", ready.heading(&translated, &name), results.table()))?;
     let folder = results.write(&ready.place.folder, SystemTime::now())?;
-    reporter.info(&format!("predictions.csv and metrics.json are in {}", folder.display()));
-    Ok(())
+    Ok(Evaluated {
+        table: format!("{}\n{}", ready.heading(&translated, &name), results.table()),
+        bleu: results.bleu(),
+        folder,
+        translations: translated.translations,
+    })
 }
 
 pub fn predict(args: PredictArgs, reporter: &Reporter) -> Result<()> {

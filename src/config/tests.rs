@@ -140,7 +140,7 @@ error: a.toml:2: unknown key extend
 error: a.toml:4: unknown key optimization.momentum
   hint: there is no momentum: sgd is without; [optimization] has epochs, optimizer, lr, weight_decay, scheduler, scheduler_step_size, scheduler_gamma, \
          scheduler_tmax, label_smoothing, frames_per_chunk, accumulate, grad_clip, skip_nonfinite_steps, \
-         amp_dtype
+         amp_dtype, best_metric
 error: a.toml:5: unknown key optimization.batch_size
   hint: did you mean data.batch_size?
 error: a.toml:6: unknown key optimization.label_smothing

@@ -178,7 +178,12 @@ mod tests {
     fn drawn() -> (tempfile::TempDir, std::path::PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("data");
-        draw(&root, &Options { clips: 6, frames: 3, size: 16, signs: 2, seed: 3 }, &|_, _| ()).unwrap();
+        draw(
+            &root,
+            &Options { clips: 6, frames: 3, size: 16, signs: 2, seed: 3, translate: false },
+            &|_, _| (),
+        )
+        .unwrap();
         (folder, root)
     }
 

@@ -32,14 +32,16 @@ impl Crop {
     }
 }
 
-/// A clip: one signer, once, with one sign.
+/// A clip: one signer, once, with one sign or a sentence of several.
 #[derive(Clone, Debug)]
 pub(super) struct Clip {
     index: usize,
     /// The `video_id`.
     pub(super) id: String,
-    /// Which of the dataset's signs.
-    pub(super) sign: usize,
+    /// Which of the dataset's signs, in their order.
+    pub(super) sentence: Vec<usize>,
+    /// The frames of each sign.
+    parts: Vec<Range<usize>>,
     /// Whether it is in the validation split.
     pub(super) validation: bool,
     /// How many frames the video had; a hand may be missing in some.
@@ -86,22 +88,56 @@ impl Clip {
         Self {
             index,
             id: format!("clip_{index:05}"),
-            sign: index % options.signs,
+            sentence: vec![index % options.signs],
+            parts: std::iter::once(0..frames).collect(),
             validation: (index / options.signs) % 4 == 1,
             frames,
             missing,
             look: Look::draw(&mut random),
-            motion: Motion {
-                start: random.random_range(-0.05..0.05),
-                turns: random.random_range(1.0..1.15),
-                reach: random.random_range(0.85..1.15),
-                blink: random.random_range(0..2 * options.frames),
-            },
+            motion: Motion::draw(options, &mut random),
         }
     }
 
+    /// Clip `index` of a dataset of sentences. Each signer has a tempo, which no two signs keep alike; no hand is ever
+    /// missed.
+    pub(super) fn of_sentence(
+        options: &Options,
+        index: usize,
+        (sentence, validation): (Vec<usize>, bool),
+    ) -> Self {
+        let mut random = stream(options.seed, Purpose::Demo, [index as u64, 0]);
+        // Four signs fill the longest clips.
+        let slowest = (options.frames / 4).max(2);
+        let tempo = random.random_range((slowest / 2 + 1).min(slowest)..=slowest);
+        let (mut parts, mut frames) = (Vec::new(), 0);
+        for _ in &sentence {
+            let length = random.random_range(tempo.saturating_sub(1).max(2)..=tempo);
+            parts.push(frames..frames + length);
+            frames += length;
+        }
+        Self {
+            index,
+            id: format!("clip_{index:05}"),
+            sentence,
+            parts,
+            validation,
+            frames,
+            missing: [0..0, 0..0],
+            look: Look::draw(&mut random),
+            motion: Motion::draw(options, &mut random),
+        }
+    }
+
+    /// What is signed in frame `number`.
+    fn sign<'s>(&self, signs: &'s [Sign], number: usize) -> &'s Sign {
+        static NONE: Sign = Sign::NONE;
+        let at = self.parts.iter().position(|part| part.contains(&number)).unwrap_or_default();
+        self.sentence.get(at).and_then(|&sign| signs.get(sign)).unwrap_or(&NONE)
+    }
+
     /// Whether `crop` has frame `number`.
-    fn has(&self, sign: &Sign, crop: Crop, number: usize) -> bool {
+    fn has(&self, signs: &[Sign], crop: Crop, number: usize) -> bool {
+        let sign = self.sign(signs, number);
         let [left, right] = &self.missing;
         match crop {
             Crop::Face => true,
@@ -111,13 +147,14 @@ impl Clip {
     }
 
     /// Every crop that the clip has, by stream and frame number.
-    pub(super) fn crops(&self, sign: &Sign) -> impl Iterator<Item = (Crop, usize)> {
+    pub(super) fn crops(&self, signs: &[Sign]) -> impl Iterator<Item = (Crop, usize)> {
         let all = (0..self.frames).flat_map(|number| Crop::ALL.map(|crop| (crop, number)));
-        all.filter(|&(crop, number)| self.has(sign, crop, number))
+        all.filter(|&(crop, number)| self.has(signs, crop, number))
     }
 
     /// One crop as RGB bytes, `size` pixels square.
-    pub(super) fn image(&self, options: &Options, sign: &Sign, crop: Crop, number: usize) -> Vec<u8> {
+    pub(super) fn image(&self, options: &Options, signs: &[Sign], crop: Crop, number: usize) -> Vec<u8> {
+        let sign = self.sign(signs, number);
         let part = 1 + 3 * number as u64 + crop as u64;
         let mut random = crate::random::stream(options.seed, Purpose::Demo, [self.index as u64, part]);
         let [top, bottom] = self.look.background;
@@ -132,11 +169,11 @@ impl Clip {
     }
 
     /// The landmarks of every frame, `frames` rows of `3 * LANDMARKS`.
-    pub(super) fn pose(&self, options: &Options, sign: &Sign) -> Vec<f32> {
+    pub(super) fn pose(&self, options: &Options, signs: &[Sign]) -> Vec<f32> {
         let mut random = stream(options.seed, Purpose::Demo, [self.index as u64, u64::MAX]);
         let mut rows = Vec::with_capacity(self.frames * LANDMARKS * 3);
         for number in 0..self.frames {
-            let body = self.body(sign, number);
+            let body = self.body(signs, number);
             for point in figure::landmarks(&body, 0.1 * self.sway(number)) {
                 let [x, y] = [point[0], point[1]].map(|v| v + random.random_range(-0.004..0.004));
                 let visibility = (point[2] - random.random_range(0.0..0.02f32)).clamp(0.0, 1.0);
@@ -186,13 +223,14 @@ impl Clip {
         figure::hand(canvas, place, sign.fingers, look.skin, look.shirt);
     }
 
-    fn body(&self, sign: &Sign, number: usize) -> Body {
+    fn body(&self, signs: &[Sign], number: usize) -> Body {
+        let sign = self.sign(signs, number);
         let Look { chest, shoulders: half, .. } = self.look;
         let (moved, place) = (sign.path.at(self.turns(number)), sign.path.place());
         let [x, y] = [0, 1].map(|axis| moved[axis] * self.motion.reach + place[axis]);
         let at = |side: f32| [chest[0] + half * side * (1.0 + 1.1 * x), chest[1] + half * (0.6 + 1.4 * y)];
         let resting = [chest[0] + half * 1.2, chest[1] + half * 3.2];
-        let seen = |stream| if self.has(sign, stream, number) { 0.98 } else { 0.3 };
+        let seen = |stream| if self.has(signs, stream, number) { 0.98 } else { 0.3 };
         Body {
             chest,
             half,
@@ -201,9 +239,11 @@ impl Clip {
         }
     }
 
-    /// From 0 at the first frame to 1 at the last.
+    /// From 0 at the first frame of a sign to 1 at its last.
     fn progress(&self, number: usize) -> f32 {
-        number as f32 / (self.frames.max(2) - 1) as f32
+        let part = self.parts.iter().find(|part| part.contains(&number));
+        let (first, frames) = part.map_or((0, self.frames), |part| (part.start, part.len()));
+        number.saturating_sub(first) as f32 / (frames.max(2) - 1) as f32
     }
 
     fn turns(&self, number: usize) -> f32 {
@@ -213,6 +253,17 @@ impl Clip {
     /// The head moves a little from side to side.
     fn sway(&self, number: usize) -> f32 {
         (7.0 * self.progress(number) + 9.0 * self.motion.start).sin()
+    }
+}
+
+impl Motion {
+    fn draw(options: &Options, random: &mut impl RngExt) -> Self {
+        Self {
+            start: random.random_range(-0.05..0.05),
+            turns: random.random_range(1.0..1.15),
+            reach: random.random_range(0.85..1.15),
+            blink: random.random_range(0..2 * options.frames),
+        }
     }
 }
 
@@ -291,8 +342,9 @@ mod tests {
         let clips: Vec<_> = (0..96).map(|i| Clip::plan(&options, i)).collect();
         assert_eq!(clips.iter().filter(|c| c.validation).count(), 24);
         for sign in 0..6 {
-            let count =
-                |validation| clips.iter().filter(|c| c.sign == sign && c.validation == validation).count();
+            let count = |validation| {
+                clips.iter().filter(|c| c.sentence == [sign] && c.validation == validation).count()
+            };
             assert_eq!((count(false), count(true)), (12, 4));
         }
         let scarce = Options { clips: 10, signs: 5, ..options };
@@ -321,9 +373,9 @@ mod tests {
     #[test]
     fn poses_follow_the_path_and_are_sound() {
         let options = Options::default();
-        for sign in &signs(6, 1) {
-            let clip = Clip::plan(&options, 3);
-            let pose = clip.pose(&options, sign);
+        for (at, sign) in signs(6, 1).iter().enumerate() {
+            let clip = Clip { sentence: vec![at], ..Clip::plan(&options, 3) };
+            let pose = clip.pose(&options, &signs(6, 1));
             assert_eq!(pose.len(), clip.frames * 39);
             assert!(pose.iter().all(|v| v.is_finite() && (-0.5..1.5).contains(v)));
             let wrist: Vec<f32> =

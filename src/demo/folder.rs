@@ -111,6 +111,10 @@ impl Marker {
         .into_iter()
         .filter(|(_, was, is)| was != is)
         .map(|(name, was, is)| format!("{name} {was} there, {is} now"))
+        .chain((was.translate != is.translate).then(|| {
+            let what = |translate| if translate { "sentences" } else { "single signs" };
+            format!("{} there, {} now", what(was.translate), what(is.translate))
+        }))
         .collect();
         if differences.is_empty() {
             return Ok(self);
@@ -211,6 +215,9 @@ fn experiment_file(dir: &str, options: &Options) -> String {
     .map(|(key, name)| format!("{key} = {}", path(name)))
     .collect();
     let paths = paths.join("\n");
+    if options.translate {
+        return sentences_file(&paths, &path("run"), options);
+    }
     format!(
         "# A small network for the drawn dataset beside this file. Paths are relative to the working directory.\n\
          \n[data]\n{paths}\ntensorboard = \"auto\"\nbatch_size = 8\n\
@@ -221,6 +228,23 @@ fn experiment_file(dir: &str, options: &Options) -> String {
          \n[optimization]\nepochs = 20\nlr = 5e-4\nscheduler = \"cosine\"\nscheduler_tmax = 20\nlabel_smoothing = 0.0\n\
          \n[run]\nwork_dir = {}\ndevice = \"cpu\"\nprecision = \"fp32\"\n",
         path("run")
+    )
+}
+
+/// The experiment that translates drawn sentences: small enough for two cores and three minutes.
+fn sentences_file(paths: &str, run: &str, options: &Options) -> String {
+    let (size, frames) = (options.size.next_multiple_of(8), options.frames);
+    format!(
+        "# A small network that translates the drawn sentences beside this file. Paths are relative to the working directory.\n\
+         \n[data]\n{paths}\ntensorboard = \"auto\"\nbatch_size = 8\n\
+         \n[model]\nimage_size = {size}\nsequence_length = {frames}\nprojector_dim = 32\nd_model = 96\n\
+         temporal_nhead = 4\ntemporal_layers = 1\ntemporal_dim_feedforward = 192\ntemporal_dropout = 0.0\n\
+         \n[model.backbone]\npatch_size = 8\nembed_dim = 48\ndepth = 1\nnum_heads = 3\n\
+         \n[model.decoder]\nkind = \"transformer\"\nlayers = 1\nnhead = 4\ndim_feedforward = 192\ndropout = 0.1\n\
+         \n[tokenizer]\nkind = \"word\"\n\
+         \n[decoding]\nmax_length = 16\n\
+         \n[optimization]\nepochs = 32\nlr = 1e-3\nscheduler = \"cosine\"\nscheduler_tmax = 32\nlabel_smoothing = 0.0\n\
+         \n[run]\nwork_dir = {run}\ndevice = \"cpu\"\nprecision = \"fp32\"\nevaluate_every = 8\n"
     )
 }
 

@@ -6,6 +6,7 @@ mod canvas;
 mod clip;
 mod figure;
 mod folder;
+mod sentence;
 mod sign;
 mod write;
 
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Problem, Result};
 use clip::Clip;
+use sentence::VOCABULARY;
 use sign::{MOST_SIGNS, Sign, signs};
 
 /// The most files that a dataset may have.
@@ -36,11 +38,28 @@ pub struct Options {
     pub signs: usize,
     /// What all that is random follows from.
     pub seed: u64,
+    /// Whether clips are sentences of several signs, to be translated.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub translate: bool,
+}
+
+/// Datasets of single signs are marked as they were before there were others.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { clips: 400, frames: 14, size: 64, signs: 6, seed: 1234 }
+        Self { clips: 400, frames: 14, size: 64, signs: 6, seed: 1234, translate: false }
+    }
+}
+
+impl Options {
+    /// What is drawn for translation where nothing else is asked for.
+    #[must_use]
+    pub fn to_translate() -> Self {
+        Self { clips: 1200, frames: 16, size: 32, signs: 12, seed: 1234, translate: true }
     }
 }
 
@@ -70,8 +89,7 @@ pub struct Drawn {
 /// a dataset of other options included; kind `Run` where files cannot be written.
 pub fn draw(dir: &Path, options: &Options, progress: &dyn Fn(usize, usize)) -> Result<Drawn> {
     options.check()?;
-    let signs = signs(options.signs, options.seed);
-    let clips: Vec<Clip> = (0..options.clips).map(|index| Clip::plan(options, index)).collect();
+    let (signs, clips) = if options.translate { sentences(options) } else { single_signs(options) };
     let files = count_files(&signs, &clips);
     if files > MOST_FILES {
         return Err(Error::new(ErrorKind::Config, too_many_files(&files.to_string())));
@@ -92,6 +110,19 @@ pub fn draw(dir: &Path, options: &Options, progress: &dyn Fn(usize, usize)) -> R
     Ok(drawn)
 }
 
+/// Signs, and clips of one each.
+fn single_signs(options: &Options) -> (Vec<Sign>, Vec<Clip>) {
+    let clips = (0..options.clips).map(|index| Clip::plan(options, index));
+    (signs(options.signs, options.seed), clips.collect())
+}
+
+/// Signs, and clips of sentences.
+fn sentences(options: &Options) -> (Vec<Sign>, Vec<Clip>) {
+    let plan = sentence::plan(options.signs, options.clips, options.seed);
+    let clips = plan.into_iter().enumerate().map(|(index, said)| Clip::of_sentence(options, index, said));
+    (sentence::signs(options.signs, options.seed), clips.collect())
+}
+
 /// The options of the dataset that `dir` holds, or of one whose drawing broke off there; `None` for any other folder.
 #[must_use]
 pub fn drawn_with(dir: &Path) -> Option<Options> {
@@ -101,7 +132,7 @@ pub fn drawn_with(dir: &Path) -> Option<Options> {
 impl Options {
     /// Everything that cannot work, at once.
     fn check(&self) -> Result<()> {
-        let Self { clips, frames, size, signs, .. } = *self;
+        let Self { clips, frames, size, signs, translate, .. } = *self;
         let mut problems = Vec::new();
         for (name, value) in [("clips", clips), ("frames", frames), ("signs", signs)] {
             if value == 0 {
@@ -110,7 +141,9 @@ impl Options {
                 );
             }
         }
-        if signs > MOST_SIGNS {
+        if translate {
+            problems.extend(self.cannot_be_translated());
+        } else if signs > MOST_SIGNS {
             let what = format!("{signs} signs are more than the {MOST_SIGNS} that can be told apart");
             problems.push(Problem::new(what).hint(format!("give --signs {MOST_SIGNS} or less")));
         } else if clips > 0 && clips < 2 * signs {
@@ -134,6 +167,30 @@ impl Options {
     }
 }
 
+impl Options {
+    /// What cannot work of sentences.
+    fn cannot_be_translated(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if !VOCABULARY.contains(&self.signs) {
+            let (least, most) = (VOCABULARY.start(), VOCABULARY.end());
+            let what = format!("sentences of {} signs", self.signs);
+            problems.push(Problem::new(what).hint(format!("give --signs from {least} to {most}")));
+        }
+        if (1..FEWEST_SENTENCES).contains(&self.clips) {
+            let what = format!("{} clips are too few sentences to learn from", self.clips);
+            problems.push(Problem::new(what).hint(format!("give --clips {FEWEST_SENTENCES} or more")));
+        }
+        if (1..8).contains(&self.frames) {
+            let what = format!("sentences of four signs in {} frames", self.frames);
+            problems.push(Problem::new(what).hint("give --frames 8 or more"));
+        }
+        problems
+    }
+}
+
+/// So many say every sign, and sentences of each length in both splits.
+const FEWEST_SENTENCES: usize = 100;
+
 fn too_many_files(files: &str) -> Problem {
     Problem::new(format!("a dataset of {files} files, where {MOST_FILES} are the most"))
         .hint("give fewer --clips or --frames")
@@ -141,8 +198,7 @@ fn too_many_files(files: &str) -> Problem {
 
 /// How many crops and poses the clips are.
 fn count_files(signs: &[Sign], clips: &[Clip]) -> usize {
-    let crops = |clip: &Clip| signs.get(clip.sign).map_or(0, |sign| clip.crops(sign).count());
-    clips.iter().map(|clip| crops(clip) + 1).sum()
+    clips.iter().map(|clip| clip.crops(signs).count() + 1).sum()
 }
 
 /// Draws all clips on all cores and says how many files that made. The first failure ends it.
@@ -158,8 +214,7 @@ fn draw_clips(
     let work = |done: mpsc::Sender<Result<usize>>| {
         while !failed.load(Ordering::Relaxed) {
             let Some(clip) = clips.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-            let Some(sign) = signs.get(clip.sign) else { return };
-            let result = write::clip(dir, options, sign, clip);
+            let result = write::clip(dir, options, signs, clip);
             if result.is_err() {
                 failed.store(true, Ordering::Relaxed);
             }
@@ -199,7 +254,7 @@ mod tests {
 
     #[test]
     fn options_that_cannot_work_are_all_reported() {
-        let options = Options { clips: 0, frames: 0, size: 8, signs: 0, seed: 1 };
+        let options = Options { clips: 0, frames: 0, size: 8, signs: 0, seed: 1, translate: false };
         let error = options.check().unwrap_err();
         assert_eq!((error.kind, error.problems.len()), (ErrorKind::Config, 4));
         assert!(error.problems.iter().all(|p| p.hint.is_some()));

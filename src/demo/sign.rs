@@ -56,6 +56,19 @@ pub(super) struct Sign {
     pub(super) lean: f32,
 }
 
+impl Sign {
+    /// What nobody signs.
+    pub(super) const NONE: Self = Self {
+        text: String::new(),
+        fingers: [false; 5],
+        path: Path::Still,
+        mouth: Mouth::Tight,
+        brows: Brows::Rest,
+        two_handed: false,
+        lean: 0.0,
+    };
+}
+
 impl Path {
     /// The hand's place after `turns` rounds, each axis from -1 to 1 (x outwards, y down).
     pub(super) fn at(self, turns: f32) -> Point {
@@ -167,6 +180,25 @@ pub(super) fn signs(count: usize, seed: u64) -> Vec<Sign> {
             lean: [0.0, 0.5, -0.4][hand % 3],
         })
         .collect()
+}
+
+/// The first `count` of signs for sentences, without texts: each of hand, path and face tells them apart alone, up to as many
+/// as there are hands, so that a part of a second is enough to know one.
+pub(super) fn distinct_signs(count: usize, seed: u64) -> impl Iterator<Item = Sign> {
+    let mut random = stream(seed, Purpose::Demo, [u64::MAX, 1]);
+    let [hands, faces] = [HANDS.len(), FACES].map(|n| random.random_range(0..n));
+    (0..count.min(HANDS.len())).map(move |i| {
+        let face = (faces + i) % FACES;
+        Sign {
+            text: String::new(),
+            fingers: HANDS[(hands + i) % HANDS.len()].map(|finger| finger == 1),
+            path: PATHS[i % PATHS.len()],
+            mouth: MOUTHS[face % MOUTHS.len()],
+            brows: BROWS[face % BROWS.len()],
+            two_handed: i % 2 == 1,
+            lean: [0.0, 0.5, -0.4][i % 3],
+        }
+    })
 }
 
 /// The text of sign `i`: a word, and two different words beyond the list.

@@ -12,29 +12,31 @@ use zip::{CompressionMethod, ZipWriter};
 use super::Options;
 use super::clip::Clip;
 use super::figure::LANDMARKS;
+use super::sentence;
 use super::sign::Sign;
 use crate::error::{Error, ErrorKind, Result};
 
 const JPEG_QUALITY: u8 = 85;
 
 /// Draws and writes one clip: its crops and its poses. Returns how many files that made.
-pub(super) fn clip(dir: &Path, options: &Options, sign: &Sign, clip: &Clip) -> Result<usize> {
+pub(super) fn clip(dir: &Path, options: &Options, signs: &[Sign], clip: &Clip) -> Result<usize> {
     let mut files = 0;
-    for (stream, number) in clip.crops(sign) {
+    for (stream, number) in clip.crops(signs) {
         let path = dir.join(stream.folder()).join(format!("{}_f{number:06}.jpg", clip.id));
-        let jpeg = jpeg(&clip.image(options, sign, stream, number), options.size);
+        let jpeg = jpeg(&clip.image(options, signs, stream, number), options.size);
         write(&path, jpeg.map_err(io::Error::other))?;
         files += 1;
     }
-    let npz = npz(&clip.pose(options, sign), clip.frames);
+    let npz = npz(&clip.pose(options, signs), clip.frames);
     write(&dir.join("pose").join(format!("{}.npz", clip.id)), npz)?;
     Ok(files + 1)
 }
 
 /// Writes the texts and the two splits.
 pub(super) fn tables(dir: &Path, signs: &[Sign], clips: &[Clip]) -> Result<()> {
-    let texts = clips.iter().filter_map(|clip| Some([clip.id.as_str(), signs.get(clip.sign)?.text.as_str()]));
-    write(&dir.join("subs.csv"), table(["video_id", "texto"], texts))?;
+    let texts: Vec<String> = clips.iter().map(|clip| sentence::text(&clip.sentence, signs)).collect();
+    let rows = clips.iter().zip(&texts).map(|(clip, text)| [clip.id.as_str(), text.as_str()]);
+    write(&dir.join("subs.csv"), table(["video_id", "texto"], rows))?;
     for (name, validation) in [("train.csv", false), ("val.csv", true)] {
         let ids = clips.iter().filter(|clip| clip.validation == validation).map(|clip| [clip.id.as_str()]);
         write(&dir.join("index").join(name), table(["video_id"], ids))?;

@@ -50,6 +50,12 @@ impl<'r> Results<'r> {
         Self { split, index, trained, decoder, experiment, translated, figures }
     }
 
+    /// BLEU-4 (`13a`), 0 to 100.
+    #[must_use]
+    pub fn bleu(&self) -> f64 {
+        self.figures.get("bleu_4_13a").unwrap_or_default()
+    }
+
     /// The figures that are not of the texts: loss and accuracies, 0 to 1, by name.
     fn of_predictions(&self) -> Vec<(&'static str, f64)> {
         let Some(score) = &self.translated.score else { return Vec::new() };

@@ -9,7 +9,7 @@ use std::path::Path;
 use slt_run::ErrorKind;
 use slt_run::demo::{Drawn, Options, draw};
 
-const SMALL: Options = Options { clips: 16, frames: 10, size: 32, signs: 4, seed: 7 };
+const SMALL: Options = Options { clips: 16, frames: 10, size: 32, signs: 4, seed: 7, translate: false };
 
 fn draw_quietly(dir: &Path, options: &Options) -> slt_run::Result<Drawn> {
     draw(dir, options, &|_, _| ())
@@ -200,7 +200,10 @@ fn other_folders_are_refused_untouched() {
 #[test]
 fn one_frame_of_one_sign_is_enough() {
     let folder = tempfile::tempdir().unwrap();
-    let drawn =
-        draw_quietly(folder.path(), &Options { clips: 2, frames: 1, size: 16, signs: 1, seed: 0 }).unwrap();
+    let drawn = draw_quietly(
+        folder.path(),
+        &Options { clips: 2, frames: 1, size: 16, signs: 1, seed: 0, translate: false },
+    )
+    .unwrap();
     assert_eq!((drawn.train, drawn.val, drawn.files), (1, 1, 6));
 }

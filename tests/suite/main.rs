@@ -29,3 +29,4 @@ mod numbers;
 mod resume;
 mod run;
 mod support;
+mod tokens;

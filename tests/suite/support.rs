@@ -73,7 +73,7 @@ impl World {
     /// 8 clips of 2 signs, 2 to 4 frames of 16 pixels.
     pub fn new() -> Self {
         let world = Self { dir: tempfile::tempdir().unwrap() };
-        let options = Options { clips: 8, frames: 4, size: 16, signs: 2, seed: 5 };
+        let options = Options { clips: 8, frames: 4, size: 16, signs: 2, seed: 5, translate: false };
         draw(&world.path("data"), &options, &|_, _| ()).unwrap();
         world.write("tiny.toml", TINY);
         world
