@@ -3,9 +3,12 @@
     python3 check_metrics.py METRICS.jsonl --epochs 20 --val-loss 0.08 --accuracy 1.0
     python3 check_metrics.py METRICS.jsonl … --like OTHER.jsonl      the same run on another engine: its first epoch's
                                                                      losses within 1e-5, its last one's within 0.01
+    python3 check_metrics.py METRICS.jsonl … --bleu 80               its last translations' BLEU, at least
+    python3 check_metrics.py METRICS.jsonl … --predictions FILE.csv  each hypothesis there is its reference to the letter
 """
 
 import argparse
+import csv
 import json
 import sys
 from pathlib import Path
@@ -18,6 +21,8 @@ def main() -> None:
     parser.add_argument("--val-loss", type=float, required=True, help="the most that the last val_loss may be")
     parser.add_argument("--accuracy", type=float, required=True, help="the least that the last val_accuracy may be")
     parser.add_argument("--like", type=Path, help="the metrics of the same run on another engine")
+    parser.add_argument("--bleu", type=float, help="the least that the last val_bleu may be")
+    parser.add_argument("--predictions", type=Path, help="translations that have to be their references")
     a = parser.parse_args()
 
     rows = [json.loads(line) for line in a.metrics.read_text().splitlines()]
@@ -37,6 +42,17 @@ def main() -> None:
                 if not abs(here - there) <= tolerance * (abs(there) if epoch == 0 else 1):
                     sys.exit(f"{a.metrics}: {key} of epoch {rows[epoch]['epoch']} is {here}, and {there} in {a.like}")
         found += f"; as {a.like}"
+    if a.bleu is not None:
+        if not last["val_bleu"] >= a.bleu:
+            sys.exit(f"{a.metrics}: val_bleu is {last['val_bleu']}; needed at least {a.bleu}")
+        found += f"; val_bleu {last['val_bleu']:.1f}"
+    if a.predictions:
+        with a.predictions.open(newline="", encoding="utf-8") as file:
+            pairs = [(row["reference"], row["hypothesis"]) for row in csv.DictReader(file)]
+        wrong = [pair for pair in pairs if pair[0] != pair[1]]
+        if wrong or not pairs:
+            sys.exit(f"{a.predictions}: {len(wrong)} of {len(pairs)} translations are wrong, such as {wrong[:1]}")
+        found += f"; {len(pairs)} of {len(pairs)} translations right"
     print(f"{found}: good")
 
 

@@ -172,7 +172,7 @@ impl Ready {
         for warning in dataset.warnings() {
             reporter.warn(&origins::in_line(warning, &resolved));
         }
-        let decoder = trained.decoder(c, || Dataset::train_texts_of(&c.data))?;
+        let decoder = trained.decoder(c, &dataset.validation_texts(), || Dataset::train_texts_of(&c.data))?;
         let engine = trained.engine(c, &device, decoder.as_ref(), dataset.val.len())?;
         Ok(Self { place, trained, resolved, decoder, engine, dataset: Arc::new(dataset) })
     }

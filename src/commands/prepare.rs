@@ -9,7 +9,8 @@ use super::origins;
 use crate::config::{Experiment, OnBadClip, Resolved};
 use crate::data::{Contents, Dataset, Depth, Verified};
 use crate::error::ErrorKind;
-use crate::model::{DecoderKind, TextReport, decoder};
+use crate::model::decoder::{self, Texts};
+use crate::model::{DecoderKind, TextReport};
 use crate::observe::reporter::Reporter;
 use crate::train::Initial;
 use crate::train::feed::default_workers;
@@ -40,11 +41,13 @@ pub(super) struct Opened {
 pub fn open_dataset(resolved: &Resolved, saved: Option<&Saved>, reporter: &Reporter) -> Result<Opened> {
     let c = &resolved.experiment;
     let dataset = Dataset::open(&c.data, &c.model, c.run.seed)?;
-    let decoder = match saved.map(|saved| saved.decoder(c)).transpose()?.flatten() {
+    let (train, validation) = (dataset.train_texts(), dataset.validation_texts());
+    let texts = Texts { train: &train, validation: &validation };
+    let decoder = match saved.map(|saved| saved.decoder(c, texts)).transpose()?.flatten() {
         Some(decoder) => decoder,
-        None => decoder::of(c, &dataset.train_texts())?,
+        None => decoder::of(c, texts)?,
     };
-    let texts = decoder.report(&dataset.train_texts(), &dataset.validation_texts());
+    let texts = decoder.report(&train, &validation);
     for warning in dataset.warnings().iter().chain(&texts.warning) {
         reporter.warn(&origins::in_line(warning, resolved));
     }

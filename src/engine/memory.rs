@@ -75,7 +75,11 @@ impl Memory {
                 self.backbones,
                 "optimization.frames_per_chunk (auto takes as few as needed), model.image_size or data.batch_size",
             ),
-            (self.head, "data.batch_size, model.sequence_length, model.temporal_layers or model.d_model"),
+            (
+                self.head,
+                "data.batch_size, model.sequence_length, model.temporal_layers or model.d_model; of a network that \
+                 translates, shorten the longest text",
+            ),
             (self.batches, "data.batch_size, data.val_batch_size, model.sequence_length or model.image_size"),
         ];
         parts.into_iter().max_by_key(|(bytes, _)| *bytes).map_or("", |(_, fields)| fields)

@@ -216,7 +216,7 @@ pub fn predictions_csv(
 /// (`predictions.20261231-235959.csv`), and are whole at every moment.
 ///
 /// # Errors
-/// Of kind `Run` where a file cannot be written: all that was there is as it was.
+/// Of kind `Run` where a file cannot be written: what was there is whole then, under its own name or the dated one.
 pub fn write_beside(path: &Path, files: &[(&str, &[u8])], now: SystemTime) -> Result<()> {
     let failed = |name: &str, error: &io::Error| {
         Error::io(ErrorKind::Run, "cannot write", &path.join(name), error)
@@ -229,30 +229,37 @@ pub fn write_beside(path: &Path, files: &[(&str, &[u8])], now: SystemTime) -> Re
     if files.iter().all(is_same) {
         return Ok(());
     }
-    let mut kept: Vec<(&str, String)> = Vec::new();
-    let put_back = |kept: &[(&str, String)]| {
-        for (name, dated) in kept {
-            // The name leads to the earlier file still, or again.
-            let _ = folder.rename(dated, name);
+    // All that takes room comes first; what follows are names alone.
+    let mut names: Vec<String> = Vec::new();
+    let made = (|| {
+        for (name, bytes) in files {
+            names.push(new_name(name));
+            folder.write_atomically(new_name(name), bytes).map_err(|error| failed(name, &error))?;
         }
-    };
-    for (name, _) in files.iter().filter(|(name, _)| folder.has(name)) {
-        let dated = free_name(&folder, name, now);
-        if let Err(error) = folder.link_or_copy(name, &dated) {
-            for (_, dated) in &kept {
-                let _ = folder.remove_file(dated);
-            }
-            return Err(failed(name, &error));
+        for (name, _) in files.iter().filter(|(name, _)| folder.has(name)) {
+            let dated = free_name(&folder, name, now);
+            names.push(dated.clone());
+            folder.link_or_copy(name, &dated).map_err(|error| failed(name, &error))?;
         }
-        kept.push((name, dated));
+        let (first, _) = files.first().copied().unwrap_or_default();
+        folder.rename(new_name(first), first).map_err(|error| failed(first, &error))
+    })();
+    if made.is_err() {
+        for name in &names {
+            let _ = folder.remove_file(name);
+        }
+        return made;
     }
-    for (name, bytes) in files {
-        if let Err(error) = folder.write_atomically(name, bytes) {
-            put_back(&kept);
-            return Err(failed(name, &error));
-        }
-    }
-    Ok(())
+    let rest = files
+        .iter()
+        .skip(1)
+        .try_for_each(|(name, _)| folder.rename(new_name(name), name).map_err(|error| failed(name, &error)));
+    rest.and_then(|()| folder.sync().map_err(|error| failed("", &error)))
+}
+
+/// What a file is called until all of them are written.
+fn new_name(name: &str) -> String {
+    format!(".slt-run.new.{name}")
 }
 
 /// `name` with a date before its ending, numbered where that is taken.
@@ -303,7 +310,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         fs::write(path.join("a.csv"), "old").unwrap();
-        // The second file cannot take the place of a folder with something in it.
+        // The second file cannot be kept: a folder has its name.
         fs::create_dir_all(path.join("b.json/inside")).unwrap();
         let error =
             write_beside(path, &[("a.csv", b"new"), ("b.json", b"2")], SystemTime::UNIX_EPOCH).unwrap_err();

@@ -8,7 +8,8 @@ use crate::config::{self, Experiment, Layers, Resolved, Setting};
 use crate::engine::device::Compute;
 use crate::engine::{self, Engine, memory};
 use crate::error::{Error, ErrorKind, Problem, Result};
-use crate::model::{DecoderKind, decoder};
+use crate::model::DecoderKind;
+use crate::model::decoder::{self, Texts};
 use crate::observe::run_folder::{BEST, LAST};
 use crate::train::initial;
 use crate::train::state::set_parameters;
@@ -157,7 +158,7 @@ impl Trained {
         })
     }
 
-    /// What texts are to it; `train_texts` gives the training split's texts where the checkpoint has none of its own, which
+    /// What texts are to it, `measured` among them; `train_texts` gives the training split's texts where the checkpoint has none of its own, which
     /// is so of a stub's from before they were kept.
     ///
     /// # Errors
@@ -165,10 +166,12 @@ impl Trained {
     pub fn decoder(
         &self,
         c: &Experiment,
+        measured: &[&str],
         train_texts: impl FnOnce() -> Result<Vec<String>>,
     ) -> Result<Rc<dyn DecoderKind>> {
+        let measured = Texts { validation: measured, ..Texts::default() };
         let of_file = |error: Error| error.context(format!("{} cannot be used", self.checkpoint.display()));
-        if let Some(decoder) = decoder::saved(c, |key| self.text(key)).map_err(of_file)? {
+        if let Some(decoder) = decoder::saved(c, measured, |key| self.text(key)).map_err(of_file)? {
             return Ok(decoder);
         }
         let texts = train_texts().map_err(|error| {
@@ -177,7 +180,8 @@ impl Trained {
                 self.checkpoint.display()
             ))
         })?;
-        decoder::of(c, &texts.iter().map(String::as_str).collect::<Vec<_>>())
+        let train: Vec<&str> = texts.iter().map(String::as_str).collect();
+        decoder::of(c, Texts { train: &train, ..measured })
     }
 
     /// An engine with its weights. It has no moments: nothing trains.

@@ -10,7 +10,8 @@ use crate::config::{
 };
 use crate::data::{Contents, Dataset};
 use crate::error::{Error, ErrorKind, Problem, Result};
-use crate::model::{DecoderKind, decoder};
+use crate::model::DecoderKind;
+use crate::model::decoder::{self, Texts};
 use crate::optim::{LossScale, Moments};
 use crate::train::initial;
 use crate::train::progress::Partial;
@@ -86,8 +87,8 @@ impl Saved {
     ///
     /// # Errors
     /// A data error that names the file, where what it says cannot be read.
-    pub fn decoder(&self, c: &Experiment) -> Result<Option<Rc<dyn DecoderKind>>> {
-        decoder::saved(c, |key| self.text(key))
+    pub fn decoder(&self, c: &Experiment, texts: Texts) -> Result<Option<Rc<dyn DecoderKind>>> {
+        decoder::saved(c, texts, |key| self.text(key))
             .map_err(|error| error.context(format!("{} cannot be gone on with", self.path.display())))
     }
 

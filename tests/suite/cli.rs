@@ -297,9 +297,9 @@ fn training_and_going_on_are_commands_too() {
     // An experiment file that was called so before there was such a command is one still.
     world.write("train", TINY);
     world.ok(&["train", "--epochs", "1", "--work-dir", "other"]).says(&["the run is in other"]);
-    let none = world.run(&["evaluate", "tiny.toml"]);
+    let none = world.run(&["translate", "tiny.toml"]);
     assert_eq!(none.code, 2);
-    none.says(&["or a command: train, resume, check"]);
+    none.says(&["or a command: train, resume, evaluate, predict, check"]);
 }
 
 #[test]

@@ -202,6 +202,7 @@ pose_dir = "data/rois/pose"                 # --pose-dir data/rois/pose
 metadata_csv = "data/lsa_t/subs.csv"        # --metadata-csv data/lsa_t/subs.csv
 train_index = "data/lsa_t/index/train.csv"  # --train-index data/lsa_t/index/train.csv
 val_index = "data/lsa_t/index/val.csv"      # --val-index data/lsa_t/index/val.csv
+test_index = ""                             # default (unset: there is none)
 batch_size = 4                              # default
 val_batch_size = ""                         # default (unset: as `batch_size`)
 num_workers = ""                            # default (unset: the cores at hand, at most 8)
@@ -233,6 +234,30 @@ dropout = 0.0            # default
 attention_dropout = 0.0  # default
 stochastic_depth = 0.0   # default
 
+[model.decoder]
+kind = "stub"           # default
+layers = 3              # default
+nhead = 8               # default
+dim_feedforward = 2048  # default
+dropout = 0.1           # default
+tied = true             # default
+
+[tokenizer]
+kind = "unigram"   # default
+vocab_size = 8000  # default
+min_frequency = 1  # default
+lowercase = false  # default
+file = ""          # default (unset: one is trained on the texts of the training split)
+
+[decoding]
+beam_size = 5                 # default
+length_penalty = 1.0          # default
+length_penalty_rule = "gnmt"  # default
+max_length = 128              # default
+min_length = 0                # default
+no_repeat_ngram = 0           # default
+n_best = 1                    # default
+
 [optimization]
 epochs = 40                # default
 optimizer = "adamw"        # default
@@ -248,6 +273,7 @@ accumulate = 1             # default
 grad_clip = ""             # default (unset: off)
 skip_nonfinite_steps = 0   # default
 amp_dtype = "auto"         # default
+best_metric = "val_loss"   # default
 
 [run]
 work_dir = "work_dirs/multistream_v9"  # --work-dir work_dirs/multistream_v9
@@ -260,6 +286,7 @@ memory_budget = "auto"                 # default
 resume = "never"                       # default
 init_from = ""                         # default (unset: weights are drawn from `seed`)
 checkpoint_every = "epoch"             # default
+evaluate_every = ""                    # default (unset: never while it trains)
 "#;
     assert_eq!(text, expected);
     assert_eq!(from_text(&text), found.experiment);
@@ -275,8 +302,9 @@ fn json_is_what_python_reads() {
     assert_eq!(json["data"]["num_workers"], 2);
     assert!(json["data"]["tensorboard"].is_null());
     let sections: Vec<_> = json.as_object().unwrap().keys().collect();
-    assert_eq!(sections, ["data", "model", "optimization", "run"]);
-    assert_eq!(json["model"].as_object().unwrap().keys().next_back().unwrap(), "backbone");
+    assert_eq!(sections, ["data", "model", "tokenizer", "decoding", "optimization", "run"]);
+    let nested: Vec<_> = json["model"].as_object().unwrap().keys().rev().take(2).collect();
+    assert_eq!(nested, ["decoder", "backbone"]);
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn sizes_that_no_machine_has_are_errors() {
         both_refuse(&world, "true", &["--set", setting], code, parts);
     };
     set("model.d_model=1000000000", 2, &["model.d_model = 1000000000", "no machine can hold"]);
-    let deep = ["more than 1048576 parameters", "lower model.backbone.depth or model.temporal_layers"];
+    let deep = ["more than 1048576 parameters", "lower model.backbone.depth, model.temporal_layers or"];
     set("model.backbone.depth=1000000000", 2, &deep);
     set("model.temporal_layers=1000000000", 2, &deep);
     let much = ["a training step is expected to take", "lower "];

@@ -30,3 +30,4 @@ mod resume;
 mod run;
 mod support;
 mod tokens;
+mod translation;

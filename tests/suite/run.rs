@@ -102,6 +102,7 @@ fn a_run_leaves_what_is_documented() {
         "best_val_loss",
         "best_epoch",
         "best_val_accuracy",
+        "best_value",
         "nonfinite_in_a_row",
         "position",
         "bad_clips",
@@ -112,6 +113,7 @@ fn a_run_leaves_what_is_documented() {
         "files",
         "contents",
         "config",
+        "class_texts",
     ];
     assert_eq!(kept, expected);
     // 6 training clips in batches of 4: the short last batch is kept.

@@ -70,9 +70,14 @@ pub struct Outcome {
 }
 
 impl World {
+    /// Nothing in it.
+    pub fn empty() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
     /// 8 clips of 2 signs, 2 to 4 frames of 16 pixels.
     pub fn new() -> Self {
-        let world = Self { dir: tempfile::tempdir().unwrap() };
+        let world = Self::empty();
         let options = Options { clips: 8, frames: 4, size: 16, signs: 2, seed: 5, translate: false };
         draw(&world.path("data"), &options, &|_, _| ()).unwrap();
         world.write("tiny.toml", TINY);

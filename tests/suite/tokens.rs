@@ -40,7 +40,7 @@ fn tokens_of_the_corpus_are_its_texts() {
         ("word", TokenizerKind::Word, false),
         ("char", TokenizerKind::Char, true),
     ] {
-        let c = config::Tokenizer { kind, lowercase, vocab_size: 20_000, ..config::Tokenizer::default() };
+        let c = config::Tokenizer { kind, lowercase, vocab_size: 60_000, ..config::Tokenizer::default() };
         let c = if matches!(kind, TokenizerKind::Unigram | TokenizerKind::Bpe) {
             config::Tokenizer { vocab_size: 8000, ..c }
         } else {

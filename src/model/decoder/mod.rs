@@ -197,15 +197,26 @@ pub trait DecoderKind {
     fn build(&self, b: &Builder, c: &config::Model) -> candle_core::Result<Box<dyn Decoder>>;
 }
 
-/// The decoder of an experiment whose training split has these texts.
+/// The texts of a dataset; none where they are not known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Texts<'t> {
+    /// Of the training split.
+    pub train: &'t [&'t str],
+    /// Of the validation split.
+    pub validation: &'t [&'t str],
+}
+
+/// The decoder of an experiment on a dataset with these texts.
 ///
 /// # Errors
-/// Where a tokenizer cannot be trained on them, or the experiment's own cannot be read.
-pub fn of(c: &config::Experiment, train: &[&str]) -> Result<Rc<dyn DecoderKind>> {
+/// Where a tokenizer cannot be trained on those of the training split, or the experiment's own cannot be read.
+pub fn of(c: &config::Experiment, texts: Texts) -> Result<Rc<dyn DecoderKind>> {
     match (c.model.decoder.kind, &c.tokenizer.file) {
-        (TextDecoder::Stub, _) => Ok(stub(c, Classes::new(c.model.vocab_size, train))),
-        (TextDecoder::Transformer, Some(file)) => Ok(transformer(c, read_tokenizer(file)?)),
-        (TextDecoder::Transformer, None) => Ok(transformer(c, Tokenizer::train(&c.tokenizer, train)?)),
+        (TextDecoder::Stub, _) => Ok(stub(c, Classes::new(c.model.vocab_size, texts.train))),
+        (TextDecoder::Transformer, Some(file)) => Ok(transformer(c, read_tokenizer(file)?, texts)),
+        (TextDecoder::Transformer, None) => {
+            Ok(transformer(c, Tokenizer::train(&c.tokenizer, texts.train)?, texts))
+        }
     }
 }
 
@@ -214,16 +225,18 @@ pub fn of(c: &config::Experiment, train: &[&str]) -> Result<Rc<dyn DecoderKind>>
 pub fn of_no_texts(c: &config::Experiment) -> Rc<dyn DecoderKind> {
     match c.model.decoder.kind {
         TextDecoder::Stub => stub(c, Classes::new(c.model.vocab_size, &[])),
-        TextDecoder::Transformer => with_tokens(c, Tokens::Unknown(c.tokenizer.vocab_size)),
+        TextDecoder::Transformer => with_tokens(c, Tokens::Unknown(c.tokenizer.vocab_size), USUAL_TOKENS),
     }
 }
 
 /// The decoder of a checkpoint, from what [`DecoderKind::saved`] gave: `find` looks a key up. None where it is not there.
+/// `texts` are those that it is to learn or to be measured by.
 ///
 /// # Errors
 /// Where it cannot be read.
 pub fn saved<'a>(
     c: &config::Experiment,
+    texts: Texts,
     find: impl Fn(&str) -> Option<&'a str>,
 ) -> Result<Option<Rc<dyn DecoderKind>>> {
     Ok(match c.model.decoder.kind {
@@ -231,9 +244,10 @@ pub fn saved<'a>(
             .map(|texts| Classes::from_saved(c.model.vocab_size, texts))
             .transpose()?
             .map(|classes| stub(c, classes)),
-        TextDecoder::Transformer => {
-            find(TOKENIZER).map(Tokenizer::from_json).transpose()?.map(|tokenizer| transformer(c, tokenizer))
-        }
+        TextDecoder::Transformer => find(TOKENIZER)
+            .map(Tokenizer::from_json)
+            .transpose()?
+            .map(|tokenizer| transformer(c, tokenizer, texts)),
     })
 }
 
@@ -241,14 +255,20 @@ fn stub(c: &config::Experiment, classes: Classes) -> Rc<dyn DecoderKind> {
     Rc::new(StubKind { label_smoothing: c.optimization.label_smoothing, classes })
 }
 
-fn transformer(c: &config::Experiment, tokenizer: Tokenizer) -> Rc<dyn DecoderKind> {
-    with_tokens(c, Tokens::Of(Rc::new(tokenizer)))
+fn transformer(c: &config::Experiment, tokenizer: Tokenizer, texts: Texts) -> Rc<dyn DecoderKind> {
+    let all = texts.train.iter().chain(texts.validation);
+    // A batch is as long as its longest text.
+    let longest = all.map(|text| tokenizer.encode(text).len()).max().unwrap_or(USUAL_TOKENS);
+    with_tokens(c, Tokens::Of(Rc::new(tokenizer)), longest)
 }
 
-fn with_tokens(c: &config::Experiment, tokens: Tokens) -> Rc<dyn DecoderKind> {
+fn with_tokens(c: &config::Experiment, tokens: Tokens, longest: usize) -> Rc<dyn DecoderKind> {
     let label_smoothing = c.optimization.label_smoothing;
-    Rc::new(TransformerKind { tokens, label_smoothing, max_length: c.decoding.max_length })
+    Rc::new(TransformerKind { tokens, label_smoothing, longest, max_length: c.decoding.max_length })
 }
+
+/// Tokens of a text that memory is planned for where no text is known: the corpus's 95th percentile is 37 words.
+const USUAL_TOKENS: usize = 48;
 
 /// The tokenizer in `file`.
 ///

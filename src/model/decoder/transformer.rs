@@ -25,6 +25,8 @@ pub struct TransformerKind {
     pub tokens: Tokens,
     /// The share of the target's probability that is spread over all tokens.
     pub label_smoothing: f64,
+    /// Tokens of the longest text.
+    pub longest: usize,
     /// The most tokens of a hypothesis, to say which texts are longer.
     pub max_length: usize,
 }
@@ -85,14 +87,18 @@ impl DecoderKind for TransformerKind {
         Some(self.tokens.tokenizer()?.decode(prediction))
     }
 
-    /// Logits, probabilities and their gradients of texts of [`USUAL_TOKENS`], and what the layers leave.
+    /// Logits, probabilities and their gradients of texts that are as long as the longest, and what the layers leave.
     fn loss_bytes(&self, c: &config::Model, clips: usize) -> usize {
         let product = |factors: &[usize]| factors.iter().fold(4, |bytes: usize, n| bytes.saturating_mul(*n));
-        let tokens = clips.saturating_mul(USUAL_TOKENS);
+        let length = self.longest.saturating_add(1);
+        let tokens = clips.saturating_mul(length);
         let frames = clips.saturating_mul(c.sequence_length);
         let logits = product(&[6, tokens, self.tokens.len()]);
         let widths = c.d_model.saturating_mul(40).saturating_add(c.decoder.dim_feedforward.saturating_mul(6));
+        let keys = length.saturating_add(c.sequence_length);
+        let scores = product(&[8, tokens, c.decoder.nhead, keys]);
         let layer = product(&[tokens, widths]).saturating_add(product(&[6, frames, c.d_model]));
+        let layer = layer.saturating_add(scores);
         logits.saturating_add(layer.saturating_mul(c.decoder.layers))
     }
 
@@ -159,9 +165,6 @@ pub const TOKENIZER: &str = "tokenizer";
 
 /// Where a checkpoint has the SHA-1 of that text, in hexadecimal digits.
 pub const TOKENIZER_SHA1: &str = "tokenizer_sha1";
-
-/// Tokens of a text that memory is planned for: the corpus's 95th percentile is 37 words.
-const USUAL_TOKENS: usize = 48;
 
 /// Tokens and encoded frames to the logits of the next tokens.
 pub struct Transformer {
