@@ -1,5 +1,6 @@
 //! What must be the same on every engine, and what must change nothing on any.
 
+use std::rc::Rc;
 use std::slice::from_ref;
 
 use candle_core::{Result as CandleResult, Tensor};
@@ -9,7 +10,7 @@ use super::cuda::emulator::Emulator;
 use super::device::Compute;
 use super::{End, Engine, Placed, Step, with_decoder};
 use crate::Result;
-use crate::config::{self, Experiment};
+use crate::config::{self, EngineKind, Experiment, TextDecoder};
 use crate::data::{Batch, Sizes};
 use crate::model::Hypothesis;
 use crate::model::decoder::{self, Decoder, DecoderKind, Encoded, Loss};
@@ -55,7 +56,16 @@ pub(super) fn batch(c: &Experiment, clips: usize, kind: usize) -> Placed {
         }
     }
     batch.pose.iter_mut().enumerate().for_each(|(i, x)| *x = ((i + kind) as f32).sin());
-    let targets = (0..clips).map(|i| vec![((5 * i + 3 + kind) % c.model.vocab_size) as u32]).collect();
+    let target = |i: usize| match c.model.decoder.kind {
+        TextDecoder::Stub => vec![((5 * i + 3 + kind) % c.model.vocab_size) as u32],
+        // Texts of different lengths.
+        TextDecoder::Transformer => {
+            let tokens: Vec<u32> =
+                (0..3 + 2 * i + kind).map(|at| (4 + (5 * at + i + kind) % 20) as u32).collect();
+            [[1].as_slice(), &tokens, &[2]].concat()
+        }
+    };
+    let targets = (0..clips).map(target).collect();
     if let (Some(last), true) = (batch.pad_mask.last_mut(), sizes.frames > 1) {
         *last = false;
     }
@@ -220,18 +230,41 @@ fn engines_agree_whatever_reads_the_frames() -> Result<()> {
 
 /// Trains on each of `engines`, with each decoder: numbers differ from the first's by less than `tolerance`, relatively.
 fn agree(engines: &[(&str, Compute)], tolerance: f64) -> Result<()> {
-    let c = experiment(6, &[("optimization.accumulate", "2"), ("run.precision", "fp32")]);
-    let stub = decoder::of_no_texts(&c);
-    for kind in [stub.as_ref(), &TwoLayers] {
+    let common = [("optimization.accumulate", "2"), ("run.precision", "fp32")];
+    let translating = [
+        ("model.decoder.kind", "transformer"),
+        ("model.decoder.layers", "2"),
+        ("model.decoder.nhead", "4"),
+        ("model.decoder.dim_feedforward", "24"),
+        ("tokenizer.vocab_size", "24"),
+        ("decoding.max_length", "9"),
+        ("decoding.n_best", "3"),
+    ];
+    let untied = [&common[..], &translating, &[("model.decoder.tied", "false")]].concat();
+    let stub = experiment(6, &common);
+    let [tied, untied] =
+        [&[&common[..], &translating].concat(), &untied].map(|settings| experiment(6, settings));
+    let kinds = [&stub, &tied, &untied].map(|c| (c, decoder::of_no_texts(c)));
+    let others: (&Experiment, Rc<dyn DecoderKind>) = (&stub, Rc::new(TwoLayers));
+    for (c, kind) in kinds.into_iter().chain([others]) {
+        // The reference is computed as a graph throughout.
+        let of_engine = |name: &str| {
+            let mut c = c.clone();
+            if name == "candle" {
+                c.run.engine = EngineKind::Candle;
+            }
+            c
+        };
+        let kind = kind.as_ref();
         let mut found = Vec::new();
         for (name, compute) in engines {
-            let mut engine = with_decoder(&c, compute, kind)?;
-            let (loss, gradients) = step(engine.as_mut(), &c)?;
+            let mut engine = with_decoder(&of_engine(name), compute, kind)?;
+            let (loss, gradients) = step(engine.as_mut(), c)?;
             let mut losses = vec![loss];
             for number in 0..3 {
                 let mut whole = Step::of(2);
                 for (kind, clips) in [2, 1].into_iter().enumerate() {
-                    let mut batch = batch(&c, clips, kind);
+                    let mut batch = batch(c, clips, kind);
                     let pass = Pass { first_row: whole.clips(), ..Pass::training(1, number) };
                     engine.train(&mut batch, &pass, &mut whole)?;
                 }
@@ -241,12 +274,18 @@ fn agree(engines: &[(&str, Compute)], tolerance: f64) -> Result<()> {
                 assert_eq!(outcome.end, End::Updated, "{name}");
                 losses.push(outcome.norm);
             }
-            let mut batch = batch(&c, 2, 5);
+            let mut batch = batch(c, 2, 5);
             let evaluating = engine.evaluate(&mut batch)?;
             let score = engine.score(evaluating)?;
             losses.push(score.loss);
             let encoded = engine.encode(&mut batch)?.flatten_all()?.to_vec1::<f32>()?;
-            found.push((name, losses, gradients, encoded, (score.weight, score.correct)));
+            let texts: Vec<Vec<Vec<u32>>> = if c.model.decoder.kind == TextDecoder::Stub {
+                Vec::new()
+            } else {
+                let best = engine.translate(&mut batch, &c.decoding)?;
+                best.into_iter().map(|best| best.into_iter().map(|it| it.tokens).collect()).collect()
+            };
+            found.push((name, losses, gradients, encoded, (score.weight, score.correct, texts)));
         }
         let (_, losses, gradients, encoded, score) = &found[0];
         for (name, other, others, frames, other_score) in &found[1..] {

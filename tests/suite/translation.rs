@@ -87,10 +87,7 @@ fn a_run_translates_while_it_trains_and_is_evaluated_after() {
     assert_eq!(found["decoding"]["beam_size"], 5);
     let digest = |path: &str| {
         use sha1::Digest;
-        sha1::Sha1::digest(world.read_bytes(path))
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
+        slt_run::input::hexadecimal(&sha1::Sha1::digest(world.read_bytes(path)))
     };
     assert_eq!(found["checkpoint"]["sha1"], digest("run/last.pt"));
     assert_eq!(found["tokenizer_sha1"], digest("run/tokenizer.json"));
@@ -200,7 +197,7 @@ fn a_translating_run_goes_on_to_the_bit() {
     let most = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     assert_eq!(
         (best["value"].as_f64(), best["epoch"].as_u64()),
-        (Some(most), all.iter().position(|value| *value == most).map(|at| at as u64 + 1))
+        (Some(most), all.iter().position(|value| value.to_bits() == most.to_bits()).map(|at| at as u64 + 1))
     );
 }
 
