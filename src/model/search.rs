@@ -30,12 +30,34 @@ pub struct Row {
 
 /// What gives the logits of the next tokens, step by step.
 pub trait NextTokens {
-    /// Of each row, the logits (rows, V) of the token that follows, one row after another. Rows of one clip are neighbours,
-    /// and clips keep their order.
+    /// Of each row, the logits of the token that follows. Rows of one clip are neighbours, and clips keep their order.
     ///
     /// # Errors
     /// Where computing them fails.
-    fn step(&mut self, rows: &[Row]) -> Result<Vec<f32>>;
+    fn step(&mut self, rows: &[Row]) -> Result<Logits>;
+}
+
+/// Logits of the tokens that may follow.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Logits {
+    /// (R, V), one row after another.
+    pub values: Vec<f32>,
+    /// The logarithm of the sum of their exponentials, of each row; NaN where one of them is.
+    pub log_sums: Vec<f64>,
+}
+
+impl Logits {
+    /// Of `rows` rows.
+    #[must_use]
+    pub fn new(values: Vec<f32>, rows: usize) -> Self {
+        let vocabulary = (values.len() / rows.max(1)).max(1);
+        let log_sum = |row: &[f32]| {
+            let largest = row.iter().fold(f32::NEG_INFINITY, |largest, &x| largest.max(x));
+            f64::from(largest) + row.iter().map(|&x| f64::from(x - largest).exp()).sum::<f64>().ln()
+        };
+        let log_sums = values.chunks(vocabulary).map(log_sum).collect();
+        Self { values, log_sums }
+    }
 }
 
 /// Tokens that are not a text's.
@@ -67,13 +89,16 @@ pub fn search(
         if rows.is_empty() {
             break;
         }
-        let logits = next.step(&rows)?;
+        let Logits { values: logits, log_sums } = next.step(&rows)?;
+        if log_sums.iter().any(|sum| !sum.is_finite()) {
+            return Err(not_a_number());
+        }
         let vocabulary = logits.len() / rows.len();
         let (mut row, mut following) = (0, Vec::new());
         for beam in &mut beams {
             let count = beam.live.len();
             let of_beam = logits.get(row * vocabulary..(row + count) * vocabulary).unwrap_or_default();
-            beam.step(of_beam, length, specials, c)?;
+            beam.step(of_beam, log_sums.get(row..).unwrap_or_default(), length, (specials, c));
             following
                 .extend(beam.live.iter().map(|live| Row { parent: row + live.parent, token: live.token() }));
             row += count;
@@ -139,12 +164,18 @@ impl PartialOrd for Candidate {
 }
 
 impl Beam {
-    /// One token more; `logits` (live, V), `length` tokens with it.
-    fn step(&mut self, logits: &[f32], length: usize, specials: Specials, c: &Decoding) -> Result<()> {
+    /// One token more; `logits` (live, V) with the logarithms of their sums, `length` tokens with it.
+    fn step(
+        &mut self,
+        logits: &[f32],
+        log_sums: &[f64],
+        length: usize,
+        (specials, c): (Specials, &Decoding),
+    ) {
         if self.live.is_empty() {
-            return Ok(());
+            return;
         }
-        let candidates = self.candidates(logits, specials, c)?;
+        let candidates = self.candidates(logits, log_sums, specials, c);
         let (mut following, is_last) = (Vec::new(), length == c.max_length);
         for (rank, Candidate { cost, beam, token }) in candidates.into_iter().enumerate() {
             let Some(from) = self.live.get(beam) else { continue };
@@ -169,26 +200,31 @@ impl Beam {
         } else if self.is_decided(length, c) {
             self.live.clear();
         }
-        Ok(())
     }
 
     /// The best `2 * beam_size` ways to go on, the best first.
-    fn candidates(&self, logits: &[f32], specials: Specials, c: &Decoding) -> Result<Vec<Candidate>> {
+    fn candidates(
+        &self,
+        logits: &[f32],
+        log_sums: &[f64],
+        specials: Specials,
+        c: &Decoding,
+    ) -> Vec<Candidate> {
         let most = 2 * c.beam_size;
         let vocabulary = logits.len() / self.live.len();
         let mut best: BinaryHeap<Candidate> = BinaryHeap::with_capacity(most.min(logits.len()) + 1);
-        for (beam, (live, logits)) in self.live.iter().zip(logits.chunks(vocabulary.max(1))).enumerate() {
-            let largest = logits.iter().fold(f32::NEG_INFINITY, |largest, &x| largest.max(x));
-            let sum: f64 = logits.iter().map(|&x| f64::from(x - largest).exp()).sum();
-            if sum.is_nan() {
-                return Err(not_a_number());
-            }
-            let (largest, log_sum) = (f64::from(largest), sum.ln());
+        let rows = self.live.iter().zip(logits.chunks(vocabulary.max(1))).zip(log_sums);
+        for (beam, ((live, logits), log_sum)) in rows.enumerate() {
             let repeats = repeats(&live.tokens, c.no_repeat_ngram);
             let too_early = live.tokens.len() < c.min_length;
+            // What a logit has to be above to be among the best, a little less than that.
+            let mut least = f32::NEG_INFINITY;
             for (token, &logit) in (0_u32..).zip(logits) {
+                if logit < least {
+                    continue;
+                }
                 // Without a negative zero, which would be smaller than zero.
-                let cost = 0.0 - (live.total + (f64::from(logit) - largest - log_sum));
+                let cost = 0.0 - (live.total + (f64::from(logit) - log_sum));
                 if best.len() == most && best.peek().is_some_and(|worst| cost >= worst.cost) {
                     continue;
                 }
@@ -200,10 +236,14 @@ impl Beam {
                     if best.len() > most {
                         best.pop();
                     }
+                    if let (Some(worst), true) = (best.peek(), best.len() == most) {
+                        let needed = log_sum - live.total - worst.cost;
+                        least = (needed - 1e-4 * needed.abs().max(1.0)) as f32;
+                    }
                 }
             }
         }
-        Ok(best.into_sorted_vec())
+        best.into_sorted_vec()
     }
 
     /// Whether none that lives can still beat the worst that has ended. A hypothesis's score is at its best at the end of
@@ -272,9 +312,10 @@ mod tests {
     }
 
     impl NextTokens for Table {
-        fn step(&mut self, rows: &[Row]) -> Result<Vec<f32>> {
+        fn step(&mut self, rows: &[Row]) -> Result<Logits> {
             self.steps += 1;
-            Ok(rows.iter().flat_map(|row| self.rows[row.token as usize].clone()).collect())
+            let values = rows.iter().flat_map(|row| self.rows[row.token as usize].clone()).collect();
+            Ok(Logits::new(values, rows.len()))
         }
     }
 

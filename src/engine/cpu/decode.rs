@@ -14,7 +14,7 @@ use super::math::{exp, max, sum, sum2, vectorised};
 use super::rows;
 use crate::Result;
 use crate::config;
-use crate::model::search::{NextTokens, Row};
+use crate::model::search::{Logits, NextTokens, Row};
 use crate::nn::Scope;
 use crate::nn::embedding::sinusoids;
 
@@ -160,7 +160,12 @@ impl<'w> Steps<'w> {
         let (layer, width, heads) = (&self.decoder.layers[at], self.decoder.width, self.decoder.heads);
         let y = self.layer_norm(x, layer.norm1);
         let in_proj = layer.self_attn.in_proj;
-        let [queries, keys, values] = [0, 1, 2].map(|third| self.affine(&y, in_proj, third * width, width));
+        let all = self.affine(&y, in_proj, 0, 3 * width);
+        let part = |third: usize| -> Vec<f32> {
+            let rows = all.chunks_exact(3 * width);
+            rows.flat_map(|row| row[third * width..(third + 1) * width].iter().copied()).collect()
+        };
+        let [queries, keys, values] = [0, 1, 2].map(part);
         self.kept[at].push([keys, values]);
         let kept = &self.kept[at];
         let mut mixed = vec![0.0; x.len()];
@@ -210,7 +215,7 @@ impl<'w> Steps<'w> {
 }
 
 impl NextTokens for Steps<'_> {
-    fn step(&mut self, next: &[Row]) -> Result<Vec<f32>> {
+    fn step(&mut self, next: &[Row]) -> Result<Logits> {
         let width = self.decoder.width;
         let place = self.lineage.first().map_or(0, Vec::len);
         let with = |(row, next): (usize, &Row)| [self.lineage[next.parent].as_slice(), &[row]].concat();
@@ -228,7 +233,15 @@ impl NextTokens for Steps<'_> {
             self.attend_to_frames(at, &mut x);
             self.feed_forward(at, &mut x);
         }
-        Ok(product(&self.layer_norm(&x, self.decoder.norm), self.weights[self.decoder.output], width))
+        let values =
+            product(&self.layer_norm(&x, self.decoder.norm), self.weights[self.decoder.output], width);
+        let mut log_sums = vec![0.0; next.len()];
+        let vocabulary = values.len() / next.len().max(1);
+        log_sums
+            .par_chunks_mut(1)
+            .zip(values.par_chunks(vocabulary))
+            .for_each(|(sum, row)| self::log_sums(sum, row));
+        Ok(Logits { values, log_sums })
     }
 }
 
@@ -241,11 +254,21 @@ fn product(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
     let mut transposed = vec![0.0; rows * outputs];
     let parts = transposed.par_chunks_mut(OUTPUTS * rows).zip(w.par_chunks(OUTPUTS * inputs));
     parts.for_each(|(out, w)| products(out, w, x, inputs, rows));
+    if rows == 1 {
+        return transposed;
+    }
     let mut out = vec![0.0; rows * outputs];
-    out.par_chunks_mut(outputs).enumerate().for_each(|(row, out)| {
-        let column = transposed[row..].iter().step_by(rows);
-        out.iter_mut().zip(column).for_each(|(out, x)| *out = *x);
-    });
+    let transpose = |(row, out): (usize, &mut [f32])| {
+        for (out, value) in out.iter_mut().zip(transposed[row..].iter().step_by(rows)) {
+            *out = *value;
+        }
+    };
+    // Less is not worth a thread's waking.
+    if rows * outputs < 1 << 15 {
+        out.chunks_exact_mut(outputs).enumerate().for_each(transpose);
+    } else {
+        out.par_chunks_exact_mut(outputs).enumerate().for_each(transpose);
+    }
     out
 }
 
@@ -263,21 +286,36 @@ fn products(out: &mut [f32], w: &[f32], x: &[f32], inputs: usize, rows: usize) {
 
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
+            // As many sums as there are registers for.
+            if size_of::<S::f32s>() >= 64 {
+                self.by::<S, 4>(simd);
+            } else {
+                self.by::<S, 2>(simd);
+            }
+        }
+    }
+    impl Products<'_> {
+        /// `M` rows of `w` at a time.
+        #[inline(always)]
+        fn by<S: Simd, const M: usize>(self, simd: S) {
             let Self { out, w, x, inputs, rows } = self;
-            for (out, w) in out.chunks_mut(2 * rows).zip(w.chunks(2 * inputs)) {
-                let (first, second) = w.split_at(inputs);
-                // An odd last row is computed twice.
-                let second = if second.is_empty() { first } else { second };
+            for (out, w) in out.chunks_mut(M * rows).zip(w.chunks(M * inputs)) {
+                // In the place of rows beyond the last, the last is computed again.
+                let last = w.len() / inputs - 1;
+                let w: [&[f32]; M] = std::array::from_fn(|m| {
+                    let m = m.min(last);
+                    &w[m * inputs..(m + 1) * inputs]
+                });
                 let mut row = 0;
                 while row < rows {
                     let x = &x[row * inputs..];
                     row += match rows - row {
-                        8.. => pair::<S, 8>(simd, out, [first, second], x, [row, rows]),
-                        5.. => pair::<S, 5>(simd, out, [first, second], x, [row, rows]),
-                        4 => pair::<S, 4>(simd, out, [first, second], x, [row, rows]),
-                        3 => pair::<S, 3>(simd, out, [first, second], x, [row, rows]),
-                        2 => pair::<S, 2>(simd, out, [first, second], x, [row, rows]),
-                        _ => pair::<S, 1>(simd, out, [first, second], x, [row, rows]),
+                        6 | 8 | 11.. => tile::<S, M, 6>(simd, out, w, x, [row, rows]),
+                        5 | 7 | 9 | 10 => tile::<S, M, 5>(simd, out, w, x, [row, rows]),
+                        4 => tile::<S, M, 4>(simd, out, w, x, [row, rows]),
+                        3 => tile::<S, M, 3>(simd, out, w, x, [row, rows]),
+                        2 => tile::<S, M, 2>(simd, out, w, x, [row, rows]),
+                        _ => tile::<S, M, 1>(simd, out, w, x, [row, rows]),
                     };
                 }
             }
@@ -286,36 +324,70 @@ fn products(out: &mut [f32], w: &[f32], x: &[f32], inputs: usize, rows: usize) {
     Arch::new().dispatch(Products { out, w, x, inputs, rows });
 }
 
-/// Two rows of a weight by `N` rows of `x`, from `row` on of `rows`; gives `N`.
+/// Asks for the memory at `from`, which may be anywhere, before it is needed.
 #[inline(always)]
-fn pair<S: Simd, const N: usize>(
+fn prefetch(from: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: it is a hint, which reads nothing and faults nowhere; every x86-64 processor has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
+/// `M` rows of a weight by `N` rows of `x`, from `row` on of `rows`; gives `N`.
+#[inline(always)]
+fn tile<S: Simd, const M: usize, const N: usize>(
     simd: S,
     out: &mut [f32],
-    [first, second]: [&[f32]; 2],
+    w: [&[f32]; M],
     x: &[f32],
     [row, rows]: [usize; 2],
 ) -> usize {
-    let inputs = first.len();
+    let inputs = w[0].len();
     let xs: [(&[S::f32s], &[f32]); N] =
         std::array::from_fn(|n| S::as_simd_f32s(&x[n * inputs..(n + 1) * inputs]));
-    let ((first, first_rest), (second, second_rest)) = (S::as_simd_f32s(first), S::as_simd_f32s(second));
-    let mut sums = [[simd.splat_f32s(0.0); N]; 2];
-    for (at, (first, second)) in first.iter().zip(second).enumerate() {
+    let ws: [(&[S::f32s], &[f32]); M] = std::array::from_fn(|m| S::as_simd_f32s(w[m]));
+    let mut sums = [[simd.splat_f32s(0.0); N]; M];
+    let width = size_of::<S::f32s>() / size_of::<f32>();
+    for at in 0..ws[0].0.len() {
+        if row == 0 {
+            // The rows that come next are on their way while these are worked on: their weights are in no cache.
+            for w in w {
+                prefetch(w.as_ptr().wrapping_add(M * inputs + at * width));
+            }
+        }
+        let w: [S::f32s; M] = std::array::from_fn(|m| ws[m].0[at]);
         for n in 0..N {
             let x = xs[n].0[at];
-            sums[0][n] = simd.mul_add_f32s(*first, x, sums[0][n]);
-            sums[1][n] = simd.mul_add_f32s(*second, x, sums[1][n]);
+            for m in 0..M {
+                sums[m][n] = simd.mul_add_f32s(w[m], x, sums[m][n]);
+            }
         }
     }
-    for (which, rest) in [first_rest, second_rest].into_iter().enumerate() {
+    for m in 0..M {
         for n in 0..N {
-            let rest: f32 = rest.iter().zip(xs[n].1).map(|(w, x)| w * x).sum();
-            if let Some(out) = out.get_mut(which * rows + row + n) {
-                *out = simd.reduce_sum_f32s(sums[which][n]) + rest;
+            let rest: f32 = ws[m].1.iter().zip(xs[n].1).map(|(w, x)| w * x).sum();
+            if let Some(out) = out.get_mut(m * rows + row + n) {
+                *out = simd.reduce_sum_f32s(sums[m][n]) + rest;
             }
         }
     }
     N
+}
+
+vectorised! {
+    /// The logarithm of the sum of the exponentials of each row of `x`, of as many rows as `out` has.
+    pub fn log_sums(out: &mut [f64], x: &[f32]) {
+        let width = x.len() / out.len();
+        for (out, row) in out.iter_mut().zip(x.chunks_exact(width)) {
+            let largest = max(row);
+            *out = f64::from(largest) + f64::from(sum(row, |x| exp(x - largest))).ln();
+        }
+    }
 }
 
 vectorised! {

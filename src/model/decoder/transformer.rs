@@ -9,7 +9,7 @@ use candle_core::{Result as CandleResult, Tensor, Var};
 
 use super::{Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score, TextReport, gradient};
 use crate::error::count;
-use crate::model::search::{Hypothesis, NextTokens, Row, Specials, search};
+use crate::model::search::{Hypothesis, Logits, NextTokens, Row, Specials, search};
 use crate::nn::attention::{causal_bias, key_bias};
 use crate::nn::embedding::sinusoid;
 use crate::nn::linear::product;
@@ -470,7 +470,7 @@ impl<'d> Steps<'d> {
 }
 
 impl NextTokens for Steps<'_> {
-    fn step(&mut self, rows: &[Row]) -> Result<Vec<f32>> {
+    fn step(&mut self, rows: &[Row]) -> Result<Logits> {
         let device = self.memory_bias.device().clone();
         let clip = |row: &Row| self.clips.get(row.parent).copied().unwrap_or_default();
         self.clips = rows.iter().map(clip).collect();
@@ -482,6 +482,6 @@ impl NextTokens for Steps<'_> {
         }
         self.length += 1;
         let logits = self.decoder.project(&self.decoder.norm.forward(&x)?)?;
-        Ok(logits.flatten_all()?.to_vec1::<f32>()?)
+        Ok(Logits::new(logits.flatten_all()?.to_vec1::<f32>()?, rows.len()))
     }
 }
