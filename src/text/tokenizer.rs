@@ -68,7 +68,7 @@ impl Tokenizer {
         let read = guarded(|| tokenizers::Tokenizer::from_str(json).map_err(|error| error.to_string()));
         let mut inner = read.and_then(|read| read).map_err(|why| {
             Error::data("it is no tokenizer.json")
-                .cause(why)
+                .cause(short(&why))
                 .hint("Hugging Face's tokenizers writes one: tokenizer.save(\"tokenizer.json\")")
         })?;
         let tokens = check(&inner)?;
@@ -125,7 +125,18 @@ impl Tokenizer {
 }
 
 fn failed(why: impl std::fmt::Display) -> Error {
-    Error::data("the tokenizer cannot be made").cause(why)
+    Error::data("the tokenizer cannot be made")
+        .cause(short(&why.to_string()))
+        .hint("take another tokenizer.kind, or another tokenizer.file where one is set")
+}
+
+/// What fits a message of a reason that may quote a file.
+fn short(why: &str) -> String {
+    const MOST: usize = 300;
+    match why.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", why.get(..end).unwrap_or_default()),
+        None => why.to_owned(),
+    }
 }
 
 /// How many tokens a tokenizer has, where the network can work with them.

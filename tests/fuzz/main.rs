@@ -24,6 +24,7 @@ mod jpeg;
 mod memory;
 mod npz;
 mod random;
+mod tokenizer;
 mod toml;
 mod zips;
 
@@ -64,6 +65,11 @@ fn jpeg() {
 #[test]
 fn csv() {
     engine::fuzz(&csv::target());
+}
+
+#[test]
+fn tokenizer() {
+    engine::fuzz(&tokenizer::target());
 }
 
 #[test]

@@ -276,9 +276,12 @@ const USUAL_TOKENS: usize = 48;
 /// Of kind `Data` where it cannot be read or is none that can be used.
 pub fn read_tokenizer(file: &Path) -> Result<Tokenizer> {
     let of_file = |error: Error| error.context(format!("cannot use tokenizer.file {}", file.display()));
-    let bytes = input::read(file, MOST_TOKENIZER_BYTES)
-        .map_err(|error| Error::io(ErrorKind::Data, "cannot read tokenizer.file", file, &error))?;
-    let text = String::from_utf8(bytes).map_err(|_| of_file(Error::data("it is not UTF-8 text")))?;
+    let bytes = input::read(file, MOST_TOKENIZER_BYTES).map_err(|error| {
+        Error::io(ErrorKind::Data, "cannot read tokenizer.file", file, &error)
+            .hint("correct tokenizer.file, or leave it out to train one on the texts")
+    })?;
+    let not_text = || Error::data("it is not UTF-8 text").hint("is it a tokenizer.json?");
+    let text = String::from_utf8(bytes).map_err(|_| of_file(not_text()))?;
     Tokenizer::from_json(&text).map_err(of_file)
 }
 
