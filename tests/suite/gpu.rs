@@ -348,7 +348,7 @@ fn tolerances(dtype: ActivationDtype) -> [f64; 5] {
 
 /// Does what `cases.rs` does on the CPU: how far each of [`WHAT`] is off.
 fn repeat(case: &Case, c: &Experiment, compute: &Compute) -> [f64; 5] {
-    let mut engine = engine::new(c, compute).unwrap();
+    let mut engine = engine::with_decoder(c, compute, case.decoder().as_ref()).unwrap();
     state::init_from(&case.path.join("init.pt"), engine.host().parameters()).unwrap();
     engine.push().unwrap();
     let mut schedule = Schedule::new(&c.optimization);
