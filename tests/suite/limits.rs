@@ -8,7 +8,9 @@ use crate::support::{Outcome, World};
 fn limited(world: &World, limits: &str, env: &[(&str, &str)], args: &[&str]) -> (Outcome, usize) {
     let program = world.command(args);
     let mut shell = Command::new("bash");
-    shell.args(["-c", &format!("{limits} && exec \"$0\" \"$@\"")]);
+    // What else the shell was given would count among the open files.
+    let close = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-";
+    shell.args(["-c", &format!("{close}; {limits} && exec \"$0\" \"$@\"")]);
     shell.arg(program.get_program()).args(args).current_dir(world.path(""));
     for (name, _) in program.get_envs().filter(|(_, value)| value.is_none()) {
         shell.env_remove(name);
