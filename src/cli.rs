@@ -253,7 +253,7 @@ mod tests {
             ("--depth a.toml", "did you mean '--set model.backbone.depth=VALUE'?"),
             ("a.toml --clip-grad 1", "did you mean '--grad-clip'?"),
             ("check a.toml --backbone-depth 2", "did you mean '--set model.backbone.depth=2'?"),
-            ("a.toml --patience 3", "there is no early stopping"),
+            ("a.toml --patience 3", "did you mean '--early-stopping'?"),
             ("a.toml -lr 1e-4", "did you mean '--lr'?"),
             ("a.toml --fp16", "did you mean '--precision amp --amp-dtype float16'?"),
             ("a.toml --steps 3", "'slt-run bench' has --steps"),

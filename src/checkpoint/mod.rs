@@ -17,7 +17,7 @@ pub mod value;
 mod zip_write;
 
 pub use atomic::{link_or_copy, separate};
-pub use optimizer::{AdamMoments, AdamState, SgdState};
+pub use optimizer::{AdamMoments, AdamState, Expected, GroupState, SgdState};
 pub use state::{Checkpoint, match_parameters, model_state};
 pub use torch_file::{load, save, save_in, write};
 pub use value::{Dtype, TensorData, Value};

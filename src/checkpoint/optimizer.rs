@@ -1,7 +1,8 @@
 //! Optimizer states in the layout of PyTorch's `optimizer.state_dict()`, so that both sides load each other's.
 //!
-//! `{"state": {0: {…}, 1: {…}}, "param_groups": [{"lr": …, "params": [0, 1, …]}]}` with one group, whose keys are those
-//! that PyTorch 2.15 writes. The numbers are the positions of the parameters in `model.parameters()`.
+//! `{"state": {0: {…}, 1: {…}}, "param_groups": [{"lr": …, "params": [0, 1, …]}, …]}`: each group with the keys that
+//! PyTorch 2.15 writes, its parameters in the order of `model.parameters()`, numbered on from group to group. What does
+//! not train has a number and no state, as in PyTorch.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -12,20 +13,40 @@ use crate::error::{Error, ErrorKind, Problem, Result};
 /// The state of `torch.optim.AdamW` or `torch.optim.Adam`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdamState<'a> {
-    /// The current learning rate.
-    pub lr: f64,
+    /// The groups.
+    pub groups: Vec<GroupState>,
     /// Decay rates of the two moments.
     pub betas: (f64, f64),
     /// Added to the denominator.
     pub eps: f64,
-    /// `AdamW` scales the parameters by it, Adam adds it to the gradient.
-    pub weight_decay: f64,
     /// True for `AdamW`, false for Adam.
     pub decoupled: bool,
+    /// For each parameter, group after group; `None` before its first step, and where it does not train.
+    pub moments: Vec<Option<AdamMoments<'a>>>,
+}
+
+/// What a group has of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GroupState {
+    /// The current learning rate.
+    pub lr: f64,
+    /// `AdamW` scales the parameters by it, Adam and SGD add it to the gradient, times the parameter.
+    pub weight_decay: f64,
     /// The learning rate that a scheduler started from; `None` without a scheduler.
     pub initial_lr: Option<f64>,
-    /// For each parameter, in the model's order; `None` before its first step.
-    pub moments: Vec<Option<AdamMoments<'a>>>,
+    /// How many parameters it has.
+    pub parameters: usize,
+}
+
+/// A parameter that a state must have a place for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Its name.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Whether it trains: otherwise it has no state.
+    pub trains: bool,
 }
 
 /// What Adam remembers of one parameter.
@@ -42,15 +63,12 @@ pub struct AdamMoments<'a> {
 /// The state of `torch.optim.SGD`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SgdState<'a> {
-    /// The current learning rate.
-    pub lr: f64,
+    /// The groups.
+    pub groups: Vec<GroupState>,
     /// How much of the previous update is kept.
     pub momentum: f64,
-    /// Added to the gradient, times the parameter.
-    pub weight_decay: f64,
-    /// The learning rate that a scheduler started from; `None` without a scheduler.
-    pub initial_lr: Option<f64>,
-    /// For each parameter, in the model's order; `None` without momentum or before the first step.
+    /// For each parameter, group after group; `None` without momentum, before the first step, and where it does not
+    /// train.
     pub momentum_buffers: Vec<Option<TensorData<'a>>>,
 }
 
@@ -61,7 +79,6 @@ impl<'a> AdamState<'a> {
     /// The `state_dict`.
     #[must_use]
     pub fn into_value(self) -> Value<'a> {
-        let count = self.moments.len();
         let state = self.moments.into_iter().map(|moments| {
             moments.map(|m| {
                 Value::dict([
@@ -72,25 +89,27 @@ impl<'a> AdamState<'a> {
                 ])
             })
         });
-        let mut group = vec![
-            ("lr", Value::Float(self.lr)),
-            ("betas", Value::Tuple(vec![self.betas.0.into(), self.betas.1.into()])),
-            ("eps", Value::Float(self.eps)),
-            ("weight_decay", Value::Float(self.weight_decay)),
-            ("amsgrad", Value::Bool(false)),
-            ("maximize", Value::Bool(false)),
-            ("foreach", Value::None),
-            ("capturable", Value::Bool(false)),
-            ("differentiable", Value::Bool(false)),
-            ("fused", Value::None),
-            ("decoupled_weight_decay", Value::Bool(self.decoupled)),
-        ];
-        group.extend(self.initial_lr.map(|lr| ("initial_lr", Value::Float(lr))));
-        state_dict(state, group, count)
+        let ((beta1, beta2), eps, decoupled) = (self.betas, self.eps, self.decoupled);
+        let group = |group: &GroupState| {
+            vec![
+                ("lr", Value::Float(group.lr)),
+                ("betas", Value::Tuple(vec![beta1.into(), beta2.into()])),
+                ("eps", Value::Float(eps)),
+                ("weight_decay", Value::Float(group.weight_decay)),
+                ("amsgrad", Value::Bool(false)),
+                ("maximize", Value::Bool(false)),
+                ("foreach", Value::None),
+                ("capturable", Value::Bool(false)),
+                ("differentiable", Value::Bool(false)),
+                ("fused", Value::None),
+                ("decoupled_weight_decay", Value::Bool(decoupled)),
+            ]
+        };
+        state_dict(state, &self.groups, group)
     }
 
-    /// Reads a `state_dict` for the parameters in `expected` (names and shapes, in the model's order), of `AdamW` where
-    /// `decoupled` and of Adam otherwise.
+    /// Reads a `state_dict` for the parameters in `expected`, by their groups, of `AdamW` where `decoupled` and of Adam
+    /// otherwise.
     ///
     /// # Errors
     ///
@@ -99,11 +118,11 @@ impl<'a> AdamState<'a> {
     pub fn from_value(
         path: &Path,
         value: &'a Value<'a>,
-        expected: &[(String, Vec<usize>)],
+        expected: &[Vec<Expected>],
         decoupled: bool,
     ) -> Result<Self> {
         let reader = Reader::new(path, value, expected)?;
-        let group = &reader.group;
+        let group = reader.first();
         let name = if decoupled { "AdamW" } else { "Adam" };
         let Some(Value::Tuple(betas) | Value::List(betas)) = group.value.get("betas") else {
             return Err(group.wrong(&format!("is not that of {name}: it has no `betas`")));
@@ -120,12 +139,10 @@ impl<'a> AdamState<'a> {
             betas.get(i).and_then(Value::as_number).ok_or_else(|| group.wrong("has no two `betas`"))
         };
         Ok(Self {
-            lr: group.number("lr")?,
+            groups: reader.group_states()?,
             betas: (beta(0)?, beta(1)?),
             eps: group.number("eps")?,
-            weight_decay: group.number("weight_decay")?,
             decoupled,
-            initial_lr: group.optional("initial_lr"),
             moments: reader.all_or_none(|state, shape| {
                 let step = state.get("step").and_then(Value::as_number);
                 // Above 2^53 a float counts nothing.
@@ -144,32 +161,33 @@ impl<'a> SgdState<'a> {
     /// The `state_dict`. Without momentum its `state` is empty, as PyTorch leaves it.
     #[must_use]
     pub fn into_value(self) -> Value<'a> {
-        let count = self.momentum_buffers.len();
         let buffers = self.momentum_buffers.into_iter();
         let state = buffers.map(|buffer| buffer.map(|b| Value::dict([("momentum_buffer", b.into())])));
-        let mut group = vec![
-            ("lr", Value::Float(self.lr)),
-            ("momentum", Value::Float(self.momentum)),
-            ("dampening", Value::Float(0.0)),
-            ("weight_decay", Value::Float(self.weight_decay)),
-            ("nesterov", Value::Bool(false)),
-            ("maximize", Value::Bool(false)),
-            ("foreach", Value::None),
-            ("differentiable", Value::Bool(false)),
-            ("fused", Value::None),
-        ];
-        group.extend(self.initial_lr.map(|lr| ("initial_lr", Value::Float(lr))));
-        state_dict(state, group, count)
+        let momentum = self.momentum;
+        let group = |group: &GroupState| {
+            vec![
+                ("lr", Value::Float(group.lr)),
+                ("momentum", Value::Float(momentum)),
+                ("dampening", Value::Float(0.0)),
+                ("weight_decay", Value::Float(group.weight_decay)),
+                ("nesterov", Value::Bool(false)),
+                ("maximize", Value::Bool(false)),
+                ("foreach", Value::None),
+                ("differentiable", Value::Bool(false)),
+                ("fused", Value::None),
+            ]
+        };
+        state_dict(state, &self.groups, group)
     }
 
-    /// Reads a `state_dict` for the parameters in `expected` (names and shapes, in the model's order).
+    /// Reads a `state_dict` for the parameters in `expected`, by their groups.
     ///
     /// # Errors
     ///
     /// A data error naming `path` and each parameter whose state does not fit, or what else is unlike such a state.
-    pub fn from_value(path: &Path, value: &'a Value<'a>, expected: &[(String, Vec<usize>)]) -> Result<Self> {
+    pub fn from_value(path: &Path, value: &'a Value<'a>, expected: &[Vec<Expected>]) -> Result<Self> {
         let reader = Reader::new(path, value, expected)?;
-        let group = &reader.group;
+        let group = reader.first();
         if group.value.get("momentum").is_none() {
             return Err(group.wrong("is not that of SGD: it has no `momentum`"));
         }
@@ -180,10 +198,8 @@ impl<'a> SgdState<'a> {
             return Err(group.wrong("uses `dampening`, which slt-run does not have"));
         }
         Ok(Self {
-            lr: group.number("lr")?,
+            groups: reader.group_states()?,
             momentum: group.number("momentum")?,
-            weight_decay: group.number("weight_decay")?,
-            initial_lr: group.optional("initial_lr"),
             momentum_buffers: reader.parameters(|state, shape| match state.get("momentum_buffer") {
                 None | Some(Value::None) => Ok(None),
                 Some(_) => tensor(state, "momentum_buffer", shape).map(Some),
@@ -192,16 +208,21 @@ impl<'a> SgdState<'a> {
     }
 }
 
-/// Puts the parts together: ints as keys, and the parameters' positions at the end of the group.
+/// Puts the parts together: ints as keys, and the parameters' numbers at the end of each group.
 fn state_dict<'a>(
     state: impl Iterator<Item = Option<Value<'a>>>,
-    group: Vec<(&str, Value<'a>)>,
-    count: usize,
+    groups: &[GroupState],
+    values: impl Fn(&GroupState) -> Vec<(&'static str, Value<'a>)>,
 ) -> Value<'a> {
     let state = (0..).zip(state).filter_map(|(i, state)| Some((Value::Int(i), state?))).collect();
-    let params = (0..).take(count).map(Value::Int).collect();
-    let group = Value::dict(group.into_iter().chain([("params", Value::List(params))]));
-    Value::dict([("state", Value::Dict(state)), ("param_groups", Value::List(vec![group]))])
+    let mut numbers = 0_i64..;
+    let groups = groups.iter().map(|group| {
+        let params = numbers.by_ref().take(group.parameters).map(Value::Int).collect();
+        let initial_lr = group.initial_lr.map(|lr| ("initial_lr", Value::Float(lr)));
+        Value::dict(values(group).into_iter().chain(initial_lr).chain([("params", Value::List(params))]))
+    });
+    let groups = groups.collect();
+    Value::dict([("state", Value::Dict(state)), ("param_groups", Value::List(groups))])
 }
 
 /// A parameter group's hyper-parameters.
@@ -236,44 +257,69 @@ impl Group<'_> {
 }
 
 struct Reader<'r, 'v> {
-    group: Group<'r>,
-    expected: &'r [(String, Vec<usize>)],
+    groups: Vec<Group<'r>>,
+    /// Of all groups, one after another.
+    expected: Vec<&'r Expected>,
     state: &'v [(Value<'v>, Value<'v>)],
     /// The number under which each parameter's state is kept.
     params: Vec<i64>,
 }
 
 impl<'r, 'v: 'r> Reader<'r, 'v> {
-    fn new(path: &'r Path, value: &'v Value<'v>, expected: &'r [(String, Vec<usize>)]) -> Result<Self> {
+    fn new(path: &'r Path, value: &'v Value<'v>, expected: &'r [Vec<Expected>]) -> Result<Self> {
         let whole = Group { path, value };
         let (Some(Value::Dict(state)), Some(Value::List(groups))) =
             (value.get("state"), value.get("param_groups"))
         else {
             return Err(whole.wrong("has no `state` and `param_groups`"));
         };
-        let [group] = groups.as_slice() else {
-            return Err(
-                whole.wrong(&format!("has {} parameter groups; slt-run trains with one", groups.len()))
-            );
-        };
-        let group = Group { path, value: group };
-        let params: Option<Vec<i64>> = match group.value.get("params") {
-            Some(Value::List(params)) => params.iter().map(Value::as_int).collect(),
-            _ => None,
-        };
-        let params = params.ok_or_else(|| group.wrong("does not number its parameters"))?;
-        if params.len() != expected.len() {
-            let what = format!("is for {} parameters; the model has {}", params.len(), expected.len());
-            return Err(group.wrong(&what));
+        if groups.len() != expected.len() {
+            let what =
+                format!("has {} parameter groups; slt-run trains with {}", groups.len(), expected.len());
+            return Err(whole.wrong(&what));
         }
-        Ok(Self { group, expected, state, params })
+        let groups: Vec<Group> = groups.iter().map(|value| Group { path, value }).collect();
+        let mut params = Vec::new();
+        for (group, expected) in groups.iter().zip(expected) {
+            let numbers: Option<Vec<i64>> = match group.value.get("params") {
+                Some(Value::List(params)) => params.iter().map(Value::as_int).collect(),
+                _ => None,
+            };
+            let numbers = numbers.ok_or_else(|| group.wrong("does not number its parameters"))?;
+            if numbers.len() != expected.len() {
+                let what = format!("is for {} parameters; the model has {}", numbers.len(), expected.len());
+                return Err(group.wrong(&what));
+            }
+            params.extend(numbers);
+        }
+        Ok(Self { groups, expected: expected.iter().flatten().collect(), state, params })
+    }
+
+    /// The first group, which has what all have: there is one at least, as there are parameters.
+    fn first(&self) -> &Group<'r> {
+        &self.groups[0]
+    }
+
+    fn group_states(&self) -> Result<Vec<GroupState>> {
+        let read = |group: &Group| {
+            Ok(GroupState {
+                lr: group.number("lr")?,
+                weight_decay: group.number("weight_decay")?,
+                initial_lr: group.optional("initial_lr"),
+                parameters: match group.value.get("params") {
+                    Some(Value::List(params)) => params.len(),
+                    _ => 0,
+                },
+            })
+        };
+        self.groups.iter().map(read).collect()
     }
 
     /// The states by their parameters' numbers. A key that is none of these would be left out without a word.
     fn by_number(&self) -> Result<HashMap<i64, &'v Value<'v>>> {
         let numbers: HashSet<i64> = self.params.iter().copied().collect();
         if numbers.len() < self.params.len() {
-            return Err(self.group.wrong("numbers two parameters alike"));
+            return Err(self.first().wrong("numbers two parameters alike"));
         }
         let numbered = |(key, value): &'v (Value<'v>, Value<'v>)| {
             let number = key.as_int().filter(|number| numbers.contains(number));
@@ -283,24 +329,26 @@ impl<'r, 'v: 'r> Reader<'r, 'v> {
                     Value::Int(number) => number.to_string(),
                     other => other.describe(),
                 };
-                self.group.wrong(&format!("has a state under {shown}, which is no parameter's number"))
+                self.first().wrong(&format!("has a state under {shown}, which is no parameter's number"))
             })
         };
         self.state.iter().map(numbered).collect()
     }
 
-    /// As [`Self::parameters`], where either every parameter has a state or, before the first step, none.
+    /// As [`Self::parameters`], where either every parameter that trains has a state or, before the first step, none.
     fn all_or_none<T>(
         &self,
         read: impl Fn(&'v Value<'v>, &[usize]) -> Result<Option<T>, &'static str>,
     ) -> Result<Vec<Option<T>>> {
         let states = self.parameters(read)?;
-        let missing = states.iter().filter(|state| state.is_none()).count();
-        let first = states.iter().zip(self.expected).find(|(state, _)| state.is_none());
+        let trained = || states.iter().zip(&self.expected).filter(|(_, expected)| expected.trains);
+        let missing = trained().filter(|(state, _)| state.is_none()).count();
+        let all = trained().count();
+        let first = trained().find(|(state, _)| state.is_none());
         match first {
-            Some((_, (name, _))) if missing < states.len() => Err(self
-                .group
-                .wrong(&format!("has no state for {missing} of {} parameters, {name} first", states.len()))),
+            Some((_, Expected { name, .. })) if missing < all => Err(self
+                .first()
+                .wrong(&format!("has no state for {missing} of {all} parameters, {name} first"))),
             _ => Ok(states),
         }
     }
@@ -312,12 +360,12 @@ impl<'r, 'v: 'r> Reader<'r, 'v> {
     ) -> Result<Vec<Option<T>>> {
         let by_number = self.by_number()?;
         let (mut states, mut problems) = (Vec::with_capacity(self.params.len()), Vec::new());
-        for (number, (name, shape)) in self.params.iter().zip(self.expected) {
+        for (number, Expected { name, shape, .. }) in self.params.iter().zip(&self.expected) {
             match by_number.get(number).map_or(Ok(None), |state| read(state, shape)) {
                 Ok(state) => states.push(state),
                 Err(why) => problems.push(Problem::new(format!(
                     "{}: `optimizer_state` of parameter {number} ({name}, {shape:?}) {why}",
-                    self.group.path.display()
+                    self.first().path.display()
                 ))),
             }
         }
@@ -343,8 +391,14 @@ mod tests {
 
     const ELEMENTS: [f32; 3] = [1.0, 2.0, 3.0];
 
-    fn expected() -> Vec<(String, Vec<usize>)> {
-        vec![("a".into(), vec![3]), ("b".into(), vec![])]
+    fn expected() -> Vec<Vec<Expected>> {
+        let parameter =
+            |name: &str, shape: &[usize]| Expected { name: name.into(), shape: shape.to_vec(), trains: true };
+        vec![vec![parameter("a", &[3]), parameter("b", &[])]]
+    }
+
+    fn group(lr: f64, parameters: usize) -> GroupState {
+        GroupState { lr, weight_decay: 0.01, initial_lr: Some(3e-3), parameters }
     }
 
     fn adam() -> AdamState<'static> {
@@ -354,12 +408,10 @@ mod tests {
             exp_avg_sq: tensor,
         };
         AdamState {
-            lr: 1e-3,
+            groups: vec![group(1e-3, 2)],
             betas: (0.9, 0.999),
             eps: 1e-8,
-            weight_decay: 0.01,
             decoupled: true,
-            initial_lr: Some(3e-3),
             moments: vec![
                 Some(moments(TensorData::f32([3], &ELEMENTS))),
                 Some(moments(TensorData::scalar(4.0))),
@@ -383,15 +435,27 @@ mod tests {
     #[test]
     fn sgd_survives_the_dict() {
         let buffers = vec![Some(TensorData::f32([3], &ELEMENTS)), None];
-        let sgd = SgdState {
-            lr: 0.1,
-            momentum: 0.9,
-            weight_decay: 0.0,
-            initial_lr: None,
-            momentum_buffers: buffers,
-        };
+        let group = GroupState { initial_lr: None, ..group(0.1, 2) };
+        let sgd = SgdState { groups: vec![group], momentum: 0.9, momentum_buffers: buffers };
         let value = sgd.clone().into_value();
         assert_eq!(SgdState::from_value(path(), &value, &expected()).unwrap(), sgd);
+    }
+
+    #[test]
+    fn groups_are_numbered_on_and_what_is_frozen_has_no_state() {
+        let mut two = expected();
+        let b = two[0].pop().unwrap();
+        two.push(vec![b]);
+        two[0][0].trains = false;
+        let mut state = adam();
+        (state.groups, state.moments[0]) = (vec![group(1e-3, 1), group(0.5, 1)], None);
+        let value = state.clone().into_value();
+        assert_eq!(AdamState::from_value(path(), &value, &two, true).unwrap(), state);
+        let error = AdamState::from_value(path(), &value, &expected(), true).unwrap_err();
+        assert!(error.to_string().contains("has 2 parameter groups; slt-run trains with 1"), "{error}");
+        two[0][0].trains = true;
+        let error = AdamState::from_value(path(), &value, &two, true).unwrap_err();
+        assert!(error.to_string().contains("has no state for 1 of 2 parameters, a first"), "{error}");
     }
 
     #[test]
@@ -408,10 +472,10 @@ mod tests {
     fn misfits_name_the_parameter() {
         let value = adam().into_value();
         let mut other = expected();
-        other[0].1 = vec![4];
+        other[0][0].shape = vec![4];
         let error = AdamState::from_value(path(), &value, &other, true).unwrap_err();
         assert!(error.to_string().contains("parameter 0 (a, [4]) has another shape"), "{error}");
-        let error = AdamState::from_value(path(), &value, &other[..1], true).unwrap_err();
+        let error = AdamState::from_value(path(), &value, &[other[0][..1].to_vec()], true).unwrap_err();
         assert!(error.to_string().contains("is for 2 parameters; the model has 1"), "{error}");
     }
 
@@ -474,8 +538,10 @@ mod tests {
         assert_eq!(AdamState::from_value(path(), &value, &expected(), true).unwrap(), adam());
 
         let none = Value::dict([("momentum_buffer", Value::None)]);
-        let group = vec![("lr", 0.1.into()), ("momentum", Value::Int(0)), ("weight_decay", Value::Int(0))];
-        let value = state_dict([Some(none), None].into_iter(), group, 2);
+        let values = |_: &GroupState| {
+            vec![("lr", 0.1.into()), ("momentum", Value::Int(0)), ("weight_decay", Value::Int(0))]
+        };
+        let value = state_dict([Some(none), None].into_iter(), &[group(0.1, 2)], values);
         let sgd = SgdState::from_value(path(), &value, &expected()).unwrap();
         assert_eq!(sgd.momentum_buffers, [None, None]);
     }

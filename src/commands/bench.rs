@@ -175,7 +175,8 @@ fn one_step(c: &Experiment, engine: &mut dyn Engine, step: u64) -> Result<Second
     let pass = Pass::training(c.run.seed, step);
     let mut whole = Step::of(1);
     engine.train(&mut batch, &pass, &mut whole)?;
-    let pending = engine.update(whole, c.optimization.lr, None)?;
+    let rates = engine.host().optimizer.groups().rates();
+    let pending = engine.update(whole, &rates, None)?;
     let Outcome { loss, norm, end } = engine.outcome(pending)?;
     if end == End::NotFinite {
         let step = step + 1;

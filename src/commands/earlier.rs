@@ -158,7 +158,9 @@ pub(super) fn go_on(
     reporter: &Reporter,
 ) -> Result<()> {
     let was_inside = saved.progress().partial.batches > 0;
-    saved.restore(state, steps, changes)?;
+    if let Some(notice) = saved.restore(&resolved.experiment, state, steps, changes)? {
+        reporter.warn(&notice);
+    }
     if was_inside && state.progress.partial.batches == 0 {
         let epoch = state.progress.epoch + 1;
         reporter.info(&format!("epoch {epoch} begins anew: its batches have other clips now"));

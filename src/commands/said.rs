@@ -31,7 +31,16 @@ pub(super) fn summary(
 
 /// What the last line of a run says.
 pub(super) fn finished(time: &str, state: &TrainingState, folder: &RunFolder) -> String {
-    format!("trained {time}{}; the run is in {}", best_epoch(state, ": the best is"), folder.path().display())
+    let best = best_epoch(state, ": the best is");
+    let early = stopped_early(state).map(|why| format!("; {why}")).unwrap_or_default();
+    format!("trained {time}{best}{early}; the run is in {}", folder.path().display())
+}
+
+/// Why the run ends before its last epoch, where it does by itself.
+pub(super) fn stopped_early(state: &TrainingState) -> Option<String> {
+    let epochs = state.is_stopped_early().filter(|_| state.progress.epoch < state.epochs)?;
+    let (metric, epochs) = (state.best_metric, count(epochs, "epoch"));
+    Some(format!("stopped early: {epochs} without a better {metric} (optimization.early_stopping)"))
 }
 
 pub(super) fn stopped(signal: Signal, state: &TrainingState, folder: &RunFolder) -> String {
@@ -49,11 +58,14 @@ pub(super) fn stopped(signal: Signal, state: &TrainingState, folder: &RunFolder)
 }
 
 pub(super) fn nothing_left(state: &TrainingState) -> String {
+    let best = best_epoch(state, "; the best is");
+    if let Some(why) = stopped_early(state) {
+        return format!("{why}: there is nothing to go on with{best}");
+    }
     let all = match state.epochs {
         1 => "the only epoch is".to_owned(),
         epochs => format!("all {epochs} epochs are"),
     };
-    let best = best_epoch(state, "; the best is");
     format!("{all} done already: there is nothing to go on with{best}")
 }
 

@@ -166,7 +166,7 @@ struct Housed {
 
 impl Housed {
     fn is_over(&self) -> bool {
-        self.trainer.state.progress.epoch >= self.trainer.state.epochs
+        self.trainer.state.is_over()
     }
 
     /// Writes what tells of the start, and opens logs and data.

@@ -48,6 +48,14 @@ pub fn saved_value(old: &str, key: &str) -> Option<String> {
     find(&old.parse().ok()?, FIELDS.iter().find(|field| field.key == key)?)
 }
 
+/// As [`saved_value`], as its field's type.
+#[must_use]
+pub fn saved_field<T: serde::de::DeserializeOwned>(old: &str, key: &str) -> Option<T> {
+    let field = FIELDS.iter().find(|field| field.key == key)?;
+    let literal: toml_edit::Value = saved_value(old, key)?.parse().ok()?;
+    super::value::from_toml(field, &Item::Value(literal)).ok()?.deserialize().ok()
+}
+
 /// All that `old`, a resolved experiment that an slt-run wrote, says, as settings whose origin is `origin`.
 ///
 /// # Errors
@@ -98,7 +106,7 @@ fn default(field: &Field) -> Option<String> {
     match (field.default, field.kind) {
         (Preset::Required, _) => None,
         (Preset::Unset, _) => Some(snapshot::UNSET.to_owned()),
-        (Preset::Text(text), Kind::Whole | Kind::Switch) => Some(text.to_owned()),
+        (Preset::Text(text), Kind::Whole | Kind::Switch | Kind::Pair | Kind::Groups) => Some(text.to_owned()),
         (Preset::Text(text), Kind::Number) => text.parse::<f64>().ok().map(|number| format!("{number:?}")),
         (Preset::Text(text), _) => Some(snapshot::string(text)),
     }

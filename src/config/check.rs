@@ -6,6 +6,7 @@ use super::define::{Field, Preset, Rule};
 use super::fields::FIELDS;
 use super::merge::{Merge, field};
 use super::streams::{STREAMS, image_streams};
+use super::value::from_text;
 use crate::error::Problem;
 
 /// No machine addresses more memory than this (128 TiB), so nothing that is one tensor can be larger.
@@ -27,6 +28,10 @@ pub(super) fn check(merge: &mut Merge) {
     }
     hypotheses(merge);
     best_metric(merge);
+    early_stopping(merge);
+    optimizer(merge);
+    plateau(merge);
+    frozen_blocks(merge);
     hidden_width(merge);
     sizes(merge);
 }
@@ -53,10 +58,9 @@ fn missing(merge: &mut Merge) {
 /// A field's own rule.
 fn rule(field: &Field, merge: &mut Merge) {
     let Some((value, origin)) = merge.get(field) else { return };
-    let Some((found, works)) = judge(field.rule, &value) else { return };
-    if works {
-        return;
-    }
+    let values = value.as_array().unwrap_or(std::slice::from_ref(&value));
+    let judged = values.iter().filter_map(|value| judge(field.rule, value));
+    let Some((found, _)) = judged.into_iter().find(|(_, works)| !works) else { return };
     let must = match (field.rule.text(), found.parse::<f64>().is_ok_and(f64::is_finite)) {
         (Some(rule), true) => rule,
         _ => "a finite number".to_owned(),
@@ -142,13 +146,87 @@ fn best_metric(merge: &mut Merge) {
     merge.problems.push(Problem::new(what).hint(hint));
 }
 
+/// A metric that is not of every epoch must be waited for.
+fn early_stopping(merge: &mut Merge) {
+    const PATIENCE: &str = "optimization.early_stopping";
+    const EVERY: &str = "run.evaluate_every";
+    let metric = word(merge, "optimization.best_metric").unwrap_or_default();
+    let (Some(patience), Some(every)) = (whole(merge, PATIENCE), whole(merge, EVERY)) else { return };
+    if ["val_bleu", "val_chrf", "val_wer"].contains(&metric.as_str()) && patience < every {
+        let what = format!("{} is less than {}", named(merge, PATIENCE), named(merge, EVERY));
+        let hint = format!("{metric} is known every {every} epochs only: raise {PATIENCE} or lower {EVERY}");
+        merge.problems.push(Problem::new(what).hint(hint));
+    }
+}
+
+/// What an optimizer has no use for must not be asked of it.
+fn optimizer(merge: &mut Merge) {
+    let Some(kind) = word(merge, "optimization.optimizer") else { return };
+    let others: &[(&str, &str)] = if kind == "sgd" {
+        &[("optimization.betas", "Adam's and AdamW's"), ("optimization.eps", "Adam's and AdamW's")]
+    } else {
+        &[("optimization.momentum", "SGD's")]
+    };
+    for (key, whose) in others {
+        let Some(field) = field(key) else { continue };
+        let default = match field.default {
+            Preset::Text(text) => from_text(field, text).ok(),
+            _ => None,
+        };
+        if merge.get(field).is_some_and(|(value, _)| Some(value) != default) {
+            let what = format!("{} is {whose}, and optimization.optimizer is {kind}", named(merge, key));
+            let hint = format!("leave {} out, or take another optimizer", field.name);
+            merge.problems.push(Problem::new(what).hint(hint));
+        }
+    }
+}
+
+/// `ReduceLROnPlateau` lowers the learning rate.
+fn plateau(merge: &mut Merge) {
+    const GAMMA: &str = "optimization.scheduler_gamma";
+    const LR: &str = "optimization.lr";
+    const LOWEST: &str = "optimization.min_lr";
+    if word(merge, "optimization.scheduler").as_deref() != Some("plateau") {
+        return;
+    }
+    if float(merge, GAMMA).is_some_and(|gamma| gamma >= 1.0) {
+        let what = format!("{} does not lower the learning rate on a plateau", named(merge, GAMMA));
+        merge.problems.push(Problem::new(what).hint("set it below 1"));
+    }
+    if float(merge, LR).zip(float(merge, LOWEST)).is_some_and(|(lr, lowest)| lowest > lr) {
+        let what = format!("{} is above {}", named(merge, LOWEST), named(merge, LR));
+        merge.problems.push(Problem::new(what).hint(format!("lower {LOWEST} or raise {LR}")));
+    }
+}
+
+/// No more blocks can be frozen than there are.
+fn frozen_blocks(merge: &mut Merge) {
+    const FREEZE: &str = "model.backbone.freeze";
+    const DEPTH: &str = "model.backbone.depth";
+    let blocks = word(merge, FREEZE).and_then(|text| text.parse::<u64>().ok());
+    let (Some(blocks), Some(depth)) = (blocks, whole(merge, DEPTH)) else { return };
+    if blocks > depth {
+        let what = format!("{} is more than {}", named(merge, FREEZE), named(merge, DEPTH));
+        let hint = format!("freeze at most {depth} blocks, or \"all\" for the last norm, too");
+        merge.problems.push(Problem::new(what).hint(hint));
+    }
+}
+
+/// The number that `key` holds, where it holds one that was not refused.
+fn float(merge: &Merge, key: &str) -> Option<f64> {
+    merge.get(field(key)?)?.0.to_f64()
+}
+
 /// `key = value (origin)`, for conditions between fields.
 fn named(merge: &Merge, key: &str) -> String {
     let Some((value, origin)) = field(key).and_then(|field| merge.get(field)) else { return key.to_owned() };
-    match value.to_u128() {
-        Some(number) => format!("{key} = {number} ({origin})"),
-        None => format!("{key} = {:?} ({origin})", value.to_f64().unwrap_or_default()),
-    }
+    let shown = match (value.to_u128(), value.as_str(), value.as_array()) {
+        (Some(number), ..) => number.to_string(),
+        (_, Some(word), _) => word.to_owned(),
+        (.., Some(values)) => format!("{:?}", values.iter().filter_map(Value::to_f64).collect::<Vec<_>>()),
+        _ => format!("{:?}", value.to_f64().unwrap_or_default()),
+    };
+    format!("{key} = {shown} ({origin})")
 }
 
 /// `whole_key` must be a multiple of `part_key`.
@@ -172,7 +250,7 @@ const MLP_RATIO: &str = "model.backbone.mlp_ratio";
 
 fn hidden_width(merge: &mut Merge) {
     // `int(embed_dim * mlp_ratio)`, as in the script.
-    let ratio = field(MLP_RATIO).and_then(|field| merge.get(field)?.0.to_f64());
+    let ratio = float(merge, MLP_RATIO);
     if whole(merge, EMBED_DIM).zip(ratio).is_some_and(|(width, ratio)| width as f64 * ratio < 1.0) {
         let what = format!(
             "{} times {} leaves the backbone's hidden layer without a unit",

@@ -89,6 +89,12 @@ pub enum Kind {
     AutoOrBytes,
     /// `epoch`, a number of steps or a time, such as `30 minutes`.
     Interval,
+    /// `none`, `all` or a number of blocks.
+    Freeze,
+    /// Two numbers, such as `[0.9, 0.999]`.
+    Pair,
+    /// A list of groups of parameters: an array of tables.
+    Groups,
 }
 
 impl Kind {
@@ -165,6 +171,13 @@ impl FieldType for f64 {
     }
 }
 
+impl FieldType for [f64; 2] {
+    const KIND: Kind = Kind::Pair;
+    fn json(&self) -> Json {
+        self.to_vec().into()
+    }
+}
+
 impl<T: FieldType> FieldType for Option<T> {
     const KIND: Kind = T::KIND;
     const OPTIONAL: bool = true;
@@ -208,6 +221,9 @@ impl Field {
             Kind::AutoOrCount => "`auto` or a whole number, at least 1".to_owned(),
             Kind::AutoOrBytes => "`auto` or a size such as `8GiB`".to_owned(),
             Kind::Interval => "`epoch`, steps such as `500` or a time such as `30 minutes`".to_owned(),
+            Kind::Freeze => "`none`, `all` or a number of blocks".to_owned(),
+            Kind::Pair => "two numbers".to_owned(),
+            Kind::Groups => "tables `[[optimization.groups]]`".to_owned(),
         };
         match self.rule.text() {
             Some(rule) => format!("{kind}, {rule}"),

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::auto::{Chunk, MemoryBudget};
 use super::define::{Field, FieldType, Kind, Preset, Role, Rule, Section, choices, sections};
+use super::groups::{Freeze, ParameterGroup};
 use super::interval::CheckpointEvery;
 use super::places::{EventFolder, InitFrom};
 
@@ -112,6 +113,9 @@ sections! {
         attention_dropout: f64 = 0.0 => Rule::BelowOne,
         /// Rate at which a block's attention or MLP branch is skipped in training, for each image by itself.
         stochastic_depth: f64 = 0.0 => Rule::BelowOne,
+        /// What of each backbone does not train: nothing, all of it, or patch embedding, class token, positions and so many
+        /// first blocks. It gets no gradient and drops nothing.
+        freeze: Freeze = none,
     }
 
     /// What makes a text of the encoded frames. All but `kind` is for `transformer` alone; its width is `model.d_model`.
@@ -173,14 +177,31 @@ sections! {
         lr: f64 = 1e-3 => Rule::NotNegative,
         /// Weight decay: decoupled in `adamw`, added to the gradient in `adam` and `sgd`.
         weight_decay: f64 = 0.0 => Rule::NotNegative,
+        /// `adam`, `adamw`: the decay of the first and of the second moment.
+        betas: [f64; 2] = [0.9, 0.999] => Rule::BelowOne,
+        /// `adam`, `adamw`: what is added to the root of the second moment.
+        eps: f64 = 1e-8 => Rule::NotNegative,
+        /// `sgd`: how much of the step before is kept.
+        momentum: f64 = 0.0 => Rule::BelowOne,
+        /// Parameters that train otherwise than the rest: `match`, a glob over their names, with `lr` or `lr_factor`,
+        /// `weight_decay`, or `freeze`. The first group that matches a parameter counts.
+        groups: Vec<ParameterGroup> = [],
+        /// Training steps over which the learning rate rises from 0 to its first value, before any scheduler.
+        warmup_steps: usize = 0,
         /// How the learning rate changes; it steps once an epoch.
         scheduler: SchedulerKind = none,
         /// `steplr`: epochs between two steps.
         scheduler_step_size: usize = 5 => Rule::Positive,
-        /// `steplr`: factor of each step.
+        /// `steplr`, `plateau`: factor of each step.
         scheduler_gamma: f64 = 0.5 => Rule::AboveZero,
         /// `cosine`: epochs from the highest learning rate to 0; it rises again after them.
         scheduler_tmax: usize = 10 => Rule::Positive,
+        /// `plateau`: epochs without a better `best_metric` that are borne before a step.
+        scheduler_patience: usize = 10,
+        /// `plateau`: by what share `best_metric` must be better than the best so far to count as better.
+        scheduler_threshold: f64 = 1e-4 => Rule::NotNegative,
+        /// `plateau`: the lowest learning rate.
+        min_lr: f64 = 0.0 => Rule::NotNegative,
         /// Share of the target's probability that is spread over all classes or tokens.
         label_smoothing: f64 = 0.1 => Rule::Share,
         /// Frames of a stream that go through its backbone at a time. Fewer take less memory and a second forward
@@ -199,6 +220,10 @@ sections! {
         /// What `best.pt` is the best by: the lowest `val_loss` or `val_wer`, the highest `val_accuracy`, `val_bleu` or
         /// `val_chrf`. The last three need `run.evaluate_every`.
         best_metric: BestMetric = val_loss,
+        /// Epochs without a better `best_metric` after which the run ends as finished.
+        early_stopping: Option<usize> = unset ("off") => Rule::Positive,
+        /// Epochs whose checkpoints are kept, the last ones: where it is more than 1, as `epoch_N.pt` beside `last.pt`.
+        keep_checkpoints: usize = 1 => Rule::Positive; Place,
     }
 
     /// Where and on what the experiment runs.
@@ -282,6 +307,14 @@ choices! {
     }
 }
 
+impl BestMetric {
+    /// Whether more of it is better.
+    #[must_use]
+    pub fn higher_is_better(self) -> bool {
+        matches!(self, Self::ValAccuracy | Self::ValBleu | Self::ValChrf)
+    }
+}
+
 choices! {
     /// What to do about a clip whose files vanish or break after the start of a run.
     OnBadClip {
@@ -299,7 +332,7 @@ choices! {
         AdamW = "adamw",
         /// Adam, with the weight decay in the gradient.
         Adam = "adam",
-        /// Gradient descent without momentum.
+        /// Gradient descent, with `momentum`.
         Sgd = "sgd",
     }
 }
@@ -313,6 +346,8 @@ choices! {
         StepLr = "steplr",
         /// `CosineAnnealingLR` with `T_max` = `scheduler_tmax` and a lowest rate of 0.
         Cosine = "cosine",
+        /// `ReduceLROnPlateau`: times `scheduler_gamma` where `best_metric` gets no better.
+        Plateau = "plateau",
     }
 }
 

@@ -69,7 +69,8 @@ mod tests {
         }
         assert_eq!(all("--depth", Some("6")), "did you mean '--set model.backbone.depth=6'?");
         assert_eq!(all("--depth", Some("a.toml")), "did you mean '--set model.backbone.depth=VALUE'?");
-        assert_eq!(all("--patience", Some("3")), "there is no early stopping; --help lists the flags");
+        assert_eq!(all("--patience", Some("3")), "did you mean '--early-stopping'?");
+        assert_eq!(all("--ema", None), "there is no average of the weights; --help lists the flags");
         assert!(all("--frobnicate", None).starts_with("there is none, and no field is like it"));
         assert!(for_flag("--lr", None, &["json"], false).starts_with("there is none"));
     }

@@ -12,6 +12,7 @@ mod environment;
 mod fields;
 mod file;
 mod flags;
+mod groups;
 mod interval;
 mod merge;
 mod places;
@@ -43,7 +44,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use auto::{Chunk, MemoryBudget};
-pub use changes::{Change, Edit, changes, saved_settings, saved_value, with_edits};
+pub use changes::{Change, Edit, changes, saved_field, saved_settings, saved_value, with_edits};
 pub use check::MOST_BYTES;
 pub use define::{Field, FieldType, Kind, Preset, Role, Rule, Section};
 pub use fields::{
@@ -52,6 +53,7 @@ pub use fields::{
     SECTIONS, SchedulerKind, TextDecoder, Tokenizer, TokenizerKind,
 };
 pub use flags::for_flag;
+pub use groups::{Freeze, Glob, ParameterGroup};
 pub use interval::CheckpointEvery;
 pub use places::{EventFolder, InitFrom};
 pub use reference::reference_table;

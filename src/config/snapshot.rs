@@ -104,13 +104,32 @@ fn render(line: impl Fn(&Field) -> Option<(String, Option<String>)>) -> String {
 pub(super) fn value(field: &Field, experiment: &Json) -> String {
     let json = field.key.split('.').try_fold(experiment, |json, name| json.get(name)).unwrap_or(&Json::Null);
     match (json, field.kind) {
-        // Debug writes the shortest digits that read back as the same f64, and always marks it as a float.
-        (Json::Number(number), Kind::Number) => format!("{:?}", number.as_f64().unwrap_or(f64::NAN)),
-        (Json::Number(number), _) => number.to_string(),
-        (Json::Bool(on), _) => on.to_string(),
-        (Json::String(text), _) => string(text),
-        _ => UNSET.to_owned(),
+        (Json::Number(number), Kind::Number) => float(number),
+        (Json::Null, _) => UNSET.to_owned(),
+        (json, _) => literal(json),
     }
+}
+
+/// A value in TOML, on one line.
+fn literal(json: &Json) -> String {
+    let list = |items: Vec<String>| items.join(", ");
+    match json {
+        Json::Number(number) if number.is_f64() => float(number),
+        Json::Number(number) => number.to_string(),
+        Json::Bool(on) => on.to_string(),
+        Json::String(text) => string(text),
+        Json::Array(items) => format!("[{}]", list(items.iter().map(literal).collect())),
+        Json::Object(items) => {
+            let item = |(name, value): (&String, &Json)| format!("{name} = {}", literal(value));
+            format!("{{ {} }}", list(items.iter().map(item).collect()))
+        }
+        Json::Null => UNSET.to_owned(),
+    }
+}
+
+/// Debug writes the shortest digits that read back as the same f64, and always marks it as a float.
+fn float(number: &serde_json::Number) -> String {
+    format!("{:?}", number.as_f64().unwrap_or(f64::NAN))
 }
 
 /// A TOML string on one line.

@@ -23,7 +23,7 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
 }
 
 /// What other programs call some fields.
-const ELSEWHERE: [(&str, &str); 44] = [
+const ELSEWHERE: [(&str, &str); 55] = [
     ("learning_rate", "optimization.lr"),
     ("base_lr", "optimization.lr"),
     ("max_epochs", "optimization.epochs"),
@@ -48,6 +48,17 @@ const ELSEWHERE: [(&str, &str); 44] = [
     ("accumulate_grad_batches", "optimization.accumulate"),
     ("accumulation_steps", "optimization.accumulate"),
     ("grad_accum", "optimization.accumulate"),
+    ("patience", "optimization.early_stopping"),
+    ("early_stop", "optimization.early_stopping"),
+    ("early_stopping_patience", "optimization.early_stopping"),
+    ("warmup", "optimization.warmup_steps"),
+    ("num_warmup_steps", "optimization.warmup_steps"),
+    ("adam_epsilon", "optimization.eps"),
+    ("param_groups", "optimization.groups"),
+    ("plateau_patience", "optimization.scheduler_patience"),
+    ("save_total_limit", "optimization.keep_checkpoints"),
+    ("save_top_k", "optimization.keep_checkpoints"),
+    ("frozen", "model.backbone.freeze"),
     ("bs", "data.batch_size"),
     ("train_batch_size", "data.batch_size"),
     ("per_device_train_batch_size", "data.batch_size"),
@@ -87,19 +98,10 @@ const SWITCHES: [(&str, &[(&str, &str)]); 12] = [
 ];
 
 /// What other programs have and this one has not. A field that is made for one of these comes before.
-const NOT_THERE: [(&str, &str); 13] = [
-    ("patience", "early stopping"),
-    ("early_stopping", "early stopping"),
-    ("early_stop", "early stopping"),
-    ("early_stopping_patience", "early stopping"),
-    ("warmup", "warmup of the learning rate"),
-    ("warmup_steps", "warmup of the learning rate"),
-    ("warmup_epochs", "warmup of the learning rate"),
-    ("warmup_ratio", "warmup of the learning rate"),
-    ("momentum", "momentum: sgd is without"),
-    ("nesterov", "momentum: sgd is without"),
-    ("betas", "choice of betas: they are 0.9 and 0.999"),
-    ("eps", "choice of eps: it is 1e-8"),
+const NOT_THERE: [(&str, &str); 4] = [
+    ("warmup_epochs", "warmup in epochs: optimization.warmup_steps counts steps"),
+    ("warmup_ratio", "warmup as a share: optimization.warmup_steps counts steps"),
+    ("nesterov", "Nesterov momentum"),
     ("ema", "average of the weights"),
 ];
 

@@ -20,8 +20,12 @@ val_index = "val.csv"
 work_dir = "work"
 "#;
 
-/// The message for `files` (the first is given; all are written), with the folder's name taken out.
-fn refused_files(files: &[(&str, &str)], env: &[(&str, &str)], settings: &[&str]) -> String {
+/// What `files` (the first is given; all are written) make of an experiment, with the folder's name.
+fn resolve_files(
+    files: &[(&str, &str)],
+    env: &[(&str, &str)],
+    settings: &[&str],
+) -> (crate::Result<Resolved>, String) {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().join("base.toml");
     fs::write(&base, BASE).unwrap();
@@ -32,9 +36,15 @@ fn refused_files(files: &[(&str, &str)], env: &[(&str, &str)], settings: &[&str]
     layers.files.extend(files.first().map(|(name, _)| dir.path().join(name)));
     layers.env = env.iter().map(|(name, value)| (name.into(), value.into())).collect();
     layers.settings = settings.iter().map(|text| set(text)).collect();
-    let error = resolve(&layers).unwrap_err();
+    (resolve(&layers), format!("{}/", dir.path().display()))
+}
+
+/// The message for files, with the folder's name taken out.
+fn refused_files(files: &[(&str, &str)], env: &[(&str, &str)], settings: &[&str]) -> String {
+    let (resolved, folder) = resolve_files(files, env, settings);
+    let error = resolved.unwrap_err();
     assert_eq!(error.exit_code(), 2);
-    error.to_string().replace(&format!("{}/", dir.path().display()), "")
+    error.to_string().replace(&folder, "")
 }
 
 fn refused(text: &str) -> String {
@@ -125,7 +135,7 @@ fn whole_numbers_must_fit_a_file() {
 
 #[test]
 fn unknown_keys_are_refused_in_every_layer() {
-    let text = "lr = 1\nextend = \"b\"\n[optimization]\nmomentum = 1\nbatch_size = 2\nlabel_smothing = 0.1\n\
+    let text = "lr = 1\nextend = \"b\"\n[optimization]\nnesterov = 1\nbatch_size = 2\nlabel_smothing = 0.1\n\
                 extends = \"b\"\n[model.backbon]\ndepth = 1\n[optimisation]\nlr = 1\n[[data2]]\na = 1\n";
     assert_eq!(
         refused_files(
@@ -137,10 +147,11 @@ fn unknown_keys_are_refused_in_every_layer() {
   hint: did you mean optimization.lr?
 error: a.toml:2: unknown key extend
   hint: did you mean extends?
-error: a.toml:4: unknown key optimization.momentum
-  hint: there is no momentum: sgd is without; [optimization] has epochs, optimizer, lr, weight_decay, scheduler, scheduler_step_size, scheduler_gamma, \
-         scheduler_tmax, label_smoothing, frames_per_chunk, accumulate, grad_clip, skip_nonfinite_steps, \
-         amp_dtype, best_metric
+error: a.toml:4: unknown key optimization.nesterov
+  hint: there is no Nesterov momentum; [optimization] has epochs, optimizer, lr, weight_decay, betas, eps, momentum, \
+         groups, warmup_steps, scheduler, scheduler_step_size, scheduler_gamma, scheduler_tmax, \
+         scheduler_patience, scheduler_threshold, min_lr, label_smoothing, frames_per_chunk, accumulate, \
+         grad_clip, skip_nonfinite_steps, amp_dtype, best_metric, early_stopping, keep_checkpoints
 error: a.toml:5: unknown key optimization.batch_size
   hint: did you mean data.batch_size?
 error: a.toml:6: unknown key optimization.label_smothing
@@ -298,7 +309,7 @@ fn words_of_other_languages_are_answered() {
             "write run.precision = \"amp\" and optimization.amp_dtype = \"float16\"",
         ),
         ("[optim]\nlr = 1", "did you mean [optimization]?"),
-        ("[optimization]\npatience = 3", "there is no early stopping; [optimization] has"),
+        ("[optimization]\npatience = 3", "did you mean optimization.early_stopping?"),
         ("[optimization]\nclip_grad = 1", "did you mean optimization.grad_clip?"),
     ] {
         let text = refused(line);
@@ -390,6 +401,60 @@ fn what_was_asked_for_is_told_from_defaults() {
 }
 
 #[test]
+fn groups_and_pairs_are_the_same_in_every_layer() {
+    let groups = "[[optimization.groups]]\nmatch = \"decoder.*\"\nlr_factor = 10\n\
+                  [[optimization.groups]]\nmatch = \"*.bias\"\nweight_decay = 0\n";
+    let inline = "[{ match = \"decoder.*\", lr_factor = 10 }, { match = \"*.bias\", weight_decay = 0.0 }]";
+    let of_file = resolve_files(&[("a.toml", groups)], &[("SLT_OPTIMIZATION__BETAS", "[0.5, 0.25]")], &[]);
+    let of_file = of_file.0.unwrap().experiment;
+    let of_settings =
+        crate::config::for_tests(&[("optimization.groups", inline), ("optimization.betas", "0.5, 0.25")]);
+    assert_eq!(of_file.optimization, of_settings.optimization);
+    let toml = of_settings.to_toml();
+    assert!(toml.contains("betas = [0.5, 0.25]\n"), "{toml}");
+    let line = "groups = [{ match = \"decoder.*\", lr_factor = 10.0 }, { match = \"*.bias\", weight_decay = 0.0 }]\n";
+    assert!(toml.contains(line), "{toml}");
+    let again = resolve_files(&[("a.toml", toml.as_str())], &[], &[]).0.unwrap().experiment;
+    assert_eq!(again, of_settings);
+    for (text, says) in [
+        ("[optimization]\nbetas = 0.9", "expected two numbers, found 0.9"),
+        ("[optimization]\nbetas = [0.9, 1.0]", "must be at least 0 and below 1, not 1.0"),
+        ("[optimization]\ngroups = 3", "expected a list of groups"),
+        ("[[optimization.groups]]\nlr = 1", "group 1: it has no match"),
+        ("[[optimization.groups]]\nmatch = \"a\"\nlearn = 1", "group 1: unknown key learn"),
+        ("[[optimization.groups]]\nmatch = \"a\"\nlr = \"1\"", "group 1: lr must be a number"),
+        ("[[optimization.groups]]\nmatch = \"a[\"\nlr = 1", "has a [ without a ]"),
+        ("[[optimization.groups]]\nmatch = \"a\"\nlr = 1\nlr_factor = 1", "two learning rates"),
+        ("[model.backbone]\nfreeze = \"some\"", "expected none, all or a number of blocks"),
+    ] {
+        let text = refused(text);
+        assert!(text.contains(says) && text.contains("hint: "), "{text}");
+    }
+}
+
+#[test]
+fn knobs_of_training_that_contradict_each_other_are_refused() {
+    for (text, says) in [
+        ("[optimization]\nmomentum = 0.9", "optimization.momentum = 0.9 (a.toml:2) is SGD's"),
+        ("[optimization]\noptimizer = \"sgd\"\nbetas = [0.5, 0.9]", "is Adam's and AdamW's"),
+        ("[optimization]\noptimizer = \"sgd\"\neps = 1e-6", "optimization.eps = 1e-6"),
+        ("[optimization]\nscheduler = \"plateau\"\nscheduler_gamma = 1", "does not lower the learning rate"),
+        ("[optimization]\nscheduler = \"plateau\"\nmin_lr = 1", "is above optimization.lr = 0.001"),
+        (
+            "[optimization]\nearly_stopping = 2\nbest_metric = \"val_bleu\"\n[run]\nevaluate_every = 3",
+            "optimization.early_stopping = 2 (a.toml:2) is less than run.evaluate_every = 3",
+        ),
+        (
+            "[model.backbone]\nfreeze = 13",
+            "model.backbone.freeze = 13 (a.toml:2) is more than model.backbone.depth = 12",
+        ),
+    ] {
+        let text = refused(text);
+        assert!(text.contains(says) && text.contains("hint: "), "{text}");
+    }
+}
+
+#[test]
 fn values_that_cannot_work_are_reported_at_once() {
     let text = "[data]\nbatch_size = 0\nval_batch_size = 0\n[model]\nimage_size = 225\ntemporal_dropout = 1\n\
                 [model.backbone]\nstochastic_depth = 1.5\nmlp_ratio = 1e-9\nnum_heads = 7\n\
@@ -400,7 +465,7 @@ fn values_that_cannot_work_are_reported_at_once() {
     assert_eq!(
         refused_files(&[("a.toml", text)], &env, &["model.temporal_nhead=7", "optimization.scheduler_tmax=0"]),
         "error: a.toml:16: optimization.scheduler: unknown scheduler \"cosin\"
-  hint: did you mean cosine? the choices are none, steplr, cosine
+  hint: did you mean cosine? the choices are none, steplr, cosine, plateau
 error: a.toml:17: optimization.optimizer: unknown optimizer \"AdamX\"
   hint: did you mean adamw? the choices are adamw, adam, sgd
 error: env SLT_RUN__DEVICE: run.device: unknown device \"gpu\"

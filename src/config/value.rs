@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use figment::value::{Empty, Num, Tag, Value};
-use toml_edit::{Item, Value as Toml};
+use toml_edit::{Item, TableLike, Value as Toml};
 
 use super::auto::{Chunk, MemoryBudget};
 use super::define::{Field, Kind, Preset};
 use super::fields::Device;
+use super::groups::{Freeze, Glob, ParameterGroup};
 use super::interval::CheckpointEvery;
 use super::suggest::{nearest, switched};
 use crate::input;
@@ -52,16 +53,36 @@ pub(super) fn from_text(field: &Field, text: &str) -> Result<Value, Mismatch> {
         },
         Kind::Choice(names) => choice(field, names, word),
         Kind::Device => device(field, word),
-        Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval => own_type(field, word),
+        Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval | Kind::Freeze => own_type(field, word),
+        Kind::Pair => {
+            let list = if word.starts_with('[') { word.to_owned() } else { format!("[{word}]") };
+            literal(&list).map_or_else(
+                || Err(Mismatch::found(field, &quoted(text), such_as(field))),
+                |value| pair(field, &value),
+            )
+        }
+        Kind::Groups => match literal(word) {
+            Some(value) => groups(field, &Item::Value(value)),
+            None => Err(Mismatch::found(field, &quoted(text), such_as(field))),
+        },
     }
+}
+
+/// A value as TOML writes it.
+fn literal(text: &str) -> Option<Toml> {
+    text.parse().ok()
 }
 
 /// Reads what an experiment file gives for `field`.
 pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
+    if field.kind == Kind::Groups {
+        return groups(field, item);
+    }
     let Some(value) = item.as_value() else {
         return Err(Mismatch::found(field, "a table", such_as(field)));
     };
     match (value, field.kind) {
+        (value, Kind::Pair) => pair(field, value),
         (Toml::String(text), kind) => {
             let text = text.value();
             if text.is_empty() {
@@ -71,8 +92,10 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
                 Kind::Path | Kind::AutoOrPath => path(text),
                 Kind::Choice(names) => choice(field, names, text.trim()),
                 Kind::Device => device(field, text.trim()),
-                Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval => own_type(field, text.trim()),
-                Kind::Whole | Kind::Number | Kind::Switch => {
+                Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval | Kind::Freeze => {
+                    own_type(field, text.trim())
+                }
+                Kind::Whole | Kind::Number | Kind::Switch | Kind::Pair | Kind::Groups => {
                     let hint = match from_text(field, text) {
                         Ok(_) => format!("write it without quotes: {} = {}", field.name, text.trim()),
                         Err(_) => instead_of(field, text.trim()),
@@ -84,7 +107,7 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
         (Toml::Integer(number), Kind::Whole) => {
             whole(field, i128::from(*number.value()), &number.value().to_string())
         }
-        (Toml::Integer(number), Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval) => {
+        (Toml::Integer(number), Kind::AutoOrCount | Kind::AutoOrBytes | Kind::Interval | Kind::Freeze) => {
             own_type(field, &number.value().to_string())
         }
         (Toml::Boolean(on), Kind::Switch) => Ok(Value::from(*on.value())),
@@ -179,11 +202,80 @@ fn own_type(field: &Field, word: &str) -> Result<Value, Mismatch> {
     let canonical = match field.kind {
         Kind::AutoOrCount => Chunk::from_text(word).map(|chunk| chunk.to_string()),
         Kind::Interval => CheckpointEvery::from_text(word).map(|every| every.to_string()),
+        Kind::Freeze => Freeze::from_text(word).map(|freeze| freeze.to_string()),
         _ => MemoryBudget::from_text(word).map(|budget| budget.to_string()),
     };
     match canonical {
         Some(text) => Ok(Value::from(text)),
         None => Err(Mismatch::found(field, &quoted(word), instead_of(field, word))),
+    }
+}
+
+/// Two numbers.
+fn pair(field: &Field, value: &Toml) -> Result<Value, Mismatch> {
+    let number = |value: &Toml| value.as_float().or_else(|| value.as_integer().map(|number| number as f64));
+    let numbers: Option<Vec<f64>> = value.as_array().and_then(|all| all.iter().map(number).collect());
+    if let Some([first, second]) = numbers.as_deref() {
+        return Ok(Value::from(vec![*first, *second]));
+    }
+    let found = shorten(value.clone().decorated("", "").to_string().trim());
+    Err(Mismatch::found(field, &found, such_as(field)))
+}
+
+/// Groups of parameters: an array of tables, or of inline ones.
+fn groups(field: &Field, item: &Item) -> Result<Value, Mismatch> {
+    let tables: Option<Vec<&dyn TableLike>> = match item {
+        Item::ArrayOfTables(tables) => Some(tables.iter().map(|table| table as &dyn TableLike).collect()),
+        Item::Value(Toml::Array(tables)) => {
+            tables.iter().map(|table| table.as_inline_table().map(|table| table as &dyn TableLike)).collect()
+        }
+        _ => None,
+    };
+    let Some(tables) = tables else {
+        return Err(Mismatch::found(field, &format!("a {}", item.type_name()), such_as(field)));
+    };
+    let all: Result<Vec<ParameterGroup>, Mismatch> =
+        tables.into_iter().enumerate().map(|(at, table)| group(1 + at, table)).collect();
+    Value::serialize(all?).map_err(|error| Mismatch::new(error.to_string(), such_as(field)))
+}
+
+/// The group of parameters that `table` describes, the `number`th.
+fn group(number: usize, table: &dyn TableLike) -> Result<ParameterGroup, Mismatch> {
+    const KEYS: [&str; 5] = ["match", "lr", "lr_factor", "weight_decay", "freeze"];
+    let fault = |what: String, hint: &str| Mismatch::new(format!("group {number}: {what}"), hint);
+    let needs = |key: &str, what: &str, hint: &str| fault(format!("{key} must be {what}"), hint);
+    let example = "say which parameters: match = \"encoder.backbone*\"";
+    let pattern = table.get("match").ok_or_else(|| fault("it has no match".to_owned(), example))?;
+    let pattern = pattern.as_str().ok_or_else(|| needs("match", "a string", example))?;
+    let pattern = Glob::new(pattern).map_err(|why| {
+        let hint = "* stands for any characters, ? for one, [ab] for one of these";
+        fault(format!("match: {}", shorten(&why)), hint)
+    })?;
+    let mut group = ParameterGroup { pattern, lr: None, lr_factor: None, weight_decay: None, freeze: false };
+    for (key, item) in table.iter().filter(|(key, _)| *key != "match") {
+        let slot = match key {
+            "freeze" => {
+                let on = item
+                    .as_bool()
+                    .ok_or_else(|| needs("freeze", "true or false", "write it without quotes"))?;
+                group.freeze = on;
+                continue;
+            }
+            "lr" => &mut group.lr,
+            "lr_factor" => &mut group.lr_factor,
+            "weight_decay" => &mut group.weight_decay,
+            key => {
+                let near = nearest(key, KEYS).map(|key| format!("did you mean {key}? ")).unwrap_or_default();
+                let what = format!("unknown key {}", one_line(&shorten(key)));
+                return Err(fault(what, &format!("{near}a group has {}", list(&KEYS))));
+            }
+        };
+        let number = item.as_float().or_else(|| item.as_integer().map(|number| number as f64));
+        *slot = Some(number.ok_or_else(|| needs(key, "a number", "write it without quotes"))?);
+    }
+    match group.fault() {
+        Some((what, hint)) => Err(fault(what, hint)),
+        None => Ok(group),
     }
 }
 
@@ -208,6 +300,9 @@ pub(super) fn expected(field: &Field) -> String {
         Kind::AutoOrCount => "auto or a whole number of at least 1".into(),
         Kind::AutoOrBytes => "auto or a size in memory, such as 8GiB".into(),
         Kind::Interval => "epoch, a number of steps or a time such as 30 minutes".into(),
+        Kind::Freeze => "none, all or a number of blocks".into(),
+        Kind::Pair => "two numbers".into(),
+        Kind::Groups => "a list of groups".into(),
     }
 }
 
@@ -248,10 +343,15 @@ fn is_amount(number: f64) -> bool {
 /// The hint where nothing better can be said: an example, the default where there is one.
 fn such_as(field: &Field) -> String {
     let quote = |text: &str| match field.kind {
-        Kind::Whole | Kind::Number | Kind::Switch => text.to_owned(),
+        Kind::Whole | Kind::Number | Kind::Switch | Kind::Pair => text.to_owned(),
         _ => format!("\"{text}\""),
     };
     match (field.default, field.kind) {
+        (_, Kind::Groups) => {
+            "for example [[optimization.groups]] with match = \"encoder.backbone*\" and lr_factor = 0.1 \
+                              on the lines below it"
+                .to_owned()
+        }
         (Preset::Text(text), _) => format!("for example the default, {} = {}", field.name, quote(text)),
         (_, Kind::Whole) => format!("for example {} = 4", field.name),
         _ => format!("for example {} = {}", field.name, quote("folder/name")),

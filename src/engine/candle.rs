@@ -48,7 +48,7 @@ impl Candle {
         let elsewhere = if device.is_cpu() {
             None
         } else {
-            let network = Network::new(&c.model, decoder, device, c.run.seed)?;
+            let network = Network::new(c, decoder, device)?;
             let evaluator = network.without_graph(&c.model, decoder)?;
             Some([network, evaluator])
         };
@@ -87,9 +87,9 @@ impl GraphEngine for Candle {
         let mean = f64::from(loss.mean.to_scalar::<f32>()?);
         let forward = begun.elapsed();
         let store = loss.mean.backward()?;
-        let gradients: Result<Vec<Tensor>> = network
-            .parameters()
-            .iter()
+        let trainable = network.trainable();
+        let gradients: Result<Vec<Tensor>> = trainable
+            .into_iter()
             .map(|(name, var)| Ok(gradient(&store, name, var)?.to_device(&Device::Cpu)?))
             .collect();
         Ok(Trained { loss: mean, weight: loss.weight, gradients: gradients?, forward })

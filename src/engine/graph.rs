@@ -39,7 +39,7 @@ pub struct Trained {
     pub loss: f64,
     /// How much was predicted.
     pub weight: usize,
-    /// The mean loss's gradients, in the parameters' order.
+    /// The mean loss's gradients, of the parameters that train, in their order.
     pub gradients: Vec<Tensor>,
     /// How long the forward pass took.
     pub forward: Duration,
@@ -89,10 +89,10 @@ impl<E: GraphEngine> Engine for E {
         Ok(())
     }
 
-    fn update(&mut self, step: Step, lr: f64, max_norm: Option<f64>) -> Result<Pending> {
+    fn update(&mut self, step: Step, rates: &[f64], max_norm: Option<f64>) -> Result<Pending> {
         let begun = Instant::now();
         let State { gradients, host, outcome, .. } = self.state_mut();
-        *outcome = Some(gradients.update(host, &step, lr, max_norm)?);
+        *outcome = Some(gradients.update(host, &step, rates, max_norm)?);
         self.follow_host()?;
         self.state_mut().times.optimizer = begun.elapsed();
         Ok(Pending(()))
@@ -158,7 +158,7 @@ impl<E: GraphEngine> Engine for E {
     }
 }
 
-/// The gradients of a step, in the parameters' order.
+/// The gradients of a step, of the parameters that train, in their order.
 #[derive(Default)]
 pub(super) struct Gradients {
     /// Of a step of one batch.
@@ -186,7 +186,7 @@ impl Gradients {
         &mut self,
         host: &mut Host,
         step: &Step,
-        lr: f64,
+        rates: &[f64],
         max_norm: Option<f64>,
     ) -> Result<Outcome> {
         let (sums, weight) = self.sums.sums();
@@ -196,7 +196,7 @@ impl Gradients {
         let finite = loss.is_finite() && norm.is_finite();
         if finite {
             let factor = max_norm.map_or(1.0, |max_norm| gradients::clip_factor(norm, max_norm));
-            host.optimizer.step(host.network.parameters(), gradients, lr, share * factor)?;
+            host.optimizer.step(host.network.parameters(), gradients, rates, share * factor)?;
         }
         self.single.clear();
         self.sums.clear()?;

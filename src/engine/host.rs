@@ -11,7 +11,7 @@ use crate::model::search::search;
 use crate::model::{DecoderKind, Encoded, Hypothesis, ModuleOutput, Network};
 use crate::nn::Parameters;
 use crate::nn::parameters::with_slices;
-use crate::optim::Optimizer;
+use crate::optim::{Optimizer, ParameterGroups};
 
 /// What training changes, and the modules over it.
 pub struct Host {
@@ -21,7 +21,7 @@ pub struct Host {
     pub evaluator: Network,
     /// The optimizer, with its moments.
     pub optimizer: Optimizer,
-    /// Where the decoder's parameters are among all.
+    /// Where the decoder's parameters that train are among all.
     pub(super) decoder: Vec<usize>,
     /// The text decoder by blocks of our own, unless it is computed as a graph or there is none.
     text_decoder: Option<TextDecoder>,
@@ -35,12 +35,13 @@ impl Host {
     pub fn new(c: &Experiment, decoder: &dyn DecoderKind) -> Result<Self> {
         let is_fused =
             c.run.engine != EngineKind::Candle && c.model.decoder.kind == TextDecoderKind::Transformer;
-        let network = Network::new(&c.model, decoder, &Device::Cpu, c.run.seed)?;
+        let network = Network::new(c, decoder, &Device::Cpu)?;
         let evaluator = network.without_graph(&c.model, decoder)?;
-        let optimizer = Optimizer::new(&c.optimization, network.parameters());
+        let groups = ParameterGroups::new(&c.optimization, network.blueprint())?;
+        let optimizer = Optimizer::new(&c.optimization, groups, network.parameters());
         let scope = network.blueprint().root().pp("decoder");
         let text_decoder = is_fused.then(|| TextDecoder::new(&scope, &c.model)).transpose()?;
-        let decoder = scope.parameters().collect();
+        let decoder = scope.trainable().collect();
         Ok(Self { network, evaluator, optimizer, decoder, text_decoder })
     }
 

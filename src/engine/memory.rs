@@ -3,11 +3,12 @@
 use std::num::Saturating;
 
 use crate::config::streams::image_streams;
-use crate::config::{Chunk, Experiment, MemoryBudget, OptimizerKind};
+use crate::config::{Chunk, Experiment, MemoryBudget};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::limits::{self, size};
 use crate::model::DecoderKind;
 use crate::nn::Blueprint;
+use crate::optim;
 
 /// Batches that are in the host's memory at a time: the one that trains and those loaded ahead.
 pub const BATCHES: usize = 3;
@@ -86,11 +87,12 @@ impl Memory {
     }
 }
 
-/// Bytes of parameters, gradients, moments, and so many more `sums` of their size.
+/// Bytes of parameters, and of what those that train have besides: gradients, moments, and so many more `sums` of their
+/// size.
 #[must_use]
 pub fn parameters(c: &Experiment, blueprint: &Blueprint, sums: usize) -> usize {
-    let moments = if c.optimization.optimizer == OptimizerKind::Sgd { 0 } else { 2 };
-    blueprint.elements("").saturating_mul(4 * (2 + moments + sums))
+    let trainable = blueprint.trainable_elements().saturating_mul(1 + optim::moments(&c.optimization) + sums);
+    blueprint.elements("").saturating_add(trainable).saturating_mul(4)
 }
 
 /// Bytes of the images of one batch, the larger of training's and validation's.

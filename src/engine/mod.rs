@@ -68,7 +68,7 @@ pub fn with_decoder(
 /// # Errors
 /// Where it has too many layers.
 pub fn blueprint(c: &Experiment, decoder: &dyn decoder::DecoderKind) -> Result<Rc<Blueprint>> {
-    Network::blueprint_of(&c.model, decoder).map_err(|error| {
+    Network::plan(c, decoder).map_err(|error| {
         let problem = Problem::new("the network cannot be built").cause(error);
         Error::new(
             ErrorKind::Config,

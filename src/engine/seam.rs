@@ -138,11 +138,11 @@ pub trait Engine {
     fn train(&mut self, batch: &mut Placed, pass: &Pass, step: &mut Step) -> Result<()>;
 
     /// Begins to update the parameters by the mean gradient of `step`, cut to a norm of `max_norm`, unless a number is not
-    /// finite.
+    /// finite. `rates` are the learning rates of the parameters' groups.
     ///
     /// # Errors
     /// As all methods.
-    fn update(&mut self, step: Step, lr: f64, max_norm: Option<f64>) -> Result<Pending>;
+    fn update(&mut self, step: Step, rates: &[f64], max_norm: Option<f64>) -> Result<Pending>;
 
     /// What became of the step: waits for it.
     ///
@@ -176,7 +176,8 @@ pub trait Engine {
     /// As all methods, and kind `Numbers` where the decoder gives what is not a number.
     fn translate(&mut self, batch: &mut Placed, c: &Decoding) -> Result<Vec<Vec<Hypothesis>>>;
 
-    /// The gradients of `step` so far, in the parameters' order: of the mean of its losses. For tests.
+    /// The gradients of `step` so far, of the parameters that train, in their order: of the mean of its losses. For
+    /// tests.
     ///
     /// # Errors
     /// As all methods.

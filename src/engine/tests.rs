@@ -82,7 +82,7 @@ fn step(engine: &mut dyn Engine, c: &Experiment) -> Result<(f64, Vec<Vec<f32>>)>
     engine.train(&mut batch, &pass, &mut step)?;
     let gradients = engine.gradients(&step)?;
     // A rate of 0 changes no parameter, and the outcome has the loss on every engine.
-    let pending = engine.update(step, 0.0, None)?;
+    let pending = engine.update(step, &[0.0], None)?;
     Ok((engine.outcome(pending)?.loss, gradients))
 }
 
@@ -269,7 +269,7 @@ fn agree(engines: &[(&str, Compute)], tolerance: f64) -> Result<()> {
                     engine.train(&mut batch, &pass, &mut whole)?;
                 }
                 losses.push(whole.loss().expect("known"));
-                let pending = engine.update(whole, 1e-3, Some(1.0))?;
+                let pending = engine.update(whole, &[1e-3], Some(1.0))?;
                 let outcome = engine.outcome(pending)?;
                 assert_eq!(outcome.end, End::Updated, "{name}");
                 losses.push(outcome.norm);

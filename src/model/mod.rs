@@ -6,6 +6,7 @@
 pub mod decoder;
 mod encoder;
 mod frames;
+mod frozen;
 mod fusion;
 mod network;
 mod projector;

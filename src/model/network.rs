@@ -7,8 +7,10 @@ use candle_core::{Device, Result as CandleResult, Tensor, Var};
 use super::decoder::{Decoder, DecoderKind, Encoded};
 use super::encoder::Encoder;
 use super::frames::Frames;
+use super::frozen::frozen;
 use super::trace::{ModuleOutput, ModuleOutputs, Trace, unseen};
 use super::vit::VisionTransformer;
+use crate::config::Experiment;
 use crate::config::streams::{Stream, image_streams};
 use crate::nn::{Blueprint, Builder, Images, Parameters, Pass};
 use crate::{Result, config};
@@ -22,12 +24,13 @@ pub struct Network {
 }
 
 impl Network {
-    /// With initial weights drawn from `seed`.
+    /// That of an experiment, with initial weights drawn from its seed. What is frozen is none of the graph's variables.
     ///
     /// # Errors
     /// Where the tensor library fails.
-    pub fn new(c: &config::Model, decoder: &dyn DecoderKind, device: &Device, seed: u64) -> Result<Self> {
-        Ok(Self::build(&Builder::new(device, seed), c, decoder)?)
+    pub fn new(c: &Experiment, decoder: &dyn DecoderKind, device: &Device) -> Result<Self> {
+        let frozen = frozen(c, &*Self::blueprint_of(&c.model, decoder)?);
+        Ok(Self::build(&Builder::new(device, c.run.seed).with_frozen(frozen), &c.model, decoder)?)
     }
 
     /// A copy over the same parameters, which follows their updates, for validation and inference: no graph is
@@ -39,7 +42,16 @@ impl Network {
         Ok(Self::build(&Builder::without_graph(&self.parameters), c, decoder)?)
     }
 
-    /// What a network of this configuration is made of, without making it.
+    /// What the network of an experiment is made of, without making it.
+    ///
+    /// # Errors
+    /// Where the tensor library fails.
+    pub fn plan(c: &Experiment, decoder: &dyn DecoderKind) -> CandleResult<Rc<Blueprint>> {
+        let frozen = frozen(c, &*Self::blueprint_of(&c.model, decoder)?);
+        Ok(Self::build(&Builder::recording().with_frozen(frozen), &c.model, decoder)?.blueprint)
+    }
+
+    /// What a network of this configuration is made of, where all of it trains.
     ///
     /// # Errors
     /// Where the tensor library fails.
@@ -120,17 +132,24 @@ impl Network {
         &self.parameters
     }
 
+    /// Name and variable of each parameter that trains, in order.
+    #[must_use]
+    pub fn trainable(&self) -> Vec<(&str, &Var)> {
+        let specs = self.blueprint.parameters().iter();
+        self.parameters.iter().zip(specs).filter(|(_, spec)| spec.trains).map(|(entry, _)| entry).collect()
+    }
+
     /// Names, shapes and dropouts of its parts.
     #[must_use]
     pub fn blueprint(&self) -> &Rc<Blueprint> {
         &self.blueprint
     }
 
-    /// Name and variable of each parameter below `module`, in order.
+    /// Name and variable of each parameter below `module` that trains, in order.
     #[must_use]
-    pub fn parameters_of(&self, module: &str) -> Vec<(&str, &Var)> {
+    pub fn trainable_of(&self, module: &str) -> Vec<(&str, &Var)> {
         let scope = self.blueprint.root().pp(module);
         let all: Vec<(&str, &Var)> = self.parameters.iter().collect();
-        scope.parameters().filter_map(|position| all.get(position).copied()).collect()
+        scope.trainable().filter_map(|position| all.get(position).copied()).collect()
     }
 }

@@ -26,6 +26,8 @@ pub struct ParameterSpec {
     pub shape: Vec<usize>,
     /// How its initial values are drawn.
     pub init: Init,
+    /// Whether it trains.
+    pub trains: bool,
 }
 
 /// A parameter found by its name.
@@ -47,9 +49,9 @@ impl ParameterSpec {
 
 impl Blueprint {
     /// Notes a parameter; gives its position.
-    pub(super) fn add_parameter(&mut self, name: &str, shape: &[usize], init: Init) -> usize {
+    pub(super) fn add_parameter(&mut self, name: &str, shape: &[usize], init: Init, trains: bool) -> usize {
         let position = self.parameters.len();
-        self.parameters.push(ParameterSpec { name: name.to_owned(), shape: shape.to_vec(), init });
+        self.parameters.push(ParameterSpec { name: name.to_owned(), shape: shape.to_vec(), init, trains });
         self.positions.insert(name.to_owned(), position);
         position
     }
@@ -65,6 +67,18 @@ impl Blueprint {
     #[must_use]
     pub fn parameters(&self) -> &[ParameterSpec] {
         &self.parameters
+    }
+
+    /// Positions of the parameters that train, in order.
+    pub fn trainable(&self) -> impl Iterator<Item = usize> {
+        self.parameters.iter().enumerate().filter(|(_, parameter)| parameter.trains).map(|(at, _)| at)
+    }
+
+    /// How many numbers the parameters that train hold together; `usize::MAX` where they cannot be counted.
+    #[must_use]
+    pub fn trainable_elements(&self) -> usize {
+        let ours = self.parameters.iter().filter(|parameter| parameter.trains);
+        ours.fold(0, |sum, parameter| sum.saturating_add(parameter.elements()))
     }
 
     /// How many numbers the parameters hold together, for those whose name starts with `prefix` ("" = all);
@@ -130,6 +144,12 @@ impl Scope<'_> {
         let prefix = join(&self.path, "");
         let ours = move |(_, parameter): &(usize, &ParameterSpec)| parameter.name.starts_with(&prefix);
         self.blueprint.parameters.iter().enumerate().filter(ours).map(|(position, _)| position)
+    }
+
+    /// The positions of those of them that train, in order.
+    pub fn trainable(&self) -> impl Iterator<Item = usize> {
+        self.parameters()
+            .filter(|&position| self.blueprint.parameters.get(position).is_some_and(|it| it.trains))
     }
 
     /// How many children `0`, `1`, … with parameters there are: the length of a `ModuleList`.

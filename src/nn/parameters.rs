@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, Var};
 
-use super::{Blueprint, Dropout, Init};
+use super::{Blueprint, Dropout, Frozen, Init};
 use crate::random::{Purpose, stream};
 
 /// Every parameter of a network, f32, in PyTorch's order (which is the order of construction).
@@ -82,6 +82,7 @@ struct State {
     parameters: Parameters,
     blueprint: Blueprint,
     source: ValueSource,
+    frozen: Frozen,
 }
 
 /// Where the values of parameters come from.
@@ -118,8 +119,16 @@ impl Builder {
     }
 
     fn from_source(source: ValueSource) -> Self {
-        let state = State { parameters: Parameters::default(), blueprint: Blueprint::default(), source };
+        let (parameters, blueprint, frozen) = Default::default();
+        let state = State { parameters, blueprint, source, frozen };
         Self { state: Rc::new(RefCell::new(state)), path: String::new() }
+    }
+
+    /// As it is, of a network in which `frozen` does not train.
+    #[must_use]
+    pub fn with_frozen(self, frozen: Frozen) -> Self {
+        self.state.borrow_mut().frozen = frozen;
+        self
     }
 
     /// The builder of the child `name`.
@@ -131,9 +140,10 @@ impl Builder {
     /// Creates the parameter `name` of `shape`.
     pub fn parameter(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
         let mut state = self.state.borrow_mut();
-        let State { parameters, blueprint, source } = &mut *state;
+        let State { parameters, blueprint, source, frozen } = &mut *state;
         let path = super::blueprint::join(&self.path, name);
-        let at = blueprint.add_parameter(&path, shape, init);
+        let trains = !frozen.parameter(&path);
+        let at = blueprint.add_parameter(&path, shape, init, trains);
         let var = match source {
             ValueSource::Nowhere if at >= MOST_TENSORS => {
                 return Err(candle_core::Error::Msg(format!("more than {MOST_TENSORS} parameters")));
@@ -153,7 +163,8 @@ impl Builder {
                 Var::from_vec(values, shape, device)?
             }
         };
-        let tensor = var.as_tensor().clone();
+        // What is no variable to the graph gets no gradient, and what comes before it is not kept.
+        let tensor = if trains { var.as_tensor().clone() } else { var.as_detached_tensor() };
         parameters.entries.push((path, var));
         Ok(tensor)
     }
@@ -162,7 +173,9 @@ impl Builder {
     #[must_use]
     pub fn dropout(&self, name: &str, p: f64) -> Dropout {
         let path = super::blueprint::join(&self.path, name);
-        self.state.borrow_mut().blueprint.add_dropout(&path, p)
+        let mut state = self.state.borrow_mut();
+        let p = if state.frozen.module(&path) { 0.0 } else { p };
+        state.blueprint.add_dropout(&path, p)
     }
 
     /// The parameters created so far.

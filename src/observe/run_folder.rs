@@ -2,6 +2,7 @@
 
 mod aside;
 mod contents;
+mod epochs;
 mod git;
 mod lock;
 #[cfg(test)]
@@ -648,7 +649,8 @@ fn is_event_file(name: &str) -> bool {
     name.starts_with("events.out.tfevents.")
 }
 
-fn holds_a_run(work_dir: &Path, names: &[&str]) -> Error {
+fn holds_a_run(work_dir: &Path, names: &[String]) -> Error {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let checkpoints = names.iter().filter(|name| [LAST, BEST].contains(name));
     let shown: Vec<&str> =
         checkpoints.chain(names.iter().filter(|name| ![LAST, BEST].contains(name))).copied().collect();

@@ -20,6 +20,8 @@ pub struct Progress {
     pub val_loss: f64,
     /// The best epoch so far; none before the first.
     pub best: Option<Best>,
+    /// Epochs that were done when `best` was last forgotten: it is the best of those after them.
+    pub compared_since: usize,
     /// Steps in a row, up to the last one, that were left out because their numbers were not finite.
     pub nonfinite_in_a_row: usize,
     /// The epoch that has begun.
@@ -73,6 +75,7 @@ impl Default for Progress {
             step: 0,
             val_loss: f64::INFINITY,
             best: None,
+            compared_since: 0,
             nonfinite_in_a_row: 0,
             partial: Partial::default(),
         }
@@ -84,6 +87,17 @@ impl Progress {
     #[must_use]
     pub fn known_best(&self) -> Option<Best> {
         self.best.filter(|best| best.epoch > 0)
+    }
+
+    /// Epochs since the best one, or since there was one to be compared with.
+    #[must_use]
+    pub fn epochs_without_better(&self) -> usize {
+        self.epoch - self.best.map_or(0, |best| best.epoch).max(self.compared_since).min(self.epoch)
+    }
+
+    /// Forgets the best epoch: the next one is the best so far.
+    pub fn forget_best(&mut self) {
+        (self.best, self.compared_since) = (None, self.epoch);
     }
 
     /// The keys that a checkpoint has for it, beside `epoch` and `val_loss`.
@@ -103,6 +117,9 @@ impl Progress {
         ];
         values.extend(best.and_then(|best| best.val_accuracy).map(|it| of_best("best_val_accuracy", it)));
         values.extend(best.map(|best| of_best("best_value", best.value)));
+        if self.compared_since > 0 {
+            values.push(("best_since".to_owned(), Value::whole(self.compared_since as u64)));
+        }
         values.extend([
             ("nonfinite_in_a_row".to_owned(), Value::whole(self.nonfinite_in_a_row as u64)),
             ("position".to_owned(), partial),
@@ -145,6 +162,7 @@ impl Progress {
             epoch,
             step: keys.count("step", find("step"))? as u64,
             val_loss,
+            compared_since: or_zero("best_since")?,
             best: (best.epoch > 0 || best_val_loss != f64::INFINITY).then_some(best),
             nonfinite_in_a_row: or_zero("nonfinite_in_a_row")?,
             partial,
@@ -215,6 +233,7 @@ mod tests {
             step: 77,
             val_loss: 0.25,
             best: Some(Best { epoch: 2, value: 31.5, val_loss: 0.125, val_accuracy: Some(0.75) }),
+            compared_since: 1,
             nonfinite_in_a_row: 1,
             partial: Partial {
                 batches: 9,

@@ -1,22 +1,22 @@
 //! Going on from `last.pt`: what it holds, what has changed since, and putting a state where it was.
 
+mod moments;
+
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crate::checkpoint::optimizer::{AdamState, SgdState};
-use crate::checkpoint::{Checkpoint, TensorData, Value, load};
-use crate::config::{
-    Change, Edit, Experiment, FIELDS, Field, InitFrom, OptimizerKind, Role, changes, saved_value,
-};
+use crate::checkpoint::{Checkpoint, Value, load};
+use crate::config::{Change, Edit, Experiment, FIELDS, Field, InitFrom, Role, changes, saved_value};
 use crate::data::{Contents, Dataset};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::DecoderKind;
 use crate::model::decoder::{self, Texts};
-use crate::optim::{LossScale, Moments};
+use crate::optim::{LossScale, Plateau};
 use crate::train::initial;
 use crate::train::progress::Partial;
 use crate::train::state::{contents_from, edit_from, set_parameters};
 use crate::train::{Progress, TrainingState};
+use moments::SavedOptimizer;
 
 /// A checkpoint that a run can go on from.
 #[derive(Debug)]
@@ -112,6 +112,7 @@ impl Saved {
         for change in all {
             let of_its_kind = match change.key.as_str() {
                 "optimization.epochs" if c.optimization.epochs >= self.begun() => &mut sorted.harmless,
+                "optimization.early_stopping" => &mut sorted.harmless,
                 key if matches!(role(key), Some(Role::Computing | Role::Evaluation)) => &mut sorted.harmless,
                 INIT_FROM if self.has_same_start(config, c) => &mut sorted.harmless,
                 key if role(key) == Some(Role::Data) && (self.knows_data() || change.is_one_place()) => {
@@ -235,20 +236,26 @@ impl Saved {
         Some(Change { key: name.to_owned(), from, to })
     }
 
-    /// Puts `state`, which is at its start, where the run stood. `changes` are those that were allowed: a new optimizer
+    /// Puts `state`, which is at the start of the experiment `c`, where the run stood; what to say of the optimizer. `changes` are those that were allowed: a new optimizer
     /// starts without the moments of the old one, and where batches have other clips now, the epoch that had begun begins
     /// anew.
     ///
     /// # Errors
     /// A data error where weights or moments do not fit the model, or where there are more batches behind than an epoch
     /// of `steps` has.
-    pub fn restore(mut self, state: &mut TrainingState, steps: usize, changes: &Changes) -> Result<()> {
+    pub fn restore(
+        mut self,
+        c: &Experiment,
+        state: &mut TrainingState,
+        steps: usize,
+        changes: &Changes,
+    ) -> Result<Option<String>> {
         if changes.others.iter().any(|change| ORDER.contains(&change.key.as_str())) {
             self.progress.partial = Partial::default();
         }
         // What was the best by another figure is not known to be the best by this one.
         if changes.others.iter().any(|change| change.key == BEST_METRIC) {
-            self.progress.best = None;
+            self.progress.forget_best();
         }
         if self.progress.partial.batches > steps {
             let what = format!(
@@ -263,13 +270,9 @@ impl Saved {
             .map_err(|error| misfit(error, !changes.others.is_empty()))?;
         changes.refuse_network(&self.path)?;
         state.edits = self.edits(changes)?;
-        if !changes.others.iter().any(|change| change.key == OPTIMIZER) {
-            self.restore_optimizer(state)?;
-        }
-        // The rate of every epoch follows from the first one's, to the bit. There is none after the last.
-        for _ in 0..self.progress.epoch.min(state.epochs) {
-            state.schedule.step();
-        }
+        let is_same = !changes.others.iter().any(|change| change.key == OPTIMIZER);
+        let notice = if is_same { self.restore_optimizer(c, state)? } else { None };
+        self.restore_schedule(state, changes);
         if let Some(Value::Dict(clips)) = self.extra("bad_clips") {
             let text = |value: &Value| value.as_str().map(str::to_owned);
             state.bad_clips.restore(clips.iter().filter_map(|(id, why)| Some((text(id)?, text(why)?))));
@@ -282,60 +285,38 @@ impl Saved {
             state.engine.restore_loss_scale(LossScale::from_value(&self.path, scale)?);
         }
         state.progress = self.progress;
-        Ok(())
+        Ok(notice)
     }
 
-    fn restore_optimizer(&self, state: &mut TrainingState) -> Result<()> {
-        let expected = state.engine.host().parameters().shapes();
-        // PyTorch keeps the count as an f32, which is exact up to 2^24 steps only.
-        let exact = self.extra("optimizer_steps").and_then(Value::as_int).and_then(|n| u64::try_from(n).ok());
-        let (steps, all) = match state.engine.host().optimizer.kind() {
-            OptimizerKind::Sgd => self.sgd(&expected)?,
-            kind => self.adam(&expected, kind, exact.unwrap_or(self.progress.step))?,
+    /// The rate of every epoch follows from the first one's and from what the scheduler has seen. There is none after the
+    /// last.
+    fn restore_schedule(&self, state: &mut TrainingState, changes: &Changes) {
+        let saved = self.extra("scheduler_state");
+        let number = |key: &str| saved?.get(key)?.as_int().and_then(|n| u64::try_from(n).ok());
+        // A checkpoint of before there was a warm-up was stepped after every epoch.
+        let epochs = self.progress.epoch.min(state.epochs) as u64;
+        let steps = number("last_epoch").map_or(epochs, |steps| steps.min(epochs));
+        let is_comparable = changes.others.iter().all(|change| change.key != BEST_METRIC);
+        let best = saved.and_then(|saved| saved.get("best")?.as_number());
+        let plateau = Plateau {
+            best: best.filter(|_| is_comparable),
+            bad_epochs: number("num_bad_epochs").filter(|_| is_comparable).unwrap_or(0),
+            reductions: number("reductions").unwrap_or(0),
         };
-        state.engine.host_mut().optimizer.restore(exact.unwrap_or(steps.max(self.progress.step)), all);
-        Ok(())
+        state.schedule.restore(steps, plateau);
     }
 
-    /// The steps that SGD's state counts, which are none, and its moments, which are empty.
-    fn sgd(&self, expected: &[(String, Vec<usize>)]) -> Result<(u64, Vec<Moments>)> {
-        let state = SgdState::from_value(&self.path, &self.checkpoint.optimizer_state, expected)?;
-        if state.momentum != 0.0 {
-            let what = format!("{}: `optimizer_state` has a momentum", self.path.display());
-            return Err(
-                Error::data(what).hint("slt-run's SGD has none: take a checkpoint that slt-run wrote")
-            );
-        }
-        Ok((0, expected.iter().map(|_| Moments::default()).collect()))
-    }
-
-    /// The steps that Adam's state counts, and its moments, of which there must be some after `done` updates.
-    fn adam(
-        &self,
-        expected: &[(String, Vec<usize>)],
-        kind: OptimizerKind,
-        done: u64,
-    ) -> Result<(u64, Vec<Moments>)> {
-        let decoupled = kind == OptimizerKind::AdamW;
-        let state = AdamState::from_value(&self.path, &self.checkpoint.optimizer_state, expected, decoupled)?;
-        let (mut steps, mut all) = (0, Vec::with_capacity(expected.len()));
-        for (moments, (name, shape)) in state.moments.iter().zip(expected) {
-            let zeros = || vec![0.0; shape.iter().product()];
-            let read = |tensor: &TensorData| finite(&self.path, name, tensor);
-            all.push(match moments {
-                None if done > 0 => {
-                    let what =
-                        format!("{}: `optimizer_state` is empty after {done} updates", self.path.display());
-                    return Err(Error::data(what).hint("the file is incomplete: take another checkpoint"));
-                }
-                None => Moments { exp_avg: zeros(), exp_avg_sq: zeros() },
-                Some(moments) => {
-                    steps = moments.step.max(steps);
-                    Moments { exp_avg: read(&moments.exp_avg)?, exp_avg_sq: read(&moments.exp_avg_sq)? }
-                }
-            });
-        }
-        Ok((steps, all))
+    fn restore_optimizer(&self, c: &Experiment, state: &mut TrainingState) -> Result<Option<String>> {
+        let saved = SavedOptimizer {
+            path: &self.path,
+            state: &self.checkpoint.optimizer_state,
+            steps: self.extra("optimizer_steps").and_then(Value::as_int).and_then(|n| u64::try_from(n).ok()),
+            done: self.progress.step,
+            config: self.config()?,
+        };
+        let TrainingState { engine, decoder, .. } = state;
+        let host = engine.host_mut();
+        saved.restore(c, decoder.as_ref(), &Rc::clone(host.network.blueprint()), &mut host.optimizer)
     }
 
     fn extra(&self, key: &str) -> Option<&Value<'static>> {
@@ -402,15 +383,4 @@ fn role(key: &str) -> Option<Role> {
 /// Weights that do not fit; where changes were allowed, it has to be said that this is none of them.
 fn misfit(error: Error, allowed: bool) -> Error {
     if allowed { error.hint(OTHER_MODEL) } else { error }
-}
-
-fn finite(path: &Path, name: &str, tensor: &TensorData) -> Result<Vec<f32>> {
-    let values = tensor.to_f32()?;
-    match values.iter().find(|value| !value.is_finite()) {
-        None => Ok(values),
-        Some(value) => {
-            let what = format!("{}: `optimizer_state` of {name} holds {value}", path.display());
-            Err(Error::data(what).hint("go on from a checkpoint whose training was healthy"))
-        }
-    }
 }

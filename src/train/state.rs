@@ -5,19 +5,18 @@ use std::path::Path;
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 
-use crate::checkpoint::optimizer::{AdamMoments, AdamState, SgdState};
 use crate::checkpoint::{
-    Checkpoint, TensorData, Value, link_or_copy, load, match_parameters, model_state, save_in, separate,
+    AdamMoments, AdamState, Checkpoint, GroupState, SgdState, TensorData, Value, link_or_copy, load,
+    match_parameters, model_state, save_in, separate,
 };
-use crate::config::{BestMetric, Change, Edit, OptimizerKind, SchedulerKind};
+use crate::config::{BestMetric, Change, Edit, OptimizerKind};
 use crate::data::Contents;
 use crate::error::{ErrorKind, Problem};
 use crate::nn::Parameters;
 use crate::nn::parameters::with_slices;
 use crate::observe::run_folder::{BEST, Best, LAST, RunFolder};
-use crate::optim::Optimizer;
 use crate::optim::gradients::GRAIN;
-use crate::optim::{BETA1, BETA2, EPS};
+use crate::optim::{Group, Moments, Plateau};
 use crate::train::TrainingState;
 use crate::train::progress::Partial;
 use crate::{Error, Result};
@@ -63,6 +62,7 @@ pub fn keep_as_best(folder: &RunFolder) -> Result<()> {
 /// Kind `Run` where the disk fails: they are one file still.
 pub fn separate_best(folder: &RunFolder) -> Result<()> {
     folder.still_held()?;
+    folder.separate_epochs()?;
     let separated = separate(folder.handle(), LAST, BEST);
     // What fails after they are two files is of no account.
     if folder.handle().is_one_file(LAST, BEST) { separated } else { Ok(()) }
@@ -92,7 +92,7 @@ pub fn repair_best(state: &mut TrainingState, folder: &RunFolder) -> Result<Opti
         epoch => format!("epoch {epoch}, the best"),
     };
     let gone = format!("{BEST} is gone, and with it {which} (val_loss={:.4})", best.val_loss);
-    progress.best = None;
+    progress.forget_best();
     // Of the last epoch no more is known than its loss.
     if !is_between || state.best_metric != BestMetric::ValLoss {
         return Ok(Some(format!("{gone}: the next epoch takes its place, and better ones after it")));
@@ -107,7 +107,7 @@ pub fn repair_best(state: &mut TrainingState, folder: &RunFolder) -> Result<Opti
 fn healthy(state: &TrainingState, parameters: &[&[f32]]) -> Result<()> {
     let names = || state.engine.host().parameters().iter().map(|(name, _)| name);
     let moments =
-        state.engine.host().optimizer.moments().iter().flat_map(|m| [m.exp_avg.as_slice(), &m.exp_avg_sq]);
+        state.engine.host().optimizer.moments().iter().flat_map(|m| [m.first.as_slice(), &m.second]);
     let bad = |values: &[f32]| values.par_chunks(GRAIN).any(|part| part.iter().any(|v| !v.is_finite()));
     let sick = names().zip(parameters).find(|(_, values)| bad(values)).map(|(name, _)| name.to_owned());
     let sick = sick.or_else(|| {
@@ -124,17 +124,22 @@ fn healthy(state: &TrainingState, parameters: &[&[f32]]) -> Result<()> {
 
 /// What resuming needs beside weights and moments.
 fn extra(state: &TrainingState) -> Vec<(String, Value<'static>)> {
-    let schedule = Value::dict([
+    let mut schedule = vec![
         ("last_epoch", Value::whole(state.schedule.steps())),
-        ("lr", Value::Float(state.schedule.lr())),
-    ]);
+        ("lr", Value::Float(state.schedule.lr(state.progress.step))),
+    ];
+    if let Some(Plateau { best, bad_epochs, reductions }) = state.schedule.plateau() {
+        schedule.extend(best.map(|best| ("best", Value::Float(best))));
+        schedule.push(("num_bad_epochs", Value::whole(bad_epochs)));
+        schedule.push(("reductions", Value::whole(reductions)));
+    }
     let mut all = state.progress.to_values();
     let bad_clips = state.bad_clips.ids().iter().map(|(id, why)| (id.clone(), Value::Str(why.clone())));
     all.extend([
         ("bad_clips".to_owned(), Value::dict(bad_clips)),
         ("optimizer_steps".to_owned(), Value::whole(state.engine.host().optimizer.steps())),
         ("seed".to_owned(), Value::whole(state.seed)),
-        ("scheduler_state".to_owned(), schedule),
+        ("scheduler_state".to_owned(), Value::dict(schedule)),
         ("dataset".to_owned(), Value::Str(state.dataset.clone())),
         ("files".to_owned(), Value::Str(state.files.clone())),
         ("contents".to_owned(), contents_value(&state.contents)),
@@ -182,44 +187,64 @@ pub fn edit_from(value: &Value) -> Option<Edit> {
     })
 }
 
-/// The optimizer's `state_dict`.
+/// The optimizer's `state_dict`. A group without parameters is none to PyTorch.
 fn optimizer_state(state: &TrainingState) -> Value<'_> {
-    let (optimizer, parameters) = (&state.engine.host().optimizer, state.engine.host().parameters());
-    let scheduled = state.schedule.kind() != SchedulerKind::None;
-    let initial_lr = scheduled.then(|| state.schedule.base_lr());
-    let (lr, weight_decay) = (state.schedule.lr(), optimizer.weight_decay());
+    let (optimizer, schedule) = (&state.engine.host().optimizer, &state.schedule);
+    let groups = optimizer.groups();
+    let rates = schedule.rates(state.progress.step);
+    let all = groups.groups().iter().zip(rates).zip(schedule.base_rates());
+    let group = |((group, lr), base): ((&Group, f64), f64)| GroupState {
+        lr,
+        weight_decay: group.weight_decay,
+        initial_lr: (!schedule.is_constant()).then_some(base),
+        parameters: group.members.len(),
+    };
+    let states = all.map(group).filter(|group| group.parameters > 0).collect();
+    let order = groups.order();
     match optimizer.kind() {
         OptimizerKind::Sgd => SgdState {
-            lr,
-            momentum: 0.0,
-            weight_decay,
-            initial_lr,
-            momentum_buffers: vec![None; parameters.len()],
+            groups: states,
+            momentum: optimizer.momentum(),
+            momentum_buffers: order.map(|at| buffer(state, at)).collect(),
         }
         .into_value(),
         kind => AdamState {
-            lr,
-            betas: (BETA1, BETA2),
-            eps: EPS,
-            weight_decay,
+            groups: states,
+            betas: optimizer.betas().into(),
+            eps: optimizer.eps(),
             decoupled: kind == OptimizerKind::AdamW,
-            initial_lr,
-            moments: moments(optimizer, parameters),
+            moments: order.map(|at| moments(state, at)).collect(),
         }
         .into_value(),
     }
 }
 
-fn moments<'a>(optimizer: &'a Optimizer, parameters: &Parameters) -> Vec<Option<AdamMoments<'a>>> {
-    let each = optimizer.moments().iter().zip(parameters.iter());
-    each.map(|(moments, (_, var))| {
-        Some(AdamMoments {
-            step: optimizer.steps(),
-            exp_avg: TensorData::f32(var.dims(), &moments.exp_avg),
-            exp_avg_sq: TensorData::f32(var.dims(), &moments.exp_avg_sq),
-        })
-    })
-    .collect()
+/// Adam's moments of the parameter at `position`, if it trains.
+fn moments(state: &TrainingState, position: usize) -> Option<AdamMoments<'_>> {
+    let exp_avg_sq = tensor(state, position, |moments| &moments.second)?;
+    let exp_avg = tensor(state, position, |moments| &moments.first)?;
+    Some(AdamMoments { step: state.engine.host().optimizer.steps(), exp_avg, exp_avg_sq })
+}
+
+/// SGD's momentum of the parameter at `position`, once there is some.
+fn buffer(state: &TrainingState, position: usize) -> Option<TensorData<'_>> {
+    if state.engine.host().optimizer.steps() == 0 {
+        None
+    } else {
+        tensor(state, position, |moments| &moments.first)
+    }
+}
+
+/// A moment of the parameter at `position`, in its shape; none where it is empty.
+fn tensor(
+    state: &TrainingState,
+    position: usize,
+    of: impl Fn(&Moments) -> &Vec<f32>,
+) -> Option<TensorData<'_>> {
+    let host = state.engine.host();
+    let values = host.optimizer.moments().get(position).map(of)?;
+    let spec = host.network.blueprint().parameters().get(position)?;
+    (spec.trains && values.len() == spec.elements()).then(|| TensorData::f32(spec.shape.as_slice(), values))
 }
 
 /// Sets all parameters to those of the checkpoint `path`, strictly.

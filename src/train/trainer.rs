@@ -41,6 +41,7 @@ struct Rules {
     grad_clip: Option<f64>,
     skip_nonfinite_steps: usize,
     checkpoint_every: CheckpointEvery,
+    keep_checkpoints: usize,
     evaluate_every: Option<usize>,
     decoding: Decoding,
 }
@@ -108,6 +109,7 @@ impl Trainer {
                 grad_clip: c.optimization.grad_clip,
                 skip_nonfinite_steps: c.optimization.skip_nonfinite_steps,
                 checkpoint_every: c.run.checkpoint_every,
+                keep_checkpoints: c.optimization.keep_checkpoints,
                 evaluate_every: c.run.evaluate_every,
                 // The metrics are of the best hypothesis.
                 decoding: Decoding { n_best: 1, ..c.decoding.clone() },
@@ -127,7 +129,7 @@ impl Trainer {
         let mut saved = LastCheckpoint { at: Instant::now(), progress: self.state.progress.clone() };
         self.state.engine.push()?;
         with.observer.start(self.state.epochs, self.state.progress.epoch + 1, self.steps_an_epoch(with.feed));
-        while self.state.progress.epoch < self.state.epochs {
+        while !self.state.is_over() {
             match self.epoch(with, &mut saved) {
                 Ok(None) => {}
                 Ok(Some(signal)) => {
@@ -183,7 +185,7 @@ impl Trainer {
             val_loss,
             val_accuracy,
             translation,
-            lr: self.state.schedule.lr(),
+            lr: self.state.schedule.lr(self.state.progress.step.saturating_sub(1)),
             grad_norm: partial.grad_norm.get(),
             skipped_steps: partial.skipped_steps,
             bad_clips: self.state.bad_clips.ids().keys().cloned().collect(),
@@ -191,8 +193,9 @@ impl Trainer {
             images_per_second: self.images as f64 / train_seconds,
             data_wait_seconds: with.feed.take_wait().as_secs_f64(),
         };
-        self.state.schedule.step();
         let value = value_of(self.state.best_metric, &metrics);
+        self.state.schedule.end_epoch(self.state.progress.step, value);
+        let value = value.filter(|value| value.is_finite());
         let best = value.filter(|&value| is_better(self.state.best_metric, value, self.state.progress.best));
         (self.state.progress.epoch, self.state.progress.val_loss) = (epoch, val_loss);
         if let Some(value) = best {
@@ -207,6 +210,9 @@ impl Trainer {
         self.save(with, saved)?;
         if best {
             state::keep_as_best(with.folder)?;
+        }
+        if self.rules.keep_checkpoints > 1 {
+            with.folder.keep_epoch(epoch, self.rules.keep_checkpoints)?;
         }
         with.observer.end_epoch(&metrics, self.state.epochs, best);
         Ok(None)
@@ -299,8 +305,11 @@ impl Trainer {
         with: &mut Surroundings,
     ) -> Result<()> {
         let Window { step, clips, suspect } = window;
-        let (lr, known, weight) = (self.state.schedule.lr(), step.loss(), step.weight());
-        let pending = self.state.engine.update(step, lr, self.rules.grad_clip)?;
+        // The step has been counted already.
+        let at = self.state.progress.step - 1;
+        let (rates, lr) = (self.state.schedule.rates(at), self.state.schedule.lr(at));
+        let (known, weight) = (step.loss(), step.weight());
+        let pending = self.state.engine.update(step, &rates, self.rules.grad_clip)?;
         self.look_ahead(with.feed)?;
         let Outcome { loss, norm, end } = self.state.engine.outcome(pending)?;
         let loss = known.unwrap_or(loss);
@@ -342,7 +351,7 @@ impl Trainer {
             what,
             epoch,
             step: self.state.progress.step,
-            lr: self.state.schedule.lr(),
+            lr: self.state.schedule.lr(self.state.progress.step - 1),
             clips: with.feed.ids(clips),
             skipped: self.state.progress.nonfinite_in_a_row,
             in_validation: false,
@@ -387,7 +396,7 @@ impl Trainer {
                     what: format!("the validation loss is {}", score.loss),
                     epoch,
                     step: self.state.progress.step,
-                    lr: self.state.schedule.lr(),
+                    lr: self.state.schedule.lr(self.state.progress.step.saturating_sub(1)),
                     clips: with.feed.ids(&batch.batch.clips),
                     skipped: 0,
                     in_validation: true,
@@ -458,20 +467,18 @@ impl Trainer {
 
 /// What the best epoch is chosen by, of this one; none where it was not computed, or is no number.
 fn value_of(metric: BestMetric, m: &EpochMetrics) -> Option<f64> {
-    let value = match metric {
+    match metric {
         BestMetric::ValLoss => Some(m.val_loss),
         BestMetric::ValAccuracy => Some(m.val_accuracy),
         BestMetric::ValBleu => m.translation.map(|figures| figures.val_bleu),
         BestMetric::ValChrf => m.translation.map(|figures| figures.val_chrf),
         BestMetric::ValWer => m.translation.map(|figures| figures.val_wer),
-    };
-    value.filter(|value| value.is_finite())
+    }
 }
 
 /// Whether `value` is strictly better than that of the best epoch so far.
 fn is_better(metric: BestMetric, value: f64, best: Option<Best>) -> bool {
-    let lower = matches!(metric, BestMetric::ValLoss | BestMetric::ValWer);
-    best.is_none_or(|best| if lower { value < best.value } else { value > best.value })
+    best.is_none_or(|best| if metric.higher_is_better() { value > best.value } else { value < best.value })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::engine::{self, Engine, memory};
 use crate::model::DecoderKind;
 use crate::optim::Schedule;
 use crate::train::Progress;
+use crate::train::progress::Partial;
 
 /// Everything that training changes, and what it depends on.
 pub struct TrainingState {
@@ -29,6 +30,8 @@ pub struct TrainingState {
     pub best_metric: BestMetric,
     /// How many epochs it trains in all.
     pub epochs: usize,
+    /// After how many epochs without a better one it ends before.
+    pub early_stopping: Option<usize>,
     /// The run's seed.
     pub seed: u64,
     /// Which data it trains on: [`Dataset::fingerprint`].
@@ -54,21 +57,39 @@ impl TrainingState {
     ) -> Result<Self> {
         // The memory that is planned is that of batches that the dataset can fill.
         let sized = memory::with_batches_of(c, dataset.train.len(), dataset.val.len());
+        let engine = engine::with_decoder(&sized, compute, decoder.as_ref())?;
+        let schedule = Schedule::new(&c.optimization, engine.host().optimizer.groups());
         Ok(Self {
-            engine: engine::with_decoder(&sized, compute, decoder.as_ref())?,
-            schedule: Schedule::new(&c.optimization),
+            engine,
+            schedule,
             progress: Progress::default(),
             bad_clips: BadClips::new(dataset.clips.len()),
             edits: Vec::new(),
             decoder,
             best_metric: c.optimization.best_metric,
             epochs: c.optimization.epochs,
+            early_stopping: c.optimization.early_stopping,
             seed: c.run.seed,
             dataset: dataset.fingerprint(),
             files: dataset.files_fingerprint(),
             contents,
             config: c.to_checkpoint_toml(),
         })
+    }
+
+    /// Whether it has gone on for so long without a better epoch that it ends; for how many epochs.
+    #[must_use]
+    pub fn is_stopped_early(&self) -> Option<usize> {
+        let without = self.progress.epochs_without_better();
+        self.early_stopping
+            .filter(|&patience| without >= patience && self.progress.partial == Partial::default())
+            .map(|_| without)
+    }
+
+    /// Whether there is nothing left to train.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.progress.epoch >= self.epochs || self.is_stopped_early().is_some()
     }
 
     /// The experiment, as a checkpoint keeps it: with what it was changed by.

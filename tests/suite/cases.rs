@@ -112,7 +112,7 @@ impl Case {
         let mut engine = engine::with_decoder(&c, compute, self.decoder().as_ref()).unwrap();
         state::init_from(&self.path.join("init.pt"), engine.host().parameters()).unwrap();
         engine.push().unwrap();
-        let mut schedule = Schedule::new(&self.optimization);
+        let mut schedule = Schedule::new(&self.optimization, engine.host().optimizer.groups());
 
         let found = support::logits(engine.as_mut(), &mut self.batch(0));
         check(&format!("{name}: first logits"), &found, &self.arrays["logits_0"].1, FIRST_LOGITS);
@@ -126,7 +126,8 @@ impl Case {
         for (at, (expected, rate)) in losses.iter().zip(&rates).enumerate() {
             let (mut batch, mut step) = (self.batch(at), Step::of(1));
             engine.train(&mut batch, &Pass::training(0, at as u64), &mut step).unwrap();
-            assert!((schedule.lr() - rate).abs() <= 1e-9 * rate, "{name}: rate of step {at}");
+            let at_step = at as u64;
+            assert!((schedule.lr(at_step) - rate).abs() <= 1e-9 * rate, "{name}: rate of step {at}");
             let loss = step.loss().unwrap();
             let error = (loss - expected).abs() / expected.abs();
             assert!(error <= LOSSES, "{name}: loss {at} is {loss}, not {expected}");
@@ -135,9 +136,10 @@ impl Case {
                 let (key, worst) = self.gradients_off(engine.host().parameters(), &found);
                 assert!(worst <= GRADIENTS, "{name}: the gradient of {key} is off by {worst:.2e}");
             }
-            let pending = engine.update(step, schedule.lr(), None).unwrap();
+            let pending = engine.update(step, &schedule.rates(at_step), None).unwrap();
             engine.outcome(pending).unwrap();
-            schedule.step();
+            // In the cases, an epoch is a step.
+            schedule.end_epoch(at_step + 1, None);
         }
 
         let found = support::logits(engine.as_mut(), &mut self.batch(losses.len() - 1));

@@ -8,8 +8,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use slt_run::checkpoint::{
-    AdamState, Checkpoint, Dtype, SgdState, TensorData, Value, link_or_copy, load, match_parameters,
-    model_state, save, write,
+    AdamState, Checkpoint, Dtype, Expected, SgdState, TensorData, Value, link_or_copy, load,
+    match_parameters, model_state, save, write,
 };
 use slt_run::files::Folder;
 
@@ -131,6 +131,11 @@ fn group(state: &Value) -> Vec<(String, Value<'static>)> {
     group.iter().map(|(key, value)| (key.as_str().unwrap().to_owned(), plain(value))).collect()
 }
 
+/// One group of parameters that all train.
+fn expected(model: &[(String, TensorData)]) -> Vec<Expected> {
+    shapes(model).into_iter().map(|(name, shape)| Expected { name, shape, trains: true }).collect()
+}
+
 #[test]
 fn optimizer_states_keep_pytorch_s_layout() {
     for (name, decoupled, initial_lr) in [
@@ -141,10 +146,10 @@ fn optimizer_states_keep_pytorch_s_layout() {
         for (file, step) in [("init", None), ("final", Some(5))] {
             let (path, value) = case(name, file);
             let checkpoint = Checkpoint::from_value(&path, value).unwrap();
-            let expected = shapes(&checkpoint.model);
+            let expected = [expected(&checkpoint.model)];
             let state =
                 AdamState::from_value(&path, &checkpoint.optimizer_state, &expected, decoupled).unwrap();
-            assert_eq!(state.initial_lr, initial_lr);
+            assert_eq!(state.groups[0].initial_lr, initial_lr);
             assert!(state.moments.iter().all(|m| m.as_ref().map(|m| m.step) == step));
             let written = state.into_value();
             assert_eq!(written.get("state"), checkpoint.optimizer_state.get("state"));
@@ -153,9 +158,11 @@ fn optimizer_states_keep_pytorch_s_layout() {
     }
     let (path, value) = case("2_sgd_cosine", "final");
     let checkpoint = Checkpoint::from_value(&path, value).unwrap();
-    let expected = shapes(&checkpoint.model);
+    let expected = [expected(&checkpoint.model)];
     let state = SgdState::from_value(&path, &checkpoint.optimizer_state, &expected).unwrap();
-    assert_eq!((state.momentum, state.weight_decay, state.initial_lr), (0.0, 0.005, Some(0.05)));
+    let group_state = &state.groups[0];
+    let rates = (state.momentum, group_state.weight_decay, group_state.initial_lr);
+    assert_eq!(rates, (0.0, 0.005, Some(0.05)));
     assert!(state.momentum_buffers.iter().all(Option::is_none));
     let written = state.into_value();
     assert_eq!(written.get("state"), Some(&Value::Dict(vec![])));

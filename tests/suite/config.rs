@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use rand::{Rng, RngExt};
 use slt_run::cli::{self, Command};
 use slt_run::config::{
-    self, Device, EventFolder, Experiment, FIELDS, Field, Kind, Layers, OptimizerKind, Precision, Resolved,
-    Rule, SchedulerKind,
+    self, Device, EventFolder, Experiment, FIELDS, Field, Kind, Layers, OptimizerKind, Precision, Preset,
+    Resolved, Rule, SchedulerKind,
 };
 use slt_run::random::{Purpose, stream};
 
@@ -338,6 +338,19 @@ fn draw(field: &Field, random: &mut impl Rng) -> String {
         _ if ["decoding.n_best", "decoding.min_length"].contains(&field.key) => "1".into(),
         _ if field.key == "optimization.best_metric" => {
             ["val_loss", "val_accuracy"][random.random_range(0..2)].into()
+        }
+        _ if field.key == "optimization.scheduler" => {
+            ["none", "steplr", "cosine"][random.random_range(0..3)].into()
+        }
+        _ if ["optimization.betas", "optimization.eps", "optimization.momentum"].contains(&field.key) => {
+            let Preset::Text(default) = field.default else { panic!("{} has a default", field.key) };
+            default.into()
+        }
+        (Kind::Freeze, _) => ["none", "all", "0", "1"][random.random_range(0..4)].into(),
+        (Kind::Pair, _) => format!("[{:?}, {:?}]", random.random::<f64>(), random.random::<f64>()),
+        (Kind::Groups, _) => {
+            let number = random.random::<f64>();
+            format!("[{{ match = 'a\"*', lr = {number:?} }}, {{ match = \"[!x]?\", freeze = true }}]")
         }
         (Kind::Switch, _) => ["true", "false"][random.random_range(0..2)].into(),
         (Kind::Choice(names), _) => names[random.random_range(0..names.len())].into(),

@@ -351,7 +351,7 @@ fn repeat(case: &Case, c: &Experiment, compute: &Compute) -> [f64; 5] {
     let mut engine = engine::with_decoder(c, compute, case.decoder().as_ref()).unwrap();
     state::init_from(&case.path.join("init.pt"), engine.host().parameters()).unwrap();
     engine.push().unwrap();
-    let mut schedule = Schedule::new(&c.optimization);
+    let mut schedule = Schedule::new(&c.optimization, engine.host().optimizer.groups());
     let mut off = [0.0; 5];
     let logits_off = |engine: &mut dyn Engine, step, key: &str| {
         cases::off(&support::logits(engine, &mut case.batch(step)), &case.arrays[key].1)
@@ -365,11 +365,11 @@ fn repeat(case: &Case, c: &Experiment, compute: &Compute) -> [f64; 5] {
             let found = engine.gradients(&step).unwrap();
             off[2] = case.gradients_off(engine.host().parameters(), &found).1;
         }
-        let pending = engine.update(step, schedule.lr(), None).unwrap();
+        let pending = engine.update(step, &schedule.rates(at as u64), None).unwrap();
         let found = engine.outcome(pending).unwrap();
         assert_eq!(found.end, End::Updated);
         off[1] = f64::max(off[1], (found.loss - expected).abs() / expected.abs());
-        schedule.step();
+        schedule.end_epoch(at as u64 + 1, None);
     }
     off[3] = logits_off(engine.as_mut(), expected.len() - 1, "logits_final");
     engine.pull().unwrap();

@@ -100,6 +100,7 @@ impl Case {
                 dropout: self.dropout,
                 attention_dropout: self.dropout,
                 stochastic_depth: self.dropout,
+                ..Backbone::default()
             },
             decoder: Decoder::default(),
         }

@@ -380,7 +380,7 @@ fn every_parameter_learns(c: &Experiment, clips: usize) {
         assert!(values.iter().all(|x| x.is_finite()), "{name}");
         assert!(values.iter().any(|&x| x != 0.0), "{name} has no gradient");
     }
-    let pending = engine.update(step, c.optimization.lr, None).unwrap();
+    let pending = engine.update(step, &[c.optimization.lr], None).unwrap();
     engine.outcome(pending).unwrap();
     let after = prints(engine.as_ref());
     for ((name, _), (before, after)) in engine.host().parameters().iter().zip(before.iter().zip(&after)) {

@@ -26,7 +26,7 @@ use crate::model::{DecoderKind, Encoded, Frames, Network};
 use crate::nn::parameters::with_slices;
 use crate::nn::{Blueprint, Pass};
 use crate::{Result, config};
-use vit::{Backbone, Backward, Tape, Workspace};
+use vit::{Backbone, Backward, Tape, Trained as TrainedPart, Workspace};
 
 /// The network on the CPU.
 pub struct Cpu {
@@ -128,9 +128,11 @@ impl Cpu {
                 vit::backward(&net.shape, &weights, with, d_features, &mut gradients);
             }
         })?;
+        let specs = self.state.host.network.blueprint().parameters();
         for (position, values) in net.positions.clone().into_values().zip(gradients.into_values()) {
-            let shape = parameters[position].dims();
-            all[position] = Some(Tensor::from_vec(values, shape, &Device::Cpu)?);
+            if specs[position].trains {
+                all[position] = Some(Tensor::from_vec(values, parameters[position].dims(), &Device::Cpu)?);
+            }
         }
         Ok(())
     }
@@ -169,32 +171,39 @@ impl GraphEngine for Cpu {
         let kept = if chunk.is_none() { Some(tapes.as_mut_slice()) } else { None };
         let features = self.features(&self.state.host.network, batch, &images_pass, kept);
         self.buffers.tapes = tapes;
-        let features: candle_core::Result<Vec<Var>> = features?.iter().map(Var::from_tensor).collect();
-        let features = features?;
-        let leaves: Vec<Tensor> = features.iter().map(|var| var.as_tensor().clone()).collect();
+        let trains = |net: &Backbone| net.shape.trained != TrainedPart::Nothing;
+        let mut leaves = Vec::with_capacity(streams);
+        for (features, net) in features?.into_iter().zip(&self.backbones) {
+            leaves.push(Leaf::new(features, trains(net))?);
+        }
         let network = &self.state.host.network;
-        let encoded = network.encode(&leaves, &inputs, pass)?;
+        let features: Vec<Tensor> = leaves.iter().map(Leaf::tensor).collect();
+        let encoded = network.encode(&features, &inputs, pass)?;
         let decoded = network.decoder().train(
             Encoded { frames: &encoded, pad_mask: &inputs.pad_mask },
             targets,
             pass,
-            &network.parameters_of("decoder"),
+            &network.trainable_of("decoder"),
         )?;
         let forward = begun.elapsed();
         // The sum's gradient for the encoded frames is `d_frames`.
         let store = (encoded * decoded.d_frames)?.sum_all()?.backward()?;
 
         let mut all = vec![None; network.parameters().len()];
-        for (at, feature) in features.iter().enumerate() {
+        for (at, leaf) in leaves.iter().enumerate() {
+            let Leaf::Variable(feature) = leaf else { continue };
             let d_features = gradient(&store, "a backbone's features", feature)?;
             self.backbone_backward(at, batch, &images_pass, &d_features, chunk, &mut all)?;
         }
         let network = &self.state.host.network;
+        let trainable = self.state.host.optimizer.groups().trainable();
+        let parameters: Vec<(&str, &Var)> = network.parameters().iter().collect();
         let decoder = &self.state.host.decoder;
-        let rest = all.iter_mut().zip(network.parameters().iter()).enumerate();
-        for (_, (slot, (name, var))) in rest.filter(|(at, (slot, _))| slot.is_none() && !decoder.contains(at))
-        {
-            *slot = Some(gradient(&store, name, var)?);
+        for &at in trainable.iter().filter(|at| !decoder.contains(at)) {
+            if all[at].is_none() {
+                let (name, var) = parameters[at];
+                all[at] = Some(gradient(&store, name, var)?);
+            }
         }
         if let (None, Some(tape)) = (chunk, self.buffers.tapes.last_mut()) {
             tape.free(network.blueprint().elements("decoder."));
@@ -202,7 +211,7 @@ impl GraphEngine for Cpu {
         for (&position, gradient) in decoder.iter().zip((decoded.gradients)()?) {
             all[position] = Some(gradient);
         }
-        let gradients: Option<Vec<Tensor>> = all.into_iter().collect();
+        let gradients: Option<Vec<Tensor>> = trainable.iter().map(|&at| all[at].take()).collect();
         let gradients = gradients.ok_or_else(|| Error::run("the decoder has left out a gradient"))?;
         Ok(Trained { loss: decoded.loss, weight: decoded.weight, gradients, forward })
     }
@@ -216,6 +225,27 @@ impl GraphEngine for Cpu {
     /// The host's parameters are those that are computed with.
     fn follow_host(&mut self) -> Result<()> {
         Ok(())
+    }
+}
+
+/// A backbone's features (N, D) as the rest of the network reads them.
+enum Leaf {
+    /// Their gradient is asked for.
+    Variable(Var),
+    /// Nothing of the backbone trains.
+    Constant(Tensor),
+}
+
+impl Leaf {
+    fn new(features: Tensor, trains: bool) -> Result<Self> {
+        Ok(if trains { Self::Variable(Var::from_tensor(&features)?) } else { Self::Constant(features) })
+    }
+
+    fn tensor(&self) -> Tensor {
+        match self {
+            Self::Variable(var) => var.as_tensor().clone(),
+            Self::Constant(features) => features.clone(),
+        }
     }
 }
 

@@ -26,6 +26,7 @@ fn config(patch: usize, heads: usize, head: usize, depth: usize, drop: f64) -> c
         dropout: drop,
         attention_dropout: drop,
         stochastic_depth: drop,
+        ..config::Backbone::default()
     }
 }
 

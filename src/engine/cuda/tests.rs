@@ -48,6 +48,7 @@ fn model(scale: usize, drop: f64, frames: usize, depth: usize) -> config::Model 
             dropout: drop,
             attention_dropout: drop,
             stochastic_depth: drop,
+            ..config::Backbone::default()
         },
         decoder: config::Decoder::default(),
     }
@@ -282,7 +283,7 @@ fn stub_on_host(engine: &dyn Engine, encoded: Vec<f32>, batch: &Placed, scale: f
             Encoded { frames: &encoded, pad_mask },
             &targets(batch, &Device::Cpu).unwrap(),
             &Pass::EVALUATION,
-            &network.parameters_of("decoder"),
+            &network.trainable_of("decoder"),
         )
         .unwrap();
     assert_eq!(weight, clips);

@@ -23,7 +23,7 @@ use crate::error::ErrorKind;
 use crate::model::decoder::Fused;
 use crate::model::{DecoderKind, Encoded, Hypothesis, Score};
 use crate::nn::{ActivationDtype, Blueprint, Pass};
-use crate::optim::{self, BETA1, BETA2, EPS, LossScale, Moments};
+use crate::optim::{self, LossScale, Moments};
 use crate::{Error, Result};
 
 /// A network in training on a GPU.
@@ -68,6 +68,14 @@ impl Cuda {
             return Err(Error::config(what).hint("run.engine = \"auto\" computes the decoder on the host"));
         }
         let host = Host::new(c, decoder)?;
+        let groups = host.optimizer.groups();
+        if groups.groups().len() > 1
+            || groups.trainable().len() < groups.of().len()
+            || host.optimizer.momentum() > 0.0
+        {
+            return Err(Error::config("groups, momentum and frozen parameters are not there on a GPU")
+                .hint("take run.device = \"cpu\""));
+        }
         let spec = NetworkSpec {
             blueprint,
             model: &c.model,
@@ -137,7 +145,7 @@ impl Cuda {
             Encoded { frames: &encoded, pad_mask: &frames(&batch.batch, &Device::Cpu)?.pad_mask },
             &targets(batch, &Device::Cpu)?,
             pass,
-            &decoder.parameters_of("decoder"),
+            &decoder.trainable_of("decoder"),
         )?;
         // Gradients add up over what was predicted: the mean's counts as often as that was much.
         let factor = self.factor() * decoded.weight as f64;
@@ -226,12 +234,12 @@ impl Engine for Cuda {
         Ok(())
     }
 
-    fn update(&mut self, step: Step, lr: f64, max_norm: Option<f64>) -> Result<Pending> {
+    fn update(&mut self, step: Step, rates: &[f64], max_norm: Option<f64>) -> Result<Pending> {
         self.loss = step.loss();
         let finite = self.loss.is_none_or(f64::is_finite);
         // What is not a number makes the whole gradient none, and nothing is updated.
         let share = if finite { 1.0 / (self.factor() * step.weight() as f64) } else { f64::NAN };
-        self.network.update(rule(self.host.optimizer.next_rule(lr)), share, max_norm)?;
+        self.network.update(rule(self.host.optimizer.next_rules(rates)[0]), share, max_norm)?;
         self.decoder_is_current = false;
         Ok(Pending(()))
     }
@@ -319,7 +327,7 @@ impl Engine for Cuda {
         self.decoder_is_current = true;
         if let Some([first, second]) = self.network.read_moments()? {
             let pairs = first.into_iter().zip(second);
-            let moments = pairs.map(|(exp_avg, exp_avg_sq)| Moments { exp_avg, exp_avg_sq }).collect();
+            let moments = pairs.map(|(first, second)| Moments { first, second }).collect();
             let optimizer = &mut self.host.optimizer;
             optimizer.restore(optimizer.steps(), moments);
         }
@@ -330,7 +338,7 @@ impl Engine for Cuda {
         self.network.write_parameters(&values(&self.host)?)?;
         self.decoder_is_current = true;
         let moments = self.host.optimizer.moments().iter();
-        self.network.write_moments(moments.map(|m| (m.exp_avg.as_slice(), m.exp_avg_sq.as_slice())))
+        self.network.write_moments(moments.map(|m| (m.first.as_slice(), m.second.as_slice())))
     }
 
     fn plan(&self) -> &Plan {
@@ -430,16 +438,10 @@ fn scaled(tensor: &Tensor, factor: f64) -> Result<Vec<f32>> {
 
 fn rule(rule: optim::UpdateRule) -> GpuUpdateRule {
     match rule {
-        optim::UpdateRule::Adam { decay, l2, step_size, root_correction } => GpuUpdateRule::Adam(Adam {
-            decay,
-            l2,
-            step_size,
-            root_correction,
-            rest1: (1.0 - BETA1) as f32,
-            beta2: BETA2 as f32,
-            rest2: (1.0 - BETA2) as f32,
-            eps: EPS as f32,
-        }),
-        optim::UpdateRule::Sgd { lr, l2 } => GpuUpdateRule::Sgd { lr, l2 },
+        optim::UpdateRule::Adam { decay, l2, step_size, root_correction, rest1, beta2, rest2, eps } => {
+            let rule = Adam { decay, l2, step_size, root_correction, rest1, beta2, rest2, eps };
+            GpuUpdateRule::Adam(rule)
+        }
+        optim::UpdateRule::Sgd { lr, l2, .. } => GpuUpdateRule::Sgd { lr, l2 },
     }
 }

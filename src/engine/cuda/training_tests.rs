@@ -77,7 +77,7 @@ fn train(engine: &mut dyn Engine, c: &Experiment, steps: usize, window: usize) -
         }
         assert_eq!(step.weight(), 4 * (window - 1) + 3);
         let known = step.loss();
-        let pending = engine.update(step, c.optimization.lr, c.optimization.grad_clip).unwrap();
+        let pending = engine.update(step, &[c.optimization.lr], c.optimization.grad_clip).unwrap();
         let outcome = engine.outcome(pending).unwrap();
         assert_eq!(outcome.end, End::Updated);
         all.push((known.unwrap_or(outcome.loss), outcome.norm));
@@ -90,7 +90,7 @@ fn train(engine: &mut dyn Engine, c: &Experiment, steps: usize, window: usize) -
 fn step(engine: &mut dyn Engine, batch: &mut Placed, number: u64, lr: f64, max_norm: Option<f64>) -> Outcome {
     let mut step = Step::of(1);
     engine.train(batch, &Pass::training(1, number), &mut step).unwrap();
-    let pending = engine.update(step, lr, max_norm).unwrap();
+    let pending = engine.update(step, &[lr], max_norm).unwrap();
     engine.outcome(pending).unwrap()
 }
 
@@ -101,7 +101,7 @@ fn parameters(engine: &dyn Engine) -> Vec<f32> {
 
 fn moments(engine: &dyn Engine) -> Vec<f32> {
     let all = engine.host().optimizer.moments().iter();
-    all.flat_map(|m| m.exp_avg.iter().chain(&m.exp_avg_sq)).copied().collect()
+    all.flat_map(|m| m.first.iter().chain(&m.second)).copied().collect()
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {
@@ -183,7 +183,7 @@ fn a_step_waits_once() {
     gpu.take_launches();
     let mut step = Step::of(1);
     engine.train(&mut batch(4, 1), &Pass::training(1, 1), &mut step).unwrap();
-    let pending = engine.update(step, 1e-3, None).unwrap();
+    let pending = engine.update(step, &[1e-3], None).unwrap();
     assert_eq!(gpu.take_waits(), 0);
     engine.outcome(pending).unwrap();
     assert_eq!(gpu.take_waits(), 1);

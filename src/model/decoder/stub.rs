@@ -137,7 +137,13 @@ impl Decoder for Stub {
 
     /// As the graph does it, but for the order: the gradient of the classes' weight, the largest of the network's, comes
     /// last, when it is asked for.
-    fn train(&self, encoded: Encoded, targets: &Tensor, _: &Pass, _: &[(&str, &Var)]) -> Result<DecoderStep> {
+    fn train(
+        &self,
+        encoded: Encoded,
+        targets: &Tensor,
+        _: &Pass,
+        parameters: &[(&str, &Var)],
+    ) -> Result<DecoderStep> {
         let frames = Var::from_tensor(&encoded.frames.detach())?;
         let mean = Self::mean(Encoded { frames: frames.as_tensor(), ..encoded })?;
         let (vectors, lm_head) = (mean.detach(), self.lm_head.detached());
@@ -147,11 +153,15 @@ impl Decoder for Stub {
         let d_mean = d_logits.matmul(lm_head.weight())?;
         // The sum's gradient for `mean` is `d_mean`.
         let store = (mean * d_mean)?.sum_all()?.backward()?;
+        let are_biases: Vec<bool> = parameters.iter().map(|(name, _)| name.ends_with("bias")).collect();
+        let of_one = move |is_bias: bool| {
+            Ok(if is_bias { d_logits.sum(0)? } else { d_logits.t()?.matmul(&vectors)? })
+        };
         Ok(DecoderStep {
             loss: f64::from(loss.to_scalar::<f32>()?),
             weight: targets.dim(0)?,
             d_frames: gradient(&store, "the encoded frames", &frames)?,
-            gradients: Box::new(move || Ok(vec![d_logits.t()?.matmul(&vectors)?, d_logits.sum(0)?])),
+            gradients: Box::new(move || are_biases.into_iter().map(of_one).collect()),
         })
     }
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::epochs::epoch_of;
 use super::lock::LOCK;
 use super::{BEST, LAST, METRICS, RUN_FILES, RUN_JSON};
 use crate::error::{Error, ErrorKind, Problem, Result};
@@ -22,8 +23,8 @@ const MOST_BYTES: u64 = 64 << 20;
 /// What a folder holds of a run, by its names.
 #[derive(Debug, Default)]
 pub(super) struct FolderContents {
-    /// Names out of [`RUN_FILES`], in their order.
-    pub names: Vec<&'static str>,
+    /// Names out of [`RUN_FILES`], in their order, and those of epochs' checkpoints.
+    pub names: Vec<String>,
     /// `run.json`.
     pub record: Record,
 }
@@ -68,8 +69,13 @@ impl FolderContents {
             // No name of ours is anything but UTF-8.
             found.extend(entry?.file_name().into_string());
         }
-        let names = RUN_FILES.into_iter().filter(|name| found.contains(*name)).collect();
+        let own = RUN_FILES.into_iter().filter(|name| found.contains(*name)).map(str::to_owned);
+        let names = own.chain(found.iter().filter(|name| epoch_of(name).is_some()).cloned()).collect();
         Ok(Self { names, record: Record::read(&work_dir.join(RUN_JSON)) })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|other| other == name)
     }
 
     /// What its `run.json` says, where it is a run's.
@@ -93,7 +99,7 @@ impl FolderContents {
             return Ok(());
         }
         let (folder, names) = (work_dir.display(), self.names.join(", "));
-        let mut problem = Problem::new(match self.names[..] {
+        let mut problem = Problem::new(match &self.names[..] {
             [name] => format!("run.work_dir {folder} has a {name} that no run has written"),
             _ => format!("run.work_dir {folder} has files of a run's names that no run has written: {names}"),
         });
@@ -118,10 +124,10 @@ impl FolderContents {
     /// Kind `Config`, with the ways on.
     pub fn refuse_lost_checkpoints(&self, work_dir: &Path) -> Result<()> {
         let Some(record) = self.run() else { return Ok(()) };
-        if self.names.contains(&LAST) {
+        if self.has(LAST) {
             return Ok(());
         }
-        if self.names.contains(&BEST) {
+        if self.has(BEST) {
             return Err(no_last(work_dir));
         }
         let epochs = metrics::epochs(&work_dir.join(METRICS));

@@ -6,7 +6,7 @@ use super::super::gemm::{Into, Matrix, parallel_product, product};
 use super::super::rows;
 use super::forward::cut;
 use super::tape::{Part, SCRATCH, Scratch, Tape, Workspace, room};
-use super::{Affine, BlockParameters, Drops, GROUP, Gradients, Group, Pixels, Shape, UNIT, Weights};
+use super::{Affine, BlockParameters, Drops, GROUP, Gradients, Group, Pixels, Shape, Trained, UNIT, Weights};
 
 /// What the backward pass works with besides the network.
 pub struct Backward<'a> {
@@ -22,7 +22,7 @@ pub struct Backward<'a> {
     pub workspace: &'a mut Workspace,
 }
 
-/// The loss's gradients for all parameters, added to `gradients`; `d_features` (N, D) is that of the features which
+/// The loss's gradients for all parameters from the lowest one on that trains, added to `gradients`; `d_features` (N, D) is that of the features which
 /// [`super::forward()`] gave.
 pub fn backward(
     shape: &Shape,
@@ -49,7 +49,7 @@ pub fn backward(
         room(&mut gradients.norm.bias, d),
     );
     gradients.blocks.resize_with(shape.depth, BlockParameters::default);
-    for i in (0..shape.depth).rev() {
+    for i in (shape.first_trained()..shape.depth).rev() {
         let queries = images * shape.queries(i);
         let mut flow = Flow {
             d_out: &mut d_out[..queries * d],
@@ -65,6 +65,9 @@ pub fn backward(
         if free {
             block.free(these.map(&mut |gradient| gradient.len()).into_values().sum());
         }
+    }
+    if shape.trained != Trained::All {
+        return;
     }
     let spare = (room(d_patches, images * shape.patches() * d), patches);
     embed_backward(shape, pixels, drops, d_out, spare, gradients);

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::super::gemm::{Into, Matrix, product};
 use super::super::rows;
 use super::tape::{Part, SCRATCH, Scratch, Tape, room};
-use super::{Affine, BlockParameters, Drops, GROUP, Group, Pixels, Shape, Weights};
+use super::{Affine, BlockParameters, Drops, GROUP, Group, Pixels, Shape, Trained, Weights};
 use crate::nn::images::{MEAN, STD};
 
 /// Images to the normalised class token's features (N, D); what backward needs is kept on `tape`, where there is one.
@@ -20,27 +20,26 @@ pub fn forward(
 ) -> Vec<f32> {
     let d = shape.width;
     let mut features = vec![0.0; images * d];
-    if let Some(tape) = tape {
+    if let Some(tape) = tape.filter(|_| shape.trained != Trained::Nothing) {
         tape.reserve(shape, images);
-        let last = room(&mut tape.last, images * d);
+        let (first, last) = (shape.first_trained(), room(&mut tape.last, images * d));
         let mut groups: Vec<Vec<Part>> = Vec::new();
-        for (i, block) in tape.blocks.iter_mut().enumerate() {
-            for (g, part) in block.all(shape, i, images).groups(shape, i).into_iter().enumerate() {
-                if i == 0 {
-                    groups.push(Vec::with_capacity(shape.depth));
-                }
-                groups[g].push(part);
-            }
+        groups.resize_with(images.div_ceil(GROUP), || Vec::with_capacity(shape.depth - first));
+        for (i, block) in tape.blocks.iter_mut().enumerate().skip(first) {
+            let parts = block.all(shape, i, images).groups(shape, i);
+            groups.iter_mut().zip(parts).for_each(|(group, part)| group.push(part));
         }
         groups.into_par_iter().zip(last.par_chunks_mut(GROUP * d)).enumerate().for_each(
             |(g, (mut parts, last))| {
                 let group = Group::new(g, last.len() / d, drops);
                 SCRATCH.with_borrow_mut(|scratch| {
-                    embed(shape, weights, pixels, &group, parts[0].x, scratch);
-                    for i in 0..shape.depth {
-                        let (these, rest) = parts.split_at_mut(i + 1);
+                    let x = parts.first_mut().map_or(&mut *last, |part| &mut *part.x);
+                    blocks_before(first, shape, weights, pixels, &group, x, scratch);
+                    for i in first..shape.depth {
+                        let (these, rest) = parts.split_at_mut(i - first + 1);
                         let out = rest.first_mut().map_or(&mut *last, |next| &mut *next.x);
-                        block_forward(shape, &weights.blocks[i], i, &group, &mut these[i], out, scratch);
+                        let part = &mut these[i - first];
+                        block_forward(shape, &weights.blocks[i], i, &group, part, out, scratch);
                     }
                 });
             },
@@ -50,35 +49,40 @@ pub fn forward(
     }
     features.par_chunks_mut(GROUP * d).enumerate().for_each(|(g, features)| {
         let group = Group::new(g, features.len() / d, drops);
+        let mut last = vec![0.0; group.images * d];
         SCRATCH.with_borrow_mut(|scratch| {
-            let last = forward_group(shape, weights, pixels, &group, scratch);
+            blocks_before(shape.depth, shape, weights, pixels, &group, &mut last, scratch);
             rows::layer_norm(features, &last, weights.norm.weight, weights.norm.bias);
         });
     });
     features
 }
 
-/// All blocks for one group, keeping nothing; the class tokens that leave the last one.
-fn forward_group(
+/// The first `count` blocks for one group, keeping nothing: `out` becomes the input of the next block (G S, D), or the
+/// class tokens that leave the last one (G, D).
+fn blocks_before(
+    count: usize,
     shape: &Shape,
     weights: &Weights,
     pixels: Pixels,
     group: &Group,
+    out: &mut [f32],
     scratch: &mut Scratch,
-) -> Vec<f32> {
-    let (d, rows) = (shape.width, group.images * shape.tokens());
-    let mut block = std::mem::take(&mut scratch.block);
-    let mut next = std::mem::take(&mut scratch.next);
-    let mut last = vec![0.0; group.images * d];
+) {
+    if count == 0 {
+        return embed(shape, weights, pixels, group, out, scratch);
+    }
+    let rows = group.images * shape.tokens() * shape.width;
+    // Out of the scratch, which the blocks need, too.
+    let (mut block, mut next) = (std::mem::take(&mut scratch.block), std::mem::take(&mut scratch.next));
     embed(shape, weights, pixels, group, block.all(shape, 0, group.images).x, scratch);
-    for i in 0..shape.depth {
+    for i in 0..count {
         let mut part = block.all(shape, i, group.images);
-        let out = if i + 1 == shape.depth { &mut last } else { room(&mut next, rows * d) };
+        let out = if i + 1 == count { &mut *out } else { room(&mut next, rows) };
         block_forward(shape, &weights.blocks[i], i, group, &mut part, out, scratch);
         std::mem::swap(&mut block.x, &mut next);
     }
     (scratch.block, scratch.next) = (block, next);
-    last
 }
 
 /// Patches, class token and positions to a group's tokens (G S, D).

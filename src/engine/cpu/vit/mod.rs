@@ -42,6 +42,19 @@ pub struct Shape {
     pub hidden: usize,
     /// Blocks; at least 1.
     pub depth: usize,
+    /// What of it trains.
+    pub trained: Trained,
+}
+
+/// What of a backbone trains: how far down the backward pass goes, and what it needs of the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trained {
+    /// All of it, from the embedding on.
+    All,
+    /// From this block on; from the last norm on, where there is no such block.
+    From(usize),
+    /// Nothing.
+    Nothing,
 }
 
 impl Shape {
@@ -66,9 +79,21 @@ impl Shape {
         if block + 1 == self.depth { 1 } else { self.tokens() }
     }
 
+    /// The first block that the backward pass goes through, or how many blocks there are, where it goes through none.
+    fn first_trained(&self) -> usize {
+        match self.trained {
+            Trained::All => 0,
+            Trained::From(block) => block.min(self.depth),
+            Trained::Nothing => self.depth,
+        }
+    }
+
     /// Bytes that the backward pass needs for an image besides the tape; as many as fit, where there are more.
     #[must_use]
     pub fn backward_bytes(&self) -> usize {
+        if self.trained == Trained::Nothing {
+            return 0;
+        }
         let [tokens, patches, pixels] = [self.tokens(), self.patches(), self.pixels()].map(Saturating);
         let [width, hidden] = [self.width, self.hidden].map(Saturating);
         (Saturating(4) * (tokens * (Saturating(5) * width + hidden) + patches * pixels)).0
@@ -78,10 +103,15 @@ impl Shape {
     #[must_use]
     pub fn tape_bytes(&self) -> usize {
         let [tokens, width, hidden] = [self.tokens(), self.width, self.hidden].map(Saturating);
+        if self.trained == Trained::Nothing {
+            return 0;
+        }
         let block = |i| tokens * Saturating(4) * width + Saturating(self.queries(i)) * (width + hidden);
         // All blocks but the last are alike.
-        let last = self.depth.saturating_sub(1);
-        (Saturating(4) * (Saturating(last) * block(0) + block(last) + width)).0
+        let (first, last) = (self.first_trained(), self.depth.saturating_sub(1));
+        let blocks =
+            if first > last { Saturating(0) } else { Saturating(last - first) * block(0) + block(last) };
+        (Saturating(4) * (blocks + width)).0
     }
 }
 
@@ -232,6 +262,7 @@ impl Backbone {
             norm: pair(&scope.pp("norm"), "")?,
         };
         let rows = |id: &ParameterId| id.shape.first().copied().unwrap_or(0);
+        let trained = trained(scope, &blocks);
         Ok(Self {
             shape: Shape {
                 image: image_size,
@@ -240,6 +271,7 @@ impl Backbone {
                 heads: c.num_heads,
                 hidden: parameters.blocks.first().map_or(0, |block| rows(&block.fc1.weight)),
                 depth: blocks.len(),
+                trained,
             },
             positions: parameters.map(|id| id.position),
             pos_drop: scope.dropout("pos_drop")?,
@@ -257,6 +289,21 @@ impl Backbone {
         let masks = pass.masks.filter(|_| active)?;
         let first_row = pass.first_row;
         Some(Drops { masks, first_row, positions: self.pos_drop, blocks: &self.block_drops })
+    }
+}
+
+/// What trains of the backbone `scope` with these blocks: all from the lowest parameter on that does.
+fn trained(scope: &Scope, blocks: &[Scope]) -> Trained {
+    let trains = |scope: &Scope| scope.trainable().next().is_some();
+    if let Some(block) = blocks.iter().position(&trains) {
+        let in_blocks: usize = blocks.iter().map(|block| block.trainable().count()).sum();
+        let elsewhere = scope.trainable().count() - in_blocks - scope.pp("norm").trainable().count();
+        return if elsewhere > 0 { Trained::All } else { Trained::From(block) };
+    }
+    match (scope.trainable().count(), scope.pp("norm").trainable().count()) {
+        (0, _) => Trained::Nothing,
+        (all, of_norm) if all == of_norm => Trained::From(blocks.len()),
+        _ => Trained::All,
     }
 }
 

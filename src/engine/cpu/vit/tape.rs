@@ -21,18 +21,19 @@ impl Tape {
     pub(super) fn reserve(&mut self, shape: &Shape, images: usize) {
         self.images = images;
         self.blocks.resize_with(shape.depth, BlockTape::default);
-        let (d, rows) = (shape.width, images * shape.tokens());
-        let queries: Vec<usize> = (0..shape.depth).map(|block| images * shape.queries(block)).collect();
-        for block in &mut self.blocks {
+        let (d, rows, first) = (shape.width, images * shape.tokens(), shape.first_trained());
+        let queries = |block: usize| images * shape.queries(block);
+        let blocks = &mut self.blocks[first..];
+        for block in &mut *blocks {
             room(&mut block.x, rows * d);
         }
-        for (block, queries) in self.blocks.iter_mut().zip(&queries) {
-            room(&mut block.mid, queries * d);
+        for (i, block) in blocks.iter_mut().enumerate() {
+            room(&mut block.mid, queries(first + i) * d);
         }
-        for (block, queries) in self.blocks.iter_mut().zip(&queries) {
-            room(&mut block.hidden, queries * shape.hidden);
+        for (i, block) in blocks.iter_mut().enumerate() {
+            room(&mut block.hidden, queries(first + i) * shape.hidden);
         }
-        for block in &mut self.blocks {
+        for block in &mut *blocks {
             room(&mut block.qkv, rows * 3 * d);
         }
     }
