@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::groups::describe_groups;
 use super::prepare::{Opened, begin_from, look_into_files, open_dataset};
 use super::text::{about, amount, table, wrapped};
 use super::{origins, print, resolve, select_device};
@@ -41,9 +42,11 @@ fn check_resolved(resolved: &Resolved, depth: Depth, reporter: &Reporter) -> Res
 
     let device = format!("{}, {}", device.describe(), count(threads, "thread"));
     let summary = dataset.summary();
+    let host = engine.host();
     print(&format!(
-        "{}\n{}",
+        "{}\n{}\n{}",
         describe_data(&summary, &texts),
+        describe_groups(host.network.blueprint(), &host.optimizer),
         wrapped(&describe_network(c, engine, &dataset, &device), LABEL)
     ))?;
     let looked_at = describe_look(&found, &summary, dataset.unindexed_files);

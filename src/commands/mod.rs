@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod earlier;
 mod evaluate;
+mod groups;
 mod origins;
 mod prepare;
 mod said;

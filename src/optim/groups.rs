@@ -105,11 +105,13 @@ fn matches_nothing(c: &Optimization, blueprint: &Blueprint, group: &Group, numbe
     } else {
         format!("optimization.groups: group {number} ({pattern}) matches no parameter")
     });
-    problem.hint(if taken {
-        "the first group that matches counts: put the narrower pattern first"
-    } else {
-        "slt-run check --parameters lists all names; * stands for any characters"
-    })
+    if taken {
+        return problem.hint("the first group that matches counts: put the narrower pattern first");
+    }
+    let all = blueprint.parameters();
+    let names: Vec<&str> =
+        all.iter().step_by(1.max(all.len() / 3)).map(|one| one.name.as_str()).take(3).collect();
+    problem.hint(format!("names are such as {}; * stands for any characters", names.join(", ")))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use slt_run::Result;
-use slt_run::config::{Backbone, Chunk, Decoder, Experiment, Model};
+use slt_run::config::{Backbone, Chunk, Decoder, Experiment, Freeze, Glob, Model, ParameterGroup};
 use slt_run::data::{Batch, Pixels, Sizes};
 use slt_run::engine::device::Compute;
 use slt_run::engine::{self, Engine, Placed, Step};
@@ -260,6 +260,81 @@ fn evaluation_is_the_plain_graphs() -> Result<()> {
             score.loss
         );
         assert_eq!((score.weight, score.correct), (expected.weight, expected.correct), "case {at}");
+    }
+    Ok(())
+}
+
+/// What trains has the gradients that it has where everything trains, to the bit on the CPU; on the plain graph, those of
+/// the plain graph.
+#[test]
+fn what_is_frozen_takes_nothing_from_the_gradients_of_the_rest() -> Result<()> {
+    // Dropout would be off in what is frozen.
+    for (at, case) in CASES.into_iter().map(|case| Case { depth: 3, dropout: 0.0, ..case }).enumerate() {
+        for compute in [Compute::Cpu, GRAPH] {
+            let (mut batch, pass) = (case.batch(), Pass::training(3, 9));
+            let chunks: &[Option<usize>] =
+                if matches!(compute, Compute::Cpu) { &[None, Some(2)] } else { &[None] };
+            for &chunk in chunks {
+                let (loss, all) = step(case.engine(&compute, chunk)?.as_mut(), &mut batch, &pass)?;
+                for (freeze, trains) in [
+                    ("0", &["blocks.0", "blocks.1", "blocks.2", "norm"][..]),
+                    ("1", &["blocks.1", "blocks.2", "norm"]),
+                    ("3", &["norm"]),
+                    ("all", &[]),
+                ] {
+                    let mut c = case.experiment(chunk);
+                    c.model.backbone.freeze = Freeze::from_text(freeze).unwrap();
+                    let mut engine = engine::new(&c, &compute)?;
+                    shift(engine.host().parameters())?;
+                    engine.push()?;
+                    let (of_frozen, found) = step(engine.as_mut(), &mut batch, &pass)?;
+                    assert_eq!(of_frozen.to_bits(), loss.to_bits(), "case {at}, freeze {freeze}");
+                    let parameters = engine.host().parameters().iter().zip(&all);
+                    let expected = parameters.filter(|((name, _), _)| {
+                        name.split_once("backbone").is_none_or(|(_, rest)| {
+                            let (_, part) = rest.split_once('.').unwrap();
+                            trains.iter().any(|trained| part.starts_with(trained))
+                        })
+                    });
+                    let expected: Vec<_> = expected.collect();
+                    assert_eq!(found.len(), expected.len(), "freeze {freeze}");
+                    for (found, ((name, _), expected)) in found.iter().zip(expected) {
+                        assert!(found == expected, "case {at}, freeze {freeze}, chunk {chunk:?}: {name}");
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Single parameters of a group are left out wherever they are, and the rest has the same gradients.
+#[test]
+fn single_parameters_can_be_frozen() -> Result<()> {
+    let case = Case { dropout: 0.0, ..CASES[2] };
+    let (mut batch, pass) = (case.batch(), Pass::training(3, 9));
+    for compute in [Compute::Cpu, GRAPH] {
+        let (_, all) = step(case.engine(&compute, None)?.as_mut(), &mut batch, &pass)?;
+        for pattern in
+            ["*.bias", "*blocks.1.*", "decoder.*", "decoder.lm_head.bias", "encoder.*", "*pos_embed"]
+        {
+            let mut c = case.experiment(None);
+            let pattern = Glob::new(pattern).unwrap();
+            let group =
+                ParameterGroup { pattern, lr: None, lr_factor: None, weight_decay: None, freeze: true };
+            c.optimization.groups = vec![group.clone()];
+            let mut engine = engine::new(&c, &compute)?;
+            shift(engine.host().parameters())?;
+            engine.push()?;
+            let (_, found) = step(engine.as_mut(), &mut batch, &pass)?;
+            let names = engine.host().parameters().iter().map(|(name, _)| name);
+            let rest: Vec<_> = names.zip(&all).filter(|(name, _)| !group.pattern.matches(name)).collect();
+            assert!(rest.len() < all.len());
+            assert_eq!(found.len(), rest.len(), "{}", group.pattern);
+            for (found, (name, expected)) in found.iter().zip(rest) {
+                assert!(found == expected, "{}: {name}", group.pattern);
+            }
+        }
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ mod gpu;
 mod gradients;
 mod hostile;
 mod identity;
+mod knobs;
 #[cfg(target_os = "linux")]
 mod limits;
 mod lock;

@@ -94,7 +94,7 @@ pub fn kill(mut child: Child) {
 #[test]
 fn a_killed_run_goes_on_to_the_bit() {
     let world = World::new();
-    let cases: [&[&str]; 6] = [
+    let cases: [&[&str]; 8] = [
         &["--optimizer=adamw", "--weight-decay=0.1", "--scheduler=cosine", "--scheduler-tmax=3"],
         &["--optimizer=adam", "--scheduler=steplr", "--scheduler-step-size=2", "--grad-clip=0.5"],
         // A rate that grows: the best epoch is an early one.
@@ -108,6 +108,24 @@ fn a_killed_run_goes_on_to_the_bit() {
         &["--accumulate=2", "--checkpoint-every=1", "--frames-per-chunk=2"],
         &["--checkpoint-every=2 steps", "--num-workers=0"],
         &["--engine=candle", "--accumulate=2"],
+        &[
+            "--optimizer=sgd",
+            "--momentum=0.8",
+            "--scheduler=plateau",
+            "--scheduler-patience=0",
+            "--scheduler-threshold=0.1",
+            "--warmup-steps=5",
+            "--keep-checkpoints=2",
+            "--set=model.backbone.freeze=0",
+            "--set=optimization.groups=[{ match = \"*.bias\", lr_factor = 3, weight_decay = 0.1 }]",
+        ],
+        &[
+            "--betas=[0.5, 0.9]",
+            "--eps=1e-4",
+            "--scheduler=plateau",
+            "--best-metric=val_accuracy",
+            "--early-stopping=9",
+        ],
     ];
     let mut seen_early_best = false;
     for case in cases {
