@@ -14,12 +14,12 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use crate::config::{self, FIELDS, Field};
 use definition::command;
 use values::{
-    bench_args, check_args, config_args, demo_args, evaluate_args, predict_args, resume_args, train_args,
+    bench_args, cache_args, check_args, config_args, demo_args, evaluate_args, predict_args, resume_args, train_args,
 };
 
 pub use command::{
-    BenchArgs, CheckArgs, ClipsChoice, Command, ConfigArgs, DemoArgs, EvaluateArgs, PredictArgs, SplitChoice,
-    Subject, TrainArgs, TrainedArgs,
+    BenchArgs, CacheArgs, CheckArgs, ClipsChoice, Command, ConfigArgs, DemoArgs, EvaluateArgs, PredictArgs,
+    SplitChoice, Subject, TrainArgs, TrainedArgs,
 };
 
 /// Reads a command line, the program's name first.
@@ -36,6 +36,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         Some(("evaluate", matches)) => Command::Evaluate(evaluate_args(matches)),
         Some(("predict", matches)) => Command::Predict(predict_args(matches)),
         Some(("check", matches)) => Command::Check(check_args(matches)),
+        Some(("cache", matches)) => Command::Cache(cache_args(matches)),
         Some(("config", matches)) => Command::Config(config_args(matches)),
         Some(("bench", matches)) => Command::Bench(bench_args(matches)),
         Some(("demo", matches)) => Command::Demo(demo_args(matches)),
@@ -44,7 +45,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
 }
 
 /// Commands that came later than experiment files which may be called so: a file of that name is taken for itself.
-const LATER_COMMANDS: [&str; 5] = ["train", "resume", "help", "evaluate", "predict"];
+const LATER_COMMANDS: [&str; 6] = ["train", "resume", "help", "evaluate", "predict", "cache"];
 
 /// Writes a file's name that is a command's, too, as a path.
 fn with_files(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {

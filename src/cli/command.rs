@@ -17,6 +17,8 @@ pub enum Command {
     Predict(PredictArgs),
     /// `slt-run check CONFIG…`: look at everything before a run, write nothing.
     Check(CheckArgs),
+    /// `slt-run cache CONFIG…`: fill the feature cache.
+    Cache(CacheArgs),
     /// `slt-run config CONFIG…`: print the resolved experiment with the origin of each value.
     Config(ConfigArgs),
     /// `slt-run bench CONFIG…`: time training steps, validation or loading.
@@ -102,6 +104,15 @@ pub struct CheckArgs {
     pub layers: Layers,
     /// Open every image, not only the first of each clip and stream.
     pub all: bool,
+    /// How much to say.
+    pub verbosity: Verbosity,
+}
+
+/// `slt-run cache CONFIG…`.
+#[derive(Clone, Debug)]
+pub struct CacheArgs {
+    /// The experiment; the caller fills in the environment.
+    pub layers: Layers,
     /// How much to say.
     pub verbosity: Verbosity,
 }

@@ -20,6 +20,12 @@ pub(super) fn command() -> clap::Command {
         .arg(all_option())
         .args(verbosity_options())
         .after_help(without_flag());
+    let cache = clap::Command::new("cache")
+        .about("Fill the feature cache: send every frame through the frozen backbones once")
+        .arg_required_else_help(true)
+        .args(experiment_options())
+        .args(verbosity_options())
+        .after_help(without_flag());
     let config = clap::Command::new("config")
         .about("Print the resolved experiment, each value with its origin, as a valid experiment file")
         .args(experiment_options())
@@ -52,6 +58,7 @@ pub(super) fn command() -> clap::Command {
         .subcommand(evaluate_command())
         .subcommand(predict_command())
         .subcommand(check)
+        .subcommand(cache)
         .subcommand(bench_command())
         .subcommand(config)
         .subcommand(demo_command())

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ArgMatches;
 
 use super::command::{
-    BenchArgs, CheckArgs, ClipsChoice, ConfigArgs, DemoArgs, EvaluateArgs, PredictArgs, SplitChoice, Subject,
+    BenchArgs, CacheArgs, CheckArgs, ClipsChoice, ConfigArgs, DemoArgs, EvaluateArgs, PredictArgs, SplitChoice, Subject,
     TrainArgs, TrainedArgs,
 };
 use super::definition::RESUME;
@@ -42,6 +42,10 @@ pub(super) fn config_args(matches: &ArgMatches) -> ConfigArgs {
 
 pub(super) fn check_args(matches: &ArgMatches) -> CheckArgs {
     CheckArgs { layers: layers(matches), all: matches.get_flag("all"), verbosity: verbosity(matches) }
+}
+
+pub(super) fn cache_args(matches: &ArgMatches) -> CacheArgs {
+    CacheArgs { layers: layers(matches), verbosity: verbosity(matches) }
 }
 
 fn trained_args(matches: &ArgMatches) -> TrainedArgs {

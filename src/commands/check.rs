@@ -4,14 +4,15 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::cache::foretell;
 use super::groups::describe_groups;
-use super::prepare::{Opened, begin_from, look_into_files, open_dataset};
+use super::prepare::{Opened, begin, look_into_files, open_dataset};
 use super::text::{about, amount, table, wrapped};
 use super::{origins, print, resolve, select_device};
 use crate::cli::CheckArgs;
 use crate::config::streams::{STREAMS, Stream, image_streams, pose_stream};
 use crate::config::{Experiment, Resolved, Resume};
-use crate::data::{Dataset, Depth, Phase, Request, Summary, Verified};
+use crate::data::{Dataset, Depth, Phase, Pixels, Request, Summary, Verified};
 use crate::engine::{self, Engine, Step, memory, memory::Plan, threads};
 use crate::error::{ErrorKind, Problem, count};
 use crate::limits::size;
@@ -53,7 +54,10 @@ fn check_resolved(resolved: &Resolved, depth: Depth, reporter: &Reporter) -> Res
     Error::all(ErrorKind::Data, found.problems)?;
     engine.plan().refuse_more_than_the_budget()?;
     let before = engine.chunk();
-    print(&wrapped(&one_step(c, &dataset, decoder.as_ref(), engine)?, LABEL))?;
+    let cached = foretell(engine, c, &dataset, reporter)?;
+    let (cost, row) = cached.unzip();
+    print(&wrapped(&cost.unwrap_or_default(), LABEL))?;
+    print(&wrapped(&one_step(c, &dataset, decoder.as_ref(), engine, row.as_deref())?, LABEL))?;
     if let (Some(frames), true) = (engine.chunk(), engine.chunk() != before) {
         reporter.warn(&observe::smaller_chunk(frames));
     }
@@ -76,21 +80,6 @@ clips without  have nothing in this stream: black images, or a pose of zeros
 cut short      the stream ends before the clip: its last frame is shown again
 with gaps      the stream lacks frames before its last one: black images there
 ";
-
-/// Begins with the weights that a run would begin with. One that goes on has its own.
-fn begin(
-    c: &Experiment,
-    decoder: &dyn DecoderKind,
-    engine: &mut dyn Engine,
-    reporter: &Reporter,
-) -> Result<()> {
-    if c.run.resume == Resume::Auto && c.run.work_dir.join("last.pt").exists() {
-        return Ok(());
-    }
-    let Some(initial) = begin_from(&mut c.clone(), reporter)? else { return Ok(()) };
-    initial.apply(c, decoder, engine.host().parameters())?;
-    engine.push()
-}
 
 fn describe_data(s: &Summary, t: &TextReport) -> String {
     let title = ["split", "clips", "frames: min", "median", "max", "longer", "repeated"];
@@ -210,12 +199,14 @@ fn describe_look(found: &Verified, s: &Summary, unindexed: usize) -> String {
     text
 }
 
-/// One training step on the first batch, without an update, and what it says about a run's time.
+/// One training step on the first batch, without an update, and what it says about a run's time. Where features are cached,
+/// all of them are `row`, which is made of some image.
 fn one_step(
     c: &Experiment,
     dataset: &Arc<Dataset>,
     decoder: &dyn DecoderKind,
     engine: &mut dyn Engine,
+    row: Option<&[f32]>,
 ) -> Result<String> {
     let clips: Vec<usize> = dataset.train.iter().take(c.data.batch_size).copied().collect();
     let request = Request { phase: Phase::Train, epoch: 0, clips };
@@ -227,6 +218,11 @@ fn one_step(
         let what = "no clip of the first batch can be loaded";
         return Err(Error::data(what)
             .hint("check --all with data.on_bad_clip = \"error\" names what is wrong with them"));
+    }
+    if let Some(row) = row {
+        let features = || Pixels::Features(row.repeat(batch.clips() * c.model.sequence_length));
+        let streams = batch.batch.images.iter().map(|_| features()).collect();
+        batch.batch.images = streams;
     }
     let images = image_streams().count() * batch.clips() * c.model.sequence_length;
     let begun = Instant::now();

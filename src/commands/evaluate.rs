@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::cache::with_cache;
 use super::{origins, print, select_device};
 use crate::cli::{ClipsChoice, EvaluateArgs, PredictArgs, SplitChoice, TrainedArgs};
 use crate::config::{Decoding, Experiment, Resolved};
@@ -17,6 +18,7 @@ use crate::evaluate::{
 use crate::files::folder_of;
 use crate::model::DecoderKind;
 use crate::observe::reporter::Reporter;
+use crate::train::stop::Stop;
 use crate::{Error, Result};
 
 /// A network that is ready to translate, and the clips.
@@ -173,8 +175,11 @@ impl Ready {
             reporter.warn(&origins::in_line(warning, &resolved));
         }
         let decoder = trained.decoder(c, &dataset.validation_texts(), || Dataset::train_texts_of(&c.data))?;
-        let engine = trained.engine(c, &device, decoder.as_ref(), dataset.val.len())?;
-        Ok(Self { place, trained, resolved, decoder, engine, dataset: Arc::new(dataset) })
+        let mut engine = trained.engine(c, &device, decoder.as_ref(), dataset.val.len())?;
+        let dataset = with_cache(engine.as_mut(), c, Arc::new(dataset), &Stop::default(), reporter)?;
+        // Nobody listens for signals here.
+        let dataset = dataset.map_err(|signal| Error::run(format!("stopped by {}", signal.name())))?;
+        Ok(Self { place, trained, resolved, decoder, engine, dataset })
     }
 
     fn translate(&mut self, reporter: &Reporter) -> Result<Translated> {

@@ -1,6 +1,7 @@
 //! What each command does, from the arguments to the last line that it prints.
 
 mod bench;
+mod cache;
 mod check;
 mod demo;
 mod earlier;
@@ -37,6 +38,7 @@ pub fn run(command: Command, arguments: &[OsString]) -> Result<u8, Box<(Error, R
         Command::Evaluate(args) => args.trained.verbosity,
         Command::Predict(args) => args.trained.verbosity,
         Command::Check(args) => args.verbosity,
+        Command::Cache(args) => args.verbosity,
         Command::Config(args) => args.verbosity,
         Command::Bench(args) => args.verbosity,
         Command::Demo(args) => args.run.verbosity,
@@ -47,6 +49,7 @@ pub fn run(command: Command, arguments: &[OsString]) -> Result<u8, Box<(Error, R
         Command::Evaluate(args) => evaluate::evaluate(args, &reporter).map(|()| Ended::Finished),
         Command::Predict(args) => evaluate::predict(args, &reporter).map(|()| Ended::Finished),
         Command::Check(args) => check::check(args, &reporter).map(|()| Ended::Finished),
+        Command::Cache(args) => cache::cache(args, &reporter),
         Command::Config(args) => show::show(args.layers, &reporter).map(|()| Ended::Finished),
         Command::Bench(args) => bench::bench(args, &reporter).map(|()| Ended::Finished),
         Command::Demo(args) => demo::demo(args, arguments, &reporter),

@@ -6,8 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::origins;
-use crate::config::{Experiment, OnBadClip, Resolved};
+use crate::config::{Experiment, OnBadClip, Resolved, Resume};
 use crate::data::{Contents, Dataset, Depth, Verified};
+use crate::engine::Engine;
 use crate::error::ErrorKind;
 use crate::model::decoder::{self, Texts};
 use crate::model::{DecoderKind, TextReport};
@@ -105,4 +106,19 @@ pub fn begin_from(c: &mut Experiment, reporter: &Reporter) -> Result<Option<Init
     let (path, digest) = (from.path.display(), from.sha1.as_deref().unwrap_or_default());
     reporter.info(&format!("the weights begin as those of {path} (SHA-1 {digest})"));
     Ok(Some(initial))
+}
+
+/// Begins with the weights that a run would begin with. One that goes on has its own.
+pub(super) fn begin(
+    c: &Experiment,
+    decoder: &dyn DecoderKind,
+    engine: &mut dyn Engine,
+    reporter: &Reporter,
+) -> Result<()> {
+    if c.run.resume == Resume::Auto && c.run.work_dir.join("last.pt").exists() {
+        return Ok(());
+    }
+    let Some(initial) = begin_from(&mut c.clone(), reporter)? else { return Ok(()) };
+    initial.apply(c, decoder, engine.host().parameters())?;
+    engine.push()
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::cache::with_cache;
 use super::earlier::{Earlier, go_on};
 use super::prepare::{Call, Opened, begin_from, look_at_clips, open_dataset};
 use super::said::{
@@ -24,7 +25,7 @@ use crate::observe::reporter::Reporter;
 use crate::observe::run_folder::{Ending, Resumed, RunFolder, RunInfo};
 use crate::observe::{self, Observer};
 use crate::train::resume::Changes;
-use crate::train::stop::Stop;
+use crate::train::stop::{Signal, Stop};
 use crate::train::trainer::{Ended, Surroundings};
 use crate::train::{Feed, Initial, Progress, Trainer, TrainingState, state};
 use crate::{Error, Result};
@@ -55,7 +56,10 @@ fn run_from_start(resolved: &Resolved, call: &Call, reporter: &Reporter) -> Resu
         reporter.info(&nothing_left(&housed.trainer.state));
         return Ok(Ended::Finished);
     }
-    housed.begin(call, started, reporter)?.train(&stop, begun, reporter)
+    match housed.with_cache(&stop, reporter)? {
+        Ok(housed) => housed.begin(call, started, reporter)?.train(&stop, begun, reporter),
+        Err(signal) => Ok(Ended::Stopped(signal)),
+    }
 }
 
 /// All that a run needs, known to be sound; nothing has been written.
@@ -167,6 +171,20 @@ struct Housed {
 impl Housed {
     fn is_over(&self) -> bool {
         self.trainer.state.is_over()
+    }
+
+    /// As it is, with features in the place of images where the experiment has a cache of them. A run that ends before
+    /// they are all there leaves nothing but them.
+    fn with_cache(mut self, stop: &Stop, reporter: &Reporter) -> Result<Result<Self, Signal>> {
+        let (engine, dataset) = (self.trainer.state.engine.as_mut(), Arc::clone(&self.dataset));
+        let cached = with_cache(engine, &self.resolved.experiment, dataset, stop, reporter);
+        match cached.inspect_err(|_| self.folder.abandon())? {
+            Ok(dataset) => Ok(Ok(Self { dataset, ..self })),
+            Err(signal) => {
+                self.folder.abandon();
+                Ok(Err(signal))
+            }
+        }
     }
 
     /// Writes what tells of the start, and opens logs and data.

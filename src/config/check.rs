@@ -32,6 +32,7 @@ pub(super) fn check(merge: &mut Merge) {
     optimizer(merge);
     plateau(merge);
     frozen_blocks(merge);
+    features(merge);
     hidden_width(merge);
     sizes(merge);
 }
@@ -209,6 +210,35 @@ fn frozen_blocks(merge: &mut Merge) {
         let what = format!("{} is more than {}", named(merge, FREEZE), named(merge, DEPTH));
         let hint = format!("freeze at most {depth} blocks, or \"all\" for the last norm, too");
         merge.problems.push(Problem::new(what).hint(hint));
+    }
+}
+
+/// Features are kept of what does not train, and come from one place.
+fn features(merge: &mut Merge) {
+    const CACHE: &str = "data.feature_cache";
+    const MADE: &str = "data.features_dir";
+    const FREEZE: &str = "model.backbone.freeze";
+    let is_set = |merge: &Merge, key: &str| word(merge, key).is_some();
+    let freeze = word(merge, FREEZE);
+    if is_set(merge, CACHE) && freeze.as_deref().is_some_and(|freeze| freeze != "all") {
+        let what = format!("{} keeps what changes: {}", named(merge, CACHE), named(merge, FREEZE));
+        let hint = format!("set {FREEZE} = \"all\", or leave {CACHE} out");
+        merge.problems.push(Problem::new(what).hint(hint));
+    }
+    if is_set(merge, MADE) {
+        if is_set(merge, CACHE) {
+            let what =
+                format!("{} and {} are two places for features", named(merge, MADE), named(merge, CACHE));
+            merge.problems.push(Problem::new(what).hint("leave one of the two out"));
+        }
+        if freeze.is_some_and(|freeze| freeze != "all" && freeze != "none") {
+            let what = format!(
+                "{} leaves no backbone to train a part of: {}",
+                named(merge, MADE),
+                named(merge, FREEZE)
+            );
+            merge.problems.push(Problem::new(what).hint(format!("leave {FREEZE} out")));
+        }
     }
 }
 

@@ -63,6 +63,14 @@ sections! {
         /// Share of the clips that may have no image in any stream, and are black ones to the network; a run with more
         /// of them does not start.
         max_empty_clips: f64 = 0.01 => Rule::Share; Place,
+        /// Folder that keeps the features of frozen backbones, so that each frame goes through them once;
+        /// `model.backbone.freeze` must be `all`.
+        feature_cache: Option<PathBuf> = unset ("off") ; Place,
+        /// What `feature_cache` stores numbers as.
+        feature_dtype: FeatureDtype = float16; Place,
+        /// Folder of features that were made elsewhere, `<video_id>.safetensors` with a tensor (frames, width) for each
+        /// image stream. No images are read then, and there are no backbones.
+        features_dir: Option<PathBuf> = unset ("images are read"); Data,
         /// Folder for TensorBoard's event files; `auto` is the folder `tensorboard` in `run.work_dir`.
         tensorboard: Option<EventFolder> = unset ("off"); Place,
     }
@@ -312,6 +320,16 @@ impl BestMetric {
     #[must_use]
     pub fn higher_is_better(self) -> bool {
         matches!(self, Self::ValAccuracy | Self::ValBleu | Self::ValChrf)
+    }
+}
+
+choices! {
+    /// What cached features are stored as.
+    FeatureDtype {
+        /// Half precision: half the disk, and losses within 0.01.
+        Float16 = "float16",
+        /// Single precision: as without a cache, to the bit.
+        Float32 = "float32",
     }
 }
 

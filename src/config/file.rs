@@ -24,8 +24,8 @@ const MOST_FILES: usize = 100;
 /// Nobody corrects more at a time; a file of nothing but unknown keys has tens of thousands.
 const MOST_PROBLEMS: usize = 1000;
 /// What the first word of a command line may be instead of a file.
-const COMMANDS: [&str; 9] =
-    ["train", "resume", "evaluate", "predict", "check", "config", "bench", "demo", "help"];
+const COMMANDS: [&str; 10] =
+    ["train", "resume", "evaluate", "predict", "check", "cache", "config", "bench", "demo", "help"];
 
 /// Puts the experiment files at `paths`, and before each those that it extends, on top of `merge`. A file counts once, at
 /// its first place: a base that two files share must not undo what the first of them says. A run's folder stands for the

@@ -49,8 +49,8 @@ pub use check::MOST_BYTES;
 pub use define::{Field, FieldType, Kind, Preset, Role, Rule, Section};
 pub use fields::{
     AmpDtype, Backbone, BestMetric, Data, Decoder, Decoding, Device, EngineKind, Experiment, FIELDS,
-    LengthPenaltyRule, MOST_THREADS, Model, OnBadClip, Optimization, OptimizerKind, Precision, Resume, Run,
-    SECTIONS, SchedulerKind, TextDecoder, Tokenizer, TokenizerKind,
+    FeatureDtype, LengthPenaltyRule, MOST_THREADS, Model, OnBadClip, Optimization, OptimizerKind, Precision,
+    Resume, Run, SECTIONS, SchedulerKind, TextDecoder, Tokenizer, TokenizerKind,
 };
 pub use flags::for_flag;
 pub use groups::{Freeze, Glob, ParameterGroup};

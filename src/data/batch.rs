@@ -64,13 +64,25 @@ pub struct Sizes {
     pub image_size: usize,
     /// `P`, pose values a frame: three a landmark.
     pub pose: usize,
+    /// `D`, where the image streams come as features and not as images.
+    pub features: Option<usize>,
 }
 
 impl Sizes {
-    /// Those of a network's input.
+    /// Those of a network's input, of images.
     #[must_use]
     pub fn of(c: &config::Model) -> Self {
-        Self { frames: c.sequence_length, image_size: c.image_size, pose: 3 * c.pose_landmarks }
+        let (frames, image_size, pose) = (c.sequence_length, c.image_size, 3 * c.pose_landmarks);
+        Self { frames, image_size, pose, features: None }
+    }
+
+    /// Room for `frames` frames of an image stream.
+    #[must_use]
+    pub fn stream(&self, frames: usize) -> Pixels {
+        match self.features {
+            Some(width) => Pixels::Features(vec![0.0; frames * width]),
+            None => Pixels::Bytes(vec![0; frames * self.image_bytes()]),
+        }
     }
 
     /// The bytes of one image.
@@ -83,8 +95,8 @@ impl Sizes {
 /// One clip, decoded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// Of each image stream: `(T, H, W, 3)` RGB bytes; a missing image is zeros.
-    pub images: Vec<Vec<u8>>,
+    /// Of each image stream: `(T, H, W, 3)` RGB bytes, a missing image zeros; or features `(T, D)`.
+    pub images: Vec<Pixels>,
     /// `(T, P)`.
     pub pose: Vec<f32>,
 }
@@ -94,7 +106,7 @@ impl Sample {
     #[must_use]
     pub fn new(sizes: Sizes) -> Self {
         Self {
-            images: image_streams().map(|_| vec![0; sizes.frames * sizes.image_bytes()]).collect(),
+            images: image_streams().map(|_| sizes.stream(sizes.frames)).collect(),
             pose: vec![0.0; sizes.frames * sizes.pose],
         }
     }
@@ -107,6 +119,8 @@ pub enum Pixels {
     Bytes(Vec<u8>),
     /// Scaled and normalised: `(…, 3, H, W)`. No file is read so: the numeric cases of other implementations are.
     Normalised(Vec<f32>),
+    /// What the backbone makes of them: `(…, D)`.
+    Features(Vec<f32>),
 }
 
 impl Pixels {
@@ -115,7 +129,7 @@ impl Pixels {
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
-            Self::Normalised(_) => &[],
+            Self::Normalised(_) | Self::Features(_) => &[],
         }
     }
 
@@ -124,7 +138,26 @@ impl Pixels {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
             Self::Bytes(bytes) => bytes,
-            Self::Normalised(_) => &mut [],
+            Self::Normalised(_) | Self::Features(_) => &mut [],
+        }
+    }
+
+    /// The features to write to, where it is features.
+    pub fn features_mut(&mut self) -> Option<&mut [f32]> {
+        match self {
+            Self::Features(features) => Some(features),
+            Self::Bytes(_) | Self::Normalised(_) => None,
+        }
+    }
+
+    /// Copies `one` to the `position`-th place of its length, where it is of the same kind.
+    fn put(&mut self, position: usize, one: &Self) {
+        match (self, one) {
+            (Self::Bytes(all), Self::Bytes(one)) => copy_to(all, position, one),
+            (Self::Features(all), Self::Features(one)) | (Self::Normalised(all), Self::Normalised(one)) => {
+                copy_to(all, position, one);
+            }
+            _ => {}
         }
     }
 }
@@ -134,7 +167,7 @@ impl Pixels {
 pub struct Batch {
     /// Positions in `Dataset::clips`: `(B)`.
     pub clips: Vec<usize>,
-    /// Of each image stream: `(B, T, H, W, 3)` RGB bytes; a missing image is zeros.
+    /// Of each image stream: `(B, T, H, W, 3)` RGB bytes, a missing image zeros; or features `(B, T, D)`.
     pub images: Vec<Pixels>,
     /// `(B, T, P)`.
     pub pose: Vec<f32>,
@@ -154,7 +187,7 @@ impl Batch {
         let frames = clips.len() * sizes.frames;
         Self {
             clips,
-            images: image_streams().map(|_| Pixels::Bytes(vec![0; frames * sizes.image_bytes()])).collect(),
+            images: image_streams().map(|_| sizes.stream(frames)).collect(),
             pose: vec![0.0; frames * sizes.pose],
             pad_mask: vec![true; frames],
             skipped: Vec::new(),
@@ -165,7 +198,7 @@ impl Batch {
     /// Puts `sample`, which has the batch's sizes, at `position`.
     pub(super) fn put(&mut self, position: usize, sample: &Sample) {
         for (all, one) in self.images.iter_mut().zip(&sample.images) {
-            copy_to(all.bytes_mut(), position, one);
+            all.put(position, one);
         }
         copy_to(&mut self.pose, position, &sample.pose);
     }
@@ -176,7 +209,7 @@ impl Batch {
         for pixels in &mut self.images {
             match pixels {
                 Pixels::Bytes(bytes) => keep_parts(bytes, keep),
-                Pixels::Normalised(floats) => keep_parts(floats, keep),
+                Pixels::Normalised(floats) | Pixels::Features(floats) => keep_parts(floats, keep),
             }
         }
         keep_parts(&mut self.pose, keep);
@@ -230,10 +263,10 @@ mod tests {
 
     #[test]
     fn samples_stand_one_after_another() {
-        let sizes = Sizes { frames: 2, image_size: 1, pose: 3 };
+        let sizes = Sizes { frames: 2, image_size: 1, pose: 3, features: None };
         let mut batch = Batch::new(vec![7, 8], sizes);
         let mut sample = Sample::new(sizes);
-        sample.images[1].fill(9);
+        sample.images[1].bytes_mut().fill(9);
         sample.pose.fill(0.5);
         batch.put(1, &sample);
         assert_eq!(batch.images[1].bytes(), [0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9]);

@@ -1,13 +1,14 @@
 //! The dataset: opened once, shared by the loader's threads, one clip decoded at a time.
 
-use super::batch::{Phase, Sample, Sizes};
+use super::batch::{Phase, Pixels, Sample, Sizes};
+use super::features::FeatureSource;
 use super::frames::{FrameTable, Listing, PassedOver, PoseListing, list_frames, list_poses};
 use super::image::ImageDecoder;
 use super::manifest::{Index, Metadata, read_index, read_metadata};
 use super::pose::{self, Pose};
 use super::sampling::{frame_at, sample_indices, stride, union};
 use super::table::Source;
-use super::{shortened, some_of};
+use super::{on_threads, shortened, some_of};
 use crate::config::streams::{Stream, image_streams, pose_stream};
 use crate::config::{self, OnBadClip};
 use crate::error::{Error, ErrorKind, Problem, Result, count};
@@ -17,6 +18,7 @@ use rand::RngExt;
 use sha1::{Digest, Sha1};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 /// Where a stream's files are.
 #[derive(Clone, Debug)]
@@ -55,7 +57,7 @@ impl Clip {
 }
 
 /// All clips of both splits and where their files are. Nothing of it changes after [`Dataset::open`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Dataset {
     /// The clips: those of the training index in its order, then those that only the validation index has.
     pub clips: Vec<Clip>,
@@ -76,7 +78,12 @@ pub struct Dataset {
     pub(super) warnings: Vec<String>,
     /// Frames and poses in its folders that are of clips which neither index names.
     pub unindexed_files: usize,
+    /// Where features are, in the place of images.
+    features: Option<FeatureSource>,
 }
+
+/// The field of features that were made elsewhere.
+pub(super) const FEATURES_DIR: &str = "data.features_dir";
 
 impl Dataset {
     /// What tells this dataset from others: a digest of both splits' clips, in order, with their texts. Files are not
@@ -208,10 +215,25 @@ impl Dataset {
             seed,
             warnings,
             unindexed_files: folders.unindexed,
+            features: None,
         };
         dataset.warnings.extend(folders.warnings);
         dataset.check_contents(data.max_empty_clips)?;
         Ok(dataset)
+    }
+
+    /// As it is, with these features in the place of its images.
+    #[must_use]
+    pub fn with_features(mut self, source: FeatureSource) -> Self {
+        self.sizes.features = Some(source.width);
+        self.features = Some(source);
+        self
+    }
+
+    /// Where features are, in the place of images.
+    #[must_use]
+    pub fn features(&self) -> Option<&FeatureSource> {
+        self.features.as_ref()
     }
 
     /// What is odd and does not stop a run: ids without metadata, repeated rows, files with odd names, clips without
@@ -248,15 +270,40 @@ impl Dataset {
             self.clips.get(position).ok_or_else(|| Error::run(format!("there is no clip {position}")))?;
         let numbers = clip.numbers();
         let offset = self.offset(position, phase, epoch, stride(numbers.len(), self.sizes.frames));
-        let steps = sample_indices(numbers.len(), self.sizes.frames, offset);
+        let positions = sample_indices(numbers.len(), self.sizes.frames, offset);
+        if let Some(source) = &self.features {
+            self.load_features(source, clip, &positions, &mut sample.images)?;
+            return self.load_pose(clip, offset, &mut sample.pose);
+        }
         // The number of each step; none in a clip without frames.
-        let steps: Vec<Option<u32>> = steps.into_iter().map(|at| numbers.get(at).copied()).collect();
+        let steps: Vec<Option<u32>> = positions.into_iter().map(|at| numbers.get(at).copied()).collect();
         for ((stream, table), images) in self.streams.iter().zip(&clip.frames).zip(&mut sample.images) {
             let shown: Vec<Option<u32>> =
                 steps.iter().map(|step| frame_at(table.numbers(), (*step)?)).collect();
-            self.load_stream(stream, clip, table, &shown, decoder, images)?;
+            self.load_stream(stream, clip, table, &shown, decoder, images.bytes_mut())?;
         }
         self.load_pose(clip, offset, &mut sample.pose)
+    }
+
+    /// Fills `streams`, `(T, D)` each, with the rows at `positions` of a clip's features.
+    fn load_features(
+        &self,
+        source: &FeatureSource,
+        clip: &Clip,
+        positions: &[usize],
+        streams: &mut [Pixels],
+    ) -> Result<()> {
+        let is_empty = clip.numbers().is_empty();
+        if is_empty && source.key == FEATURES_DIR {
+            let features = streams.iter_mut().filter_map(Pixels::features_mut);
+            features.for_each(|features| features.fill(0.0));
+            return Ok(());
+        }
+        let mut file = source.open(&clip.id)?;
+        for (stream, features) in streams.iter_mut().filter_map(Pixels::features_mut).enumerate() {
+            file.read(stream, positions, features)?;
+        }
+        Ok(())
     }
 
     /// The first frame's position: drawn from `0..stride` in training, 0 in validation.
@@ -293,6 +340,29 @@ impl Dataset {
             }
         }
         Ok(())
+    }
+
+    /// The frames `numbers` of an image stream of a clip, `(N, H, W, 3)` RGB bytes, decoded on `threads` threads.
+    ///
+    /// # Errors
+    /// The first file, named, that cannot be read or decoded.
+    pub fn decode(&self, clip: &Clip, stream: usize, numbers: &[u32], threads: usize) -> Result<Pixels> {
+        let none = || Error::run(format!("there is no image stream {stream}"));
+        let (folder, table) = self.streams.get(stream).zip(clip.frames.get(stream)).ok_or_else(none)?;
+        let size = self.sizes.image_bytes();
+        let mut bytes = vec![0; numbers.len() * size];
+        let left = Mutex::new(numbers.iter().zip(bytes.chunks_exact_mut(size)));
+        let work = || {
+            let mut decoder = ImageDecoder::default();
+            loop {
+                let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((&number, image)) = next else { return Ok(()) };
+                let path = folder.dir.join(table.file_name(&clip.id, number));
+                decoder.read(&path, self.sizes.image_size, image)?;
+            }
+        };
+        on_threads(threads.min(numbers.len()), work).into_iter().collect::<Result<()>>()?;
+        Ok(Pixels::Bytes(bytes))
     }
 
     /// Fills `pose`, `(T, P)`: rows in their own stride, from the clip's offset.

@@ -9,6 +9,7 @@ mod batch;
 mod contents;
 mod dataset;
 mod digests;
+pub mod features;
 mod frames;
 mod image;
 mod loader;

@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor};
 
 use crate::Result;
-use crate::data::Batch;
-use crate::model::Frames;
+use crate::data::{Batch, Pixels};
+use crate::model::{Frames, StreamInput};
 use crate::nn::Images;
 
 /// A batch in the host's memory with its clips' targets, and where it is on a device, once it has been sent there.
@@ -57,10 +57,29 @@ pub(super) fn targets(batch: &Placed, device: &Device) -> Result<Tensor> {
     Ok(Tensor::from_iter(padded, device)?.reshape((batch.targets.len(), length))?)
 }
 
-/// The images of each stream of `batch`, as tensors on `device`.
-pub(super) fn images(batch: &Batch, device: &Device) -> Result<Vec<Images>> {
-    let (count, size) = (batch.clips.len() * batch.sizes.frames, batch.sizes.image_size);
-    let images: candle_core::Result<_> =
-        batch.images.iter().map(|pixels| Images::new(pixels, count, size, device)).collect();
-    Ok(images?)
+/// What each image stream of `batch` gives, on `device`.
+pub(super) fn inputs(batch: &Batch, device: &Device) -> Result<Vec<StreamInput>> {
+    let count = batch.clips.len() * batch.sizes.frames;
+    batch.images.iter().map(|pixels| input(pixels, count, batch.sizes.image_size, device)).collect()
+}
+
+/// `count` frames of an image stream, of images of `image_size`, on `device`.
+pub(super) fn input(
+    pixels: &Pixels,
+    count: usize,
+    image_size: usize,
+    device: &Device,
+) -> Result<StreamInput> {
+    Ok(match pixels {
+        Pixels::Bytes(bytes) => StreamInput::Images(Images::of_bytes(bytes, count, image_size, device)?),
+        Pixels::Normalised(floats) => {
+            StreamInput::Images(Images::normalised(floats, count, image_size, device)?)
+        }
+        Pixels::Features(features) => StreamInput::Features(features_on(features, count, device)?),
+    })
+}
+
+/// Features (N, D) on `device`.
+pub(super) fn features_on(features: &[f32], count: usize, device: &Device) -> Result<Tensor> {
+    Ok(Tensor::from_slice(features, (count, features.len() / count.max(1)), device)?)
 }

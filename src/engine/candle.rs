@@ -4,17 +4,17 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 
-use super::batch::{frames, images};
+use super::batch::{frames, input, inputs as streams};
 use super::graph::{GraphEngine, State, Trained};
 use super::host::Host;
 use super::memory::{self, BATCHES, Memory, Plan};
 use crate::Result;
 use crate::config::streams::image_streams;
 use crate::config::{Chunk, Experiment};
-use crate::data::Batch;
+use crate::data::{Batch, Pixels};
 use crate::error::Error;
 use crate::model::decoder::gradient;
-use crate::model::{DecoderKind, Encoded, Frames, Network};
+use crate::model::{DecoderKind, Encoded, Frames, Network, StreamInput};
 use crate::nn::{Blueprint, Pass};
 
 /// The network as one graph, on `device`.
@@ -80,7 +80,7 @@ impl GraphEngine for Candle {
     fn forward_backward(&mut self, batch: &Batch, targets: &Tensor, pass: &Pass) -> Result<Trained> {
         let begun = Instant::now();
         let (network, inputs) = (self.network(), frames(batch, &self.device)?);
-        let features = network.features(&images(batch, &self.device)?, &inputs.images_pass(pass)?)?;
+        let features = network.features(&streams(batch, &self.device)?, &inputs.images_pass(pass)?)?;
         let encoded = network.encode(&features, &inputs, pass)?;
         let encoded = Encoded { frames: &encoded, pad_mask: &inputs.pad_mask };
         let loss = network.decoder().loss(encoded, targets, pass)?;
@@ -97,8 +97,18 @@ impl GraphEngine for Candle {
 
     fn encoded(&self, batch: &Batch, inputs: &Frames) -> Result<Tensor> {
         let network = self.evaluator();
-        let features = network.features(&images(batch, &self.device)?, &Pass::EVALUATION)?;
+        let features = network.features(&streams(batch, &self.device)?, &Pass::EVALUATION)?;
         Ok(network.encode(&features, inputs, &Pass::EVALUATION)?)
+    }
+
+    fn features(&self, stream: usize, pixels: &Pixels, count: usize, image_size: usize) -> Result<Tensor> {
+        let input = input(pixels, count, image_size, &self.device)?;
+        match input {
+            StreamInput::Images(images) => {
+                Ok(self.evaluator().backbone(stream)?.forward(&images, &Pass::EVALUATION)?)
+            }
+            StreamInput::Features(features) => Ok(features),
+        }
     }
 
     fn follow_host(&mut self) -> Result<()> {

@@ -10,7 +10,7 @@ use super::memory::Plan;
 use super::seam::{End, Engine, Evaluating, Outcome, Pending, Step, Times};
 use crate::Result;
 use crate::config::Decoding;
-use crate::data::Batch;
+use crate::data::{Batch, Pixels};
 use crate::error::Error;
 use crate::model::{Encoded, Frames, Hypothesis, Network, Score};
 use crate::nn::Pass;
@@ -62,6 +62,9 @@ pub trait GraphEngine {
 
     /// The encoded frames of a batch without dropout, on the device, where its `inputs` are.
     fn encoded(&self, batch: &Batch, inputs: &Frames) -> Result<Tensor>;
+
+    /// The features (N, D) of `count` frames of the image stream at `stream`, without dropout, on the device.
+    fn features(&self, stream: usize, pixels: &Pixels, count: usize, image_size: usize) -> Result<Tensor>;
 
     /// Brings the host's parameters to where the device computes with them.
     fn follow_host(&mut self) -> Result<()>;
@@ -121,6 +124,17 @@ impl<E: GraphEngine> Engine for E {
         }
         let inputs = frames(&batch.batch, self.device())?;
         Ok(self.encoded(&batch.batch, &inputs)?.to_device(&Device::Cpu)?)
+    }
+
+    fn features(
+        &mut self,
+        stream: usize,
+        pixels: &Pixels,
+        count: usize,
+        image_size: usize,
+    ) -> Result<Vec<f32>> {
+        let features = GraphEngine::features(self, stream, pixels, count, image_size)?;
+        Ok(features.flatten_all()?.to_vec1()?)
     }
 
     fn translate(&mut self, batch: &mut Placed, c: &Decoding) -> Result<Vec<Vec<Hypothesis>>> {

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::batch::{Placed, frames, images, targets};
+use super::batch::{Placed, frames, inputs, targets};
 use super::cpu::decode::{Steps, TextDecoder};
 use crate::Result;
 use crate::config::{Decoding, EngineKind, Experiment, TextDecoder as TextDecoderKind};
@@ -51,8 +51,8 @@ impl Host {
     /// Where the tensor library fails.
     pub fn activations(&self, batch: &Placed) -> Result<Vec<ModuleOutput>> {
         let (targets, batch, device) = (targets(batch, &Device::Cpu)?, &batch.batch, &Device::Cpu);
-        let (images, frames) = (images(batch, device)?, frames(batch, device)?);
-        self.evaluator.activations(&images, &frames, &targets)
+        let (streams, frames) = (inputs(batch, device)?, frames(batch, device)?);
+        self.evaluator.activations(&streams, &frames, &targets)
     }
 
     /// The best predictions of each clip of a batch, from its encoded frames (B, T, D).

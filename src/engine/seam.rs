@@ -7,6 +7,7 @@ use super::host::Host;
 use super::memory::Plan;
 use crate::Result;
 use crate::config::Decoding;
+use crate::data::Pixels;
 use crate::model::{Hypothesis, Score};
 use crate::nn::{ActivationDtype, Pass};
 use crate::optim::LossScale;
@@ -168,6 +169,19 @@ pub trait Engine {
     /// # Errors
     /// As all methods.
     fn encode(&mut self, batch: &mut Placed) -> Result<candle_core::Tensor>;
+
+    /// The features (N, D) that the backbone of the image stream at `stream` makes of `count` images of `image_size`, without
+    /// dropout, on the host.
+    ///
+    /// # Errors
+    /// As all methods.
+    fn features(
+        &mut self,
+        stream: usize,
+        pixels: &Pixels,
+        count: usize,
+        image_size: usize,
+    ) -> Result<Vec<f32>>;
 
     /// The best predictions of each clip of a batch, without dropout: `n_best` at most, the best first. A batch that was
     /// evaluated is not encoded again.

@@ -24,9 +24,9 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// A backbone for each image stream, and all that follows them.
-    pub fn new(b: &Builder, c: &config::Model) -> Result<Self> {
-        let names = image_streams().filter_map(Stream::backbone);
+    /// A backbone for each image stream, unless features come in the place of images, and all that follows them.
+    pub fn new(b: &Builder, c: &config::Model, with_backbones: bool) -> Result<Self> {
+        let names = image_streams().filter_map(Stream::backbone).filter(|_| with_backbones);
         let backbone = |name| VisionTransformer::new(&b.pp(name), &c.backbone, c.image_size);
         let backbones: Result<_> = names.map(backbone).collect();
         let backbones = backbones?;

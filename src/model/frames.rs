@@ -2,8 +2,16 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::nn::Pass;
 use crate::nn::attention::key_bias;
+use crate::nn::{Images, Pass};
+
+/// What an image stream of a batch gives, N = B T frames of it, on the device that computes.
+pub enum StreamInput {
+    /// Images, for a backbone.
+    Images(Images),
+    /// What a backbone has made of them: (N, D).
+    Features(Tensor),
+}
 
 /// What the encoder takes of a batch besides the images, on the device that computes.
 #[derive(Clone, Debug)]

@@ -17,7 +17,7 @@ mod trace;
 mod vit;
 
 pub use decoder::{Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score, TextReport};
-pub use frames::Frames;
+pub use frames::{Frames, StreamInput};
 pub use network::Network;
 pub use search::Hypothesis;
 pub use trace::ModuleOutput;

@@ -6,13 +6,13 @@ use candle_core::{Device, Result as CandleResult, Tensor, Var};
 
 use super::decoder::{Decoder, DecoderKind, Encoded};
 use super::encoder::Encoder;
-use super::frames::Frames;
+use super::frames::{Frames, StreamInput};
 use super::frozen::frozen;
 use super::trace::{ModuleOutput, ModuleOutputs, Trace, unseen};
 use super::vit::VisionTransformer;
 use crate::config::Experiment;
 use crate::config::streams::{Stream, image_streams};
-use crate::nn::{Blueprint, Builder, Images, Parameters, Pass};
+use crate::nn::{Blueprint, Builder, Frozen, Parameters, Pass};
 use crate::{Result, config};
 
 /// The multi-stream network: an encoder, and the decoder that reads what it gives.
@@ -29,8 +29,8 @@ impl Network {
     /// # Errors
     /// Where the tensor library fails.
     pub fn new(c: &Experiment, decoder: &dyn DecoderKind, device: &Device) -> Result<Self> {
-        let frozen = frozen(c, &*Self::blueprint_of(&c.model, decoder)?);
-        Ok(Self::build(&Builder::new(device, c.run.seed).with_frozen(frozen), &c.model, decoder)?)
+        let builder = Builder::new(device, c.run.seed).with_frozen(Self::frozen(c, decoder)?);
+        Ok(Self::build(&builder, &c.model, has_backbones(c), decoder)?)
     }
 
     /// A copy over the same parameters, which follows their updates, for validation and inference: no graph is
@@ -39,7 +39,8 @@ impl Network {
     /// # Errors
     /// Where the tensor library fails.
     pub fn without_graph(&self, c: &config::Model, decoder: &dyn DecoderKind) -> Result<Self> {
-        Ok(Self::build(&Builder::without_graph(&self.parameters), c, decoder)?)
+        let with_backbones = !self.encoder.backbones().is_empty();
+        Ok(Self::build(&Builder::without_graph(&self.parameters), c, with_backbones, decoder)?)
     }
 
     /// What the network of an experiment is made of, without making it.
@@ -47,8 +48,8 @@ impl Network {
     /// # Errors
     /// Where the tensor library fails.
     pub fn plan(c: &Experiment, decoder: &dyn DecoderKind) -> CandleResult<Rc<Blueprint>> {
-        let frozen = frozen(c, &*Self::blueprint_of(&c.model, decoder)?);
-        Ok(Self::build(&Builder::recording().with_frozen(frozen), &c.model, decoder)?.blueprint)
+        let builder = Builder::recording().with_frozen(Self::frozen(c, decoder)?);
+        Ok(Self::build(&builder, &c.model, has_backbones(c), decoder)?.blueprint)
     }
 
     /// What a network of this configuration is made of, where all of it trains.
@@ -56,11 +57,20 @@ impl Network {
     /// # Errors
     /// Where the tensor library fails.
     pub fn blueprint_of(c: &config::Model, decoder: &dyn DecoderKind) -> CandleResult<Rc<Blueprint>> {
-        Ok(Self::build(&Builder::recording(), c, decoder)?.blueprint)
+        Ok(Self::build(&Builder::recording(), c, true, decoder)?.blueprint)
     }
 
-    fn build(b: &Builder, c: &config::Model, decoder: &dyn DecoderKind) -> CandleResult<Self> {
-        let encoder = Encoder::new(&b.pp("encoder"), c)?;
+    fn frozen(c: &Experiment, decoder: &dyn DecoderKind) -> CandleResult<Frozen> {
+        Ok(frozen(c, &Self::build(&Builder::recording(), &c.model, has_backbones(c), decoder)?.blueprint))
+    }
+
+    fn build(
+        b: &Builder,
+        c: &config::Model,
+        with_backbones: bool,
+        decoder: &dyn DecoderKind,
+    ) -> CandleResult<Self> {
+        let encoder = Encoder::new(&b.pp("encoder"), c, with_backbones)?;
         let decoder = decoder.build(&b.pp("decoder"), c)?;
         Ok(Self { encoder, decoder, parameters: b.parameters(), blueprint: Rc::new(b.blueprint()) })
     }
@@ -68,9 +78,22 @@ impl Network {
     /// Each image stream's images, `N = B T` of them, to its backbone's features (N, D), as a graph of operations.
     ///
     /// # Errors
-    /// Where the tensor library fails.
-    pub fn features(&self, images: &[Images], pass: &Pass) -> CandleResult<Vec<Tensor>> {
-        self.backbones().iter().zip(images).map(|(net, images)| net.forward(images, pass)).collect()
+    /// Where the tensor library fails, or there is no backbone for images.
+    pub fn features(&self, streams: &[StreamInput], pass: &Pass) -> CandleResult<Vec<Tensor>> {
+        let features = |(at, stream): (usize, &StreamInput)| match stream {
+            StreamInput::Features(features) => Ok(features.clone()),
+            StreamInput::Images(images) => self.backbone(at)?.forward(images, pass),
+        };
+        streams.iter().enumerate().map(features).collect()
+    }
+
+    /// The backbone of the image stream at `at`.
+    ///
+    /// # Errors
+    /// Where the network has none.
+    pub fn backbone(&self, at: usize) -> CandleResult<&VisionTransformer> {
+        let none = || candle_core::Error::Msg("the network has no backbone for images".into());
+        self.encoder.backbones().get(at).ok_or_else(none)
     }
 
     /// The backbones' features (N, D) each, and the rest of the batch, to the encoded frames (B, T, D).
@@ -94,7 +117,7 @@ impl Network {
     /// Where the tensor library fails.
     pub fn activations(
         &self,
-        images: &[Images],
+        streams: &[StreamInput],
         frames: &Frames,
         targets: &Tensor,
     ) -> Result<Vec<ModuleOutput>> {
@@ -102,7 +125,12 @@ impl Network {
         let mut seen = ModuleOutputs::default();
         let mut features = Vec::new();
         let names = image_streams().filter_map(Stream::backbone);
-        for ((net, name), images) in self.backbones().iter().zip(names).zip(images) {
+        for (at, (name, stream)) in names.zip(streams).enumerate() {
+            let StreamInput::Images(images) = stream else {
+                features.extend(self.features(std::slice::from_ref(stream), &Pass::EVALUATION)?);
+                continue;
+            };
+            let net = self.backbone(at)?;
             let mut trace = |part: &str, x: &Tensor| seen.see(&format!("encoder.{name}.{part}"), x);
             let mut parts = Vec::new();
             for start in (0..images.count()?).step_by(AT_A_TIME) {
@@ -118,12 +146,6 @@ impl Network {
         let logits = self.decoder.logits(encoded, targets, &pass)?;
         seen.see(&format!("decoder.{}", self.decoder.head()), &logits)?;
         Ok(seen.into_inner())
-    }
-
-    /// The backbones of the image streams.
-    #[must_use]
-    pub fn backbones(&self) -> &[VisionTransformer] {
-        self.encoder.backbones()
     }
 
     /// The parameters, in PyTorch's order.
@@ -152,4 +174,9 @@ impl Network {
         let all: Vec<(&str, &Var)> = self.parameters.iter().collect();
         scope.trainable().filter_map(|position| all.get(position).copied()).collect()
     }
+}
+
+/// Whether the network of an experiment has backbones: features that were made elsewhere need none.
+fn has_backbones(c: &Experiment) -> bool {
+    c.data.features_dir.is_none()
 }

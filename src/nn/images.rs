@@ -2,8 +2,6 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::data::Pixels;
-
 /// The mean of `ImageNet`'s red, green and blue, of values scaled to 0..1.
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// Their standard deviation.
@@ -19,14 +17,14 @@ pub enum Images {
 }
 
 impl Images {
-    /// `count` square images of `size`, on `device`.
-    pub fn new(pixels: &Pixels, count: usize, size: usize, device: &Device) -> Result<Self> {
-        Ok(match pixels {
-            Pixels::Bytes(bytes) => Self::Bytes(Tensor::from_slice(bytes, (count, size, size, 3), device)?),
-            Pixels::Normalised(floats) => {
-                Self::Normalised(Tensor::from_slice(floats, (count, 3, size, size), device)?)
-            }
-        })
+    /// `count` square images of `size`, RGB bytes (N, H, W, 3), on `device`.
+    pub fn of_bytes(bytes: &[u8], count: usize, size: usize, device: &Device) -> Result<Self> {
+        Ok(Self::Bytes(Tensor::from_slice(bytes, (count, size, size, 3), device)?))
+    }
+
+    /// `count` square images of `size`, normalised (N, 3, H, W), on `device`.
+    pub fn normalised(floats: &[f32], count: usize, size: usize, device: &Device) -> Result<Self> {
+        Ok(Self::Normalised(Tensor::from_slice(floats, (count, 3, size, size), device)?))
     }
 
     /// How many images there are.

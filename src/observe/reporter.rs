@@ -175,8 +175,13 @@ impl Reporter {
 
     /// How far a long piece of work outside of training is, such as drawing a dataset: `done` of `all`.
     pub fn stage(&self, what: &str, done: usize, all: usize) {
+        self.stage_with(what, done, all, "");
+    }
+
+    /// As [`Self::stage`], with a `note` such as how fast it goes.
+    pub fn stage_with(&self, what: &str, done: usize, all: usize, note: &str) {
         if self.verbosity >= Verbosity::Normal {
-            self.lock().stage(what, done, all);
+            self.lock().stage(what, done, all, note);
         }
     }
 
@@ -292,11 +297,11 @@ impl State {
         self.now().saturating_sub(self.last_line) + next > LINE_EVERY
     }
 
-    fn stage(&mut self, what: &str, done: usize, all: usize) {
+    fn stage(&mut self, what: &str, done: usize, all: usize, note: &str) {
         if let Some(bars) = &mut self.bars {
-            bars.stage(what, done, all);
+            bars.stage(what, done, all, note);
         } else if self.line_is_due(Duration::from_secs(1)) {
-            self.line(&format!("{what} {done}/{all}"));
+            self.line(format!("{what} {done}/{all} {note}").trim_end());
         }
     }
 

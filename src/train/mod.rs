@@ -1,5 +1,6 @@
 //! Training: the loop and what it is made of.
 
+pub mod cache;
 pub mod feed;
 pub mod initial;
 pub mod nonfinite;

@@ -107,7 +107,7 @@ impl Case {
     }
 
     fn batch(&self) -> Placed {
-        let sizes = Sizes { frames: self.frames, image_size: self.image, pose: 3 };
+        let sizes = Sizes { frames: self.frames, image_size: self.image, pose: 3, features: None };
         let (rows, plane) = (self.clips * self.frames, self.image * self.image);
         let mut batch = Batch::new((0..self.clips).collect(), sizes);
         for (stream, pixels) in batch.images.iter_mut().enumerate() {

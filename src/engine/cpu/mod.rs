@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::batch::frames;
+use super::batch::{features_on, frames};
 use super::graph::{GraphEngine, State, Trained};
 use super::host::Host;
 use crate::config::Experiment;
@@ -45,12 +45,15 @@ struct Buffers {
 
 /// The backbones of a network of the configuration `c`.
 ///
+/// There are none where it takes features.
+///
 /// # Errors
 /// Where the blueprint is of another network.
 pub fn backbones(c: &config::Model, blueprint: &Blueprint) -> Result<Vec<Backbone>> {
     let encoder = blueprint.root().pp("encoder");
     let names = image_streams().filter_map(Stream::backbone);
-    names.map(|name| Backbone::new(&encoder.pp(name), &c.backbone, c.image_size)).collect()
+    let there = names.filter(|name| encoder.pp(name).parameters().next().is_some());
+    there.map(|name| Backbone::new(&encoder.pp(name), &c.backbone, c.image_size)).collect()
 }
 
 impl Cpu {
@@ -66,9 +69,9 @@ impl Cpu {
         Ok(Self { state: State::new(host, plan), backbones, buffers: Buffers::default() })
     }
 
-    /// Each backbone's features (N, D) of a batch. Where all goes at once and there are `tapes`, what backward needs is
+    /// Each image stream's features (N, D) of a batch. Where all goes at once and there are `tapes`, what backward needs is
     /// kept on them.
-    fn features(
+    fn streams(
         &self,
         network: &Network,
         batch: &Batch,
@@ -77,17 +80,32 @@ impl Cpu {
     ) -> Result<Vec<Tensor>> {
         let mut tapes = tapes.unwrap_or_default().iter_mut();
         let count = images(batch);
+        let streams = batch.images.iter().enumerate();
+        streams.map(|(at, pixels)| self.stream(network, at, pixels, count, pass, tapes.next())).collect()
+    }
+
+    /// The features (N, D) of `count` frames of the image stream at `at`.
+    fn stream(
+        &self,
+        network: &Network,
+        at: usize,
+        pixels: &Pixels,
+        count: usize,
+        pass: &Pass,
+        tape: Option<&mut Tape>,
+    ) -> Result<Tensor> {
+        if let Pixels::Features(features) = pixels {
+            return features_on(features, count, &Device::Cpu);
+        }
+        let net =
+            self.backbones.get(at).ok_or_else(|| Error::run("the network has no backbone for images"))?;
         let parameters = all_parameters(network);
-        with_slices(&parameters, |slices| {
-            let of = self.backbones.iter().zip(&batch.images).map(|(net, pixels)| {
-                let weights = net.positions.map(|&position| slices[position]);
-                let (pixels, drops) = (part(batch, pixels, 0), net.drops(pass));
-                let features =
-                    vit::forward(&net.shape, &weights, pixels, count, drops.as_ref(), tapes.next());
-                Ok(Tensor::from_vec(features, (count, net.shape.width), &Device::Cpu)?)
-            });
-            of.collect()
-        })?
+        let features = with_slices(&parameters, |slices| {
+            let weights = net.positions.map(|&position| slices[position]);
+            let (pixels, drops) = (part(net, pixels, 0), net.drops(pass));
+            vit::forward(&net.shape, &weights, pixels, count, drops.as_ref(), tape)
+        })?;
+        Ok(Tensor::from_vec(features, (count, net.shape.width), &Device::Cpu)?)
     }
 
     /// Adds the gradients of stream `at`'s backbone to `all`; `d_features` (N, D) is that of its features.
@@ -110,7 +128,7 @@ impl Cpu {
             for start in (0..images).step_by(chunk.unwrap_or(images)) {
                 let count = chunk.unwrap_or(images).min(images - start);
                 let pass = Pass { first_row: pass.first_row + start, ..*pass };
-                let (pixels, drops) = (part(batch, pixels, start), net.drops(&pass));
+                let (pixels, drops) = (part(net, pixels, start), net.drops(&pass));
                 let tape = &mut tapes[if chunk.is_some() { 0 } else { at }];
                 if chunk.is_some() {
                     let _ =
@@ -169,12 +187,12 @@ impl GraphEngine for Cpu {
         let mut tapes = std::mem::take(&mut self.buffers.tapes);
         tapes.resize_with(if chunk.is_some() { 1 } else { streams }, Tape::default);
         let kept = if chunk.is_none() { Some(tapes.as_mut_slice()) } else { None };
-        let features = self.features(&self.state.host.network, batch, &images_pass, kept);
+        let features = self.streams(&self.state.host.network, batch, &images_pass, kept);
         self.buffers.tapes = tapes;
-        let trains = |net: &Backbone| net.shape.trained != TrainedPart::Nothing;
-        let mut leaves = Vec::with_capacity(streams);
-        for (features, net) in features?.into_iter().zip(&self.backbones) {
-            leaves.push(Leaf::new(features, trains(net))?);
+        let mut leaves = Vec::with_capacity(batch.images.len());
+        for (at, (features, pixels)) in features?.into_iter().zip(&batch.images).enumerate() {
+            let trains = self.backbones.get(at).is_some_and(|net| net.shape.trained != TrainedPart::Nothing);
+            leaves.push(Leaf::new(features, trains && !matches!(pixels, Pixels::Features(_)))?);
         }
         let network = &self.state.host.network;
         let features: Vec<Tensor> = leaves.iter().map(Leaf::tensor).collect();
@@ -218,8 +236,12 @@ impl GraphEngine for Cpu {
 
     fn encoded(&self, batch: &Batch, inputs: &Frames) -> Result<Tensor> {
         let (network, pass) = (self.evaluator(), Pass::EVALUATION);
-        let features = self.features(network, batch, &pass, None)?;
+        let features = self.streams(network, batch, &pass, None)?;
         Ok(network.encode(&features, inputs, &pass)?)
+    }
+
+    fn features(&self, stream: usize, pixels: &Pixels, count: usize, _: usize) -> Result<Tensor> {
+        self.stream(self.evaluator(), stream, pixels, count, &Pass::EVALUATION, None)
     }
 
     /// The host's parameters are those that are computed with.
@@ -258,12 +280,13 @@ fn all_parameters(network: &Network) -> Vec<&Tensor> {
     network.parameters().iter().map(|(_, var)| var.as_tensor()).collect()
 }
 
-/// A stream's images from `start` on.
-fn part<'a>(batch: &Batch, pixels: &'a Pixels, start: usize) -> vit::Pixels<'a> {
-    let first = start * batch.sizes.image_bytes();
+/// The images of a backbone's stream from `start` on; none of features.
+fn part<'a>(net: &Backbone, pixels: &'a Pixels, start: usize) -> vit::Pixels<'a> {
+    let first = start * 3 * net.shape.image * net.shape.image;
     match pixels {
         Pixels::Bytes(bytes) => vit::Pixels::Bytes(&bytes[first..]),
         Pixels::Normalised(floats) => vit::Pixels::Normalised(&floats[first..]),
+        Pixels::Features(_) => vit::Pixels::Bytes(&[]),
     }
 }
 

@@ -67,7 +67,7 @@ fn blueprint(c: &config::Model) -> Rc<Blueprint> {
 /// A batch whose last clip's last frame is padding.
 fn batch(c: &config::Model, clips: usize, bytes: bool) -> Placed {
     let (frames, image_size) = (c.sequence_length, c.image_size);
-    let sizes = Sizes { frames, image_size, pose: 3 * c.pose_landmarks };
+    let sizes = Sizes { frames, image_size, pose: 3 * c.pose_landmarks, features: None };
     let mut batch = Batch::new((0..clips).collect(), sizes);
     for (stream, pixels) in batch.images.iter_mut().enumerate() {
         let images = pixels.bytes_mut();

@@ -299,6 +299,10 @@ impl Engine for Cuda {
         batch.encoded.clone().map_or_else(|| self.encode_batch(batch), Ok)
     }
 
+    fn features(&mut self, _: usize, _: &Pixels, _: usize, _: usize) -> Result<Vec<f32>> {
+        Err(Error::run("features are not there on a GPU"))
+    }
+
     fn translate(&mut self, batch: &mut Placed, c: &Decoding) -> Result<Vec<Vec<Hypothesis>>> {
         self.pull_decoder()?;
         let frames = self.encode(batch)?;
@@ -415,7 +419,7 @@ fn streams(batch: &Batch) -> Result<Vec<StreamData<'_>>> {
         let data = match stream.kind {
             StreamKind::Images { .. } => images.next().map(|pixels| match pixels {
                 Pixels::Bytes(bytes) => StreamData::ImageBytes(bytes),
-                Pixels::Normalised(floats) => StreamData::Images(floats),
+                Pixels::Normalised(floats) | Pixels::Features(floats) => StreamData::Images(floats),
             }),
             StreamKind::Pose => poses.next().map(StreamData::Pose),
         };

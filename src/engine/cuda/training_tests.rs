@@ -41,7 +41,7 @@ fn experiment(settings: &[(&str, &str)]) -> Experiment {
 
 /// `clips` clips, each bright where its class says, different for each `seed`.
 fn batch(clips: usize, seed: usize) -> Placed {
-    let sizes = Sizes { frames: FRAMES, image_size: 8, pose: 6 };
+    let sizes = Sizes { frames: FRAMES, image_size: 8, pose: 6, features: None };
     let mut batch = Batch::new((0..clips).collect(), sizes);
     for (stream, pixels) in batch.images.iter_mut().enumerate() {
         let images = pixels.bytes_mut();

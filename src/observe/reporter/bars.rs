@@ -65,13 +65,13 @@ impl Bars {
         }
     }
 
-    pub(super) fn stage(&mut self, what: &str, done: usize, all: usize) {
+    pub(super) fn stage(&mut self, what: &str, done: usize, all: usize, note: &str) {
         let same =
             self.batches.as_ref().is_some_and(|bar| bar.prefix() == what && bar.length() == Some(all as u64));
         if !same {
             self.count(what, all);
         }
-        self.step(done, String::new(), String::new());
+        self.step(done, note.to_owned(), String::new());
         if done >= all {
             self.finish();
         }
