@@ -14,7 +14,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use crate::config::{self, FIELDS, Field};
 use definition::command;
 use values::{
-    bench_args, cache_args, check_args, config_args, demo_args, evaluate_args, predict_args, resume_args, train_args,
+    bench_args, cache_args, check_args, config_args, demo_args, evaluate_args, predict_args, resume_args,
+    train_args,
 };
 
 pub use command::{

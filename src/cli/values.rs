@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::ArgMatches;
 
 use super::command::{
-    BenchArgs, CacheArgs, CheckArgs, ClipsChoice, ConfigArgs, DemoArgs, EvaluateArgs, PredictArgs, SplitChoice, Subject,
-    TrainArgs, TrainedArgs,
+    BenchArgs, CacheArgs, CheckArgs, ClipsChoice, ConfigArgs, DemoArgs, EvaluateArgs, PredictArgs,
+    SplitChoice, Subject, TrainArgs, TrainedArgs,
 };
 use super::definition::RESUME;
 use crate::config::{FIELDS, Layers, Setting};

@@ -168,7 +168,7 @@ fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) 
 
 fn one_step(c: &Experiment, engine: &mut dyn Engine, step: u64) -> Result<Seconds> {
     let begun = Instant::now();
-    let mut batch = random_batch(c, c.data.batch_size, step);
+    let mut batch = random_batch(c, c.data.batch_size, step, c.data.feature_cache.is_some());
     engine.send(&mut batch)?;
     let data = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
@@ -194,7 +194,7 @@ fn evaluation(resolved: &Resolved, batches: usize, json: bool, reporter: &Report
     let clips = c.data.val_batch_size.unwrap_or(c.data.batch_size);
     let mut seconds = Vec::new();
     for at in 0..batches {
-        let mut batch = random_batch(c, clips, at as u64);
+        let mut batch = random_batch(c, clips, at as u64, false);
         engine.send(&mut batch)?;
         let begun = Instant::now();
         let evaluating = engine.evaluate(&mut batch)?;
@@ -229,7 +229,7 @@ fn decoding(resolved: &Resolved, times: usize, json: bool, reporter: &Reporter) 
     let longest = Decoding { min_length: c.decoding.max_length.saturating_sub(1), ..c.decoding.clone() };
     let mut seconds = Vec::new();
     for at in 0..times {
-        let batch = random_batch(&small, clips, at as u64);
+        let batch = random_batch(&small, clips, at as u64, false);
         let shape = (clips, c.model.sequence_length, c.model.d_model);
         let frames =
             Tensor::from_vec(noise(c.run.seed, at, shape.0 * shape.1 * shape.2), shape, &Device::Cpu)?;
@@ -300,12 +300,18 @@ fn peak_gib() -> Option<f64> {
     memory::peak_resident().map(|bytes| bytes as f64 / f64::from(1 << 30))
 }
 
-/// `clips` clips of noise, of the shape that the loader's batches have.
-fn random_batch(c: &Experiment, clips: usize, step: u64) -> Placed {
+/// `clips` clips of noise, of the shape that the loader's batches have: of images, or of features.
+fn random_batch(c: &Experiment, clips: usize, step: u64, of_features: bool) -> Placed {
     let mut rng = stream(c.run.seed, Purpose::Bench, [step, 0]);
-    let sizes = Sizes::of(&c.model);
+    let features = (of_features || c.data.features_dir.is_some()).then_some(c.model.backbone.embed_dim);
+    let sizes = Sizes { features, ..Sizes::of(&c.model) };
     let mut batch = Batch::new((0..clips).collect(), sizes);
-    batch.images.iter_mut().for_each(|images| rng.fill_bytes(images.bytes_mut()));
+    for stream in &mut batch.images {
+        rng.fill_bytes(stream.bytes_mut());
+        for value in stream.features_mut().into_iter().flatten() {
+            *value = rng.next_u32() as f32 / u32::MAX as f32 - 0.5;
+        }
+    }
     for value in &mut batch.pose {
         *value = (f64::from(rng.next_u32()) / f64::from(u32::MAX)) as f32;
     }

@@ -18,7 +18,8 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use crate::cli::Command;
-use crate::config::{self, Device, Layers, Resolved};
+use crate::config::{self, Device, Experiment, Layers, Resolved};
+use crate::data::features;
 use crate::engine::{
     self,
     device::{self, Compute},
@@ -65,7 +66,8 @@ pub fn run(command: Command, arguments: &[OsString]) -> Result<u8, Box<(Error, R
 /// warnings on.
 fn resolve(mut layers: Layers, reporter: &Reporter) -> Result<Resolved> {
     layers.env = std::env::vars_os().collect();
-    let resolved = config::resolve(&layers)?;
+    let mut resolved = config::resolve(&layers)?;
+    settle_width(&mut resolved.experiment).map_err(|error| origins::in_error(error, &resolved))?;
     let c = &resolved.experiment;
     let decoder = decoder::of_no_texts(c);
     // One with too many layers is refused by those who build it.
@@ -75,6 +77,14 @@ fn resolve(mut layers: Layers, reporter: &Reporter) -> Result<Resolved> {
     }
     resolved.warnings.iter().for_each(|warning| reporter.warn(warning));
     Ok(resolved)
+}
+
+/// Any width of features that were made elsewhere is the network's.
+fn settle_width(c: &mut Experiment) -> Result<()> {
+    if let Some(folder) = &c.data.features_dir {
+        c.model.backbone.embed_dim = features::width_in(folder)?;
+    }
+    Ok(())
 }
 
 /// Where an experiment computes; what it has to do without is a warning that says where its value came from.

@@ -4,8 +4,8 @@ use figment::value::Value;
 
 use super::define::{Field, Preset, Rule};
 use super::fields::FIELDS;
-use super::merge::{Merge, field};
-use super::streams::{STREAMS, image_streams};
+use super::merge::{DEFAULT, Merge, field};
+use super::streams::{STREAMS, image_streams, is_image_folder};
 use super::value::from_text;
 use crate::error::Problem;
 
@@ -15,14 +15,18 @@ pub const MOST_BYTES: u128 = 1 << 47;
 /// Notes everything in `merge` that cannot work, each with its origin and the cure.
 pub(super) fn check(merge: &mut Merge) {
     if !merge.unreadable {
+        without_images(merge);
         missing(merge);
     }
     for field in FIELDS {
         rule(field, merge);
     }
-    multiple(merge, "model.image_size", "model.backbone.patch_size");
     multiple(merge, "model.d_model", "model.temporal_nhead");
-    multiple(merge, "model.backbone.embed_dim", "model.backbone.num_heads");
+    // Features have any width.
+    if !has_features(merge) {
+        multiple(merge, "model.image_size", "model.backbone.patch_size");
+        multiple(merge, "model.backbone.embed_dim", "model.backbone.num_heads");
+    }
     if word(merge, "model.decoder.kind").as_deref() == Some("transformer") {
         multiple(merge, "model.d_model", "model.decoder.nhead");
     }
@@ -37,9 +41,33 @@ pub(super) fn check(merge: &mut Merge) {
     sizes(merge);
 }
 
+const FEATURES_DIR: &str = "data.features_dir";
+
+/// Whether features that were made elsewhere come in the place of images.
+fn has_features(merge: &Merge) -> bool {
+    word(merge, FEATURES_DIR).is_some()
+}
+
+/// Folders of images need no value where none are read.
+fn without_images(merge: &mut Merge) {
+    if !has_features(merge) {
+        return;
+    }
+    for field in FIELDS.iter().filter(|field| is_image_folder(field.key)) {
+        if !merge.has(field) {
+            merge.assign(field, Ok(Value::from("")), DEFAULT);
+        }
+    }
+}
+
 /// Required fields without a value, all in one problem.
 fn missing(merge: &mut Merge) {
-    let missing: Vec<_> = FIELDS.iter().filter(|f| f.default == Preset::Required && !merge.has(f)).collect();
+    let is_empty =
+        |merge: &Merge, field: &Field| word(merge, field.key).is_some_and(|value| value.is_empty());
+    let has_none = |field: &&Field| {
+        !merge.has(field) || !has_features(merge) && is_image_folder(field.key) && is_empty(merge, field)
+    };
+    let missing: Vec<_> = FIELDS.iter().filter(|f| f.default == Preset::Required && has_none(f)).collect();
     let what = match missing.as_slice() {
         [] => return,
         [one] => format!("{} has no value", one.key),
@@ -216,7 +244,7 @@ fn frozen_blocks(merge: &mut Merge) {
 /// Features are kept of what does not train, and come from one place.
 fn features(merge: &mut Merge) {
     const CACHE: &str = "data.feature_cache";
-    const MADE: &str = "data.features_dir";
+    const MADE: &str = FEATURES_DIR;
     const FREEZE: &str = "model.backbone.freeze";
     let is_set = |merge: &Merge, key: &str| word(merge, key).is_some();
     let freeze = word(merge, FREEZE);

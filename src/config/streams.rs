@@ -79,6 +79,12 @@ pub fn image_streams() -> impl Iterator<Item = &'static Stream> + Clone {
     STREAMS.iter().filter(|stream| stream.kind != StreamKind::Pose)
 }
 
+/// Whether the field `key` names a folder of images.
+#[must_use]
+pub fn is_image_folder(key: &str) -> bool {
+    image_streams().any(|stream| stream.key == key)
+}
+
 /// The one whose frames are landmarks.
 #[must_use]
 pub fn pose_stream() -> &'static Stream {

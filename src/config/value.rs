@@ -10,6 +10,7 @@ use super::define::{Field, Kind, Preset};
 use super::fields::Device;
 use super::groups::{Freeze, Glob, ParameterGroup};
 use super::interval::CheckpointEvery;
+use super::streams::is_image_folder;
 use super::suggest::{nearest, switched};
 use crate::input;
 
@@ -131,6 +132,10 @@ pub(super) fn from_toml(field: &Field, item: &Item) -> Result<Value, Mismatch> {
 fn empty(field: &Field) -> Result<Value, Mismatch> {
     if field.optional {
         return Ok(Value::Empty(Tag::Default, Empty::Unit));
+    }
+    // A snapshot of an experiment without images has it so; whether there must be one is for `check`.
+    if is_image_folder(field.key) {
+        return Ok(Value::from(""));
     }
     let hint = match field.default {
         Preset::Text(text) => {

@@ -2,14 +2,14 @@
 
 use super::batch::{Phase, Pixels, Sample, Sizes};
 use super::features::FeatureSource;
-use super::frames::{FrameTable, Listing, PassedOver, PoseListing, list_frames, list_poses};
+use super::frames::{FrameTable, Listing, PassedOver, PoseListing, list_features, list_frames, list_poses};
 use super::image::ImageDecoder;
 use super::manifest::{Index, Metadata, read_index, read_metadata};
 use super::pose::{self, Pose};
 use super::sampling::{frame_at, sample_indices, stride, union};
 use super::table::Source;
 use super::{on_threads, shortened, some_of};
-use crate::config::streams::{Stream, image_streams, pose_stream};
+use crate::config::streams::{Stream, StreamKind, image_streams, pose_stream};
 use crate::config::{self, OnBadClip};
 use crate::error::{Error, ErrorKind, Problem, Result, count};
 use crate::input::hexadecimal;
@@ -27,11 +27,13 @@ pub struct StreamFolder {
     pub stream: &'static Stream,
     /// Its folder.
     pub dir: PathBuf,
+    /// The field that names the folder.
+    pub key: &'static str,
 }
 
 impl std::fmt::Display for StreamFolder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({})", self.dir.display(), self.stream.key)
+        write!(f, "{} ({})", self.dir.display(), self.key)
     }
 }
 
@@ -202,7 +204,12 @@ impl Dataset {
         let (Some(metadata), Some(splits), Some(folders)) = (metadata, splits, folders) else {
             return Err(Error::data("the dataset cannot be opened"));
         };
-        let folder = |stream: &'static Stream| StreamFolder { stream, dir: (stream.dir)(data).into() };
+        let folder = |stream: &'static Stream| match &data.features_dir {
+            Some(dir) if stream.kind != StreamKind::Pose => {
+                StreamFolder { stream, dir: dir.clone(), key: FEATURES_DIR }
+            }
+            _ => StreamFolder { stream, dir: (stream.dir)(data).into(), key: stream.key },
+        };
         let mut dataset = Self {
             clips: join(&splits.ids, &metadata, folders.streams, &folders.poses),
             train: splits.train,
@@ -217,6 +224,10 @@ impl Dataset {
             unindexed_files: folders.unindexed,
             features: None,
         };
+        if let Some(dir) = &data.features_dir {
+            let width = model.backbone.embed_dim;
+            dataset = dataset.with_features(FeatureSource { folder: dir.clone(), width, key: FEATURES_DIR });
+        }
         dataset.warnings.extend(folders.warnings);
         dataset.check_contents(data.max_empty_clips)?;
         Ok(dataset)
@@ -228,6 +239,12 @@ impl Dataset {
         self.sizes.features = Some(source.width);
         self.features = Some(source);
         self
+    }
+
+    /// Whether its features were made elsewhere, so that there are no images at all.
+    #[must_use]
+    pub fn has_made_features(&self) -> bool {
+        self.features.as_ref().is_some_and(|source| source.key == FEATURES_DIR)
     }
 
     /// Where features are, in the place of images.
@@ -294,7 +311,7 @@ impl Dataset {
         streams: &mut [Pixels],
     ) -> Result<()> {
         let is_empty = clip.numbers().is_empty();
-        if is_empty && source.key == FEATURES_DIR {
+        if is_empty && self.has_made_features() {
             let features = streams.iter_mut().filter_map(Pixels::features_mut);
             features.for_each(|features| features.fill(0.0));
             return Ok(());
@@ -408,8 +425,9 @@ struct Sources<'a> {
     /// None where there is but one split.
     train: Option<Source<'a>>,
     val: Source<'a>,
-    /// The image streams'.
+    /// The image streams'; none where features come in the place of images.
     streams: Vec<Source<'a>>,
+    features: Option<Source<'a>>,
     pose: Source<'a>,
 }
 
@@ -421,7 +439,11 @@ impl<'a> Sources<'a> {
             metadata: Some(source("data.metadata_csv", &data.metadata_csv)),
             train: Some(source("data.train_index", &data.train_index)),
             val: source("data.val_index", &data.val_index),
-            streams: image_streams().map(folder).collect(),
+            streams: match data.features_dir {
+                Some(_) => Vec::new(),
+                None => image_streams().map(folder).collect(),
+            },
+            features: data.features_dir.as_ref().map(|path| source(FEATURES_DIR, path)),
             pose: folder(pose_stream()),
         }
     }
@@ -569,9 +591,9 @@ fn list_folders<'a>(sources: &Sources<'a>, ids: &HashMap<&str, usize>) -> Result
         (listed.collect::<Vec<_>>(), poses)
     });
     let mut problems = Vec::new();
-    let mut failed = |source: &Source, error: &std::io::Error| {
+    let failed = |source: &Source, error: &std::io::Error| {
         let problem = Problem::new(format!("cannot list the folder {source}")).io(source.path, error);
-        problems.push(problem.hint(format!("correct {}", source.key)));
+        problem.hint(format!("correct {}", source.key))
     };
     let (mut warnings, mut unindexed) = (Vec::new(), 0);
     let streams = streams.into_iter().zip(&sources.streams).map(|(listing, source)| match listing {
@@ -581,13 +603,28 @@ fn list_folders<'a>(sources: &Sources<'a>, ids: &HashMap<&str, usize>) -> Result
             listing
         }
         Err(error) => {
-            failed(source, &error);
+            problems.push(failed(source, &error));
             Listing::default()
         }
     });
-    let streams = streams.collect();
+    let mut streams: Vec<Listing> = streams.collect();
+    if let Some(source) = &sources.features {
+        match list_features(source.path, ids, clips) {
+            Ok(Ok(listing)) => {
+                unindexed += listing.other_clips;
+                warnings.extend(odd_names(
+                    source,
+                    &listing.other_files,
+                    "not named <video_id>.safetensors, ignored",
+                ));
+                streams = image_streams().map(|_| listing.clone()).collect();
+            }
+            Ok(Err(found)) => problems.extend(found),
+            Err(error) => problems.push(failed(source, &error)),
+        }
+    }
     let poses = poses.unwrap_or_else(|error| {
-        failed(&sources.pose, &error);
+        problems.push(failed(&sources.pose, &error));
         PoseListing::default()
     });
     if !problems.is_empty() {

@@ -1,6 +1,7 @@
 //! What the clips' files are, wherever they lie: a digest a clip, which a copy of the folders leaves as it is.
 
 use super::dataset::{Clip, Dataset};
+use super::features::{FeatureFile, FeatureSource};
 use super::image::ImageDecoder;
 use super::{SHOWN, on_threads, some_of};
 use crate::error::{Problem, count};
@@ -11,8 +12,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The files of a dataset's clips, as far as that is known without decoding them: of each frame its number and size; of
-/// poses, and of each stream's first frame, the bytes too (those are opened before every run anyway). Neither the
-/// folders' names nor the files' times are part of it.
+/// poses, and of each stream's first frame, the bytes too (those are opened before every run anyway); of features that were
+/// made elsewhere, the first and last rows. Neither the folders' names nor the files' times are part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
     /// A digest of each clip, in the order of [`Dataset::clips`].
@@ -89,7 +90,11 @@ impl Dataset {
         let (mut decoder, mut image) = (ImageDecoder::default(), vec![0; self.sizes.image_bytes()]);
         let mut found = Vec::new();
         for clip in clips.iter().take(SHOWN).filter_map(|&at| self.clips.get(at)) {
-            for (stream, table) in self.streams.iter().zip(&clip.frames) {
+            if let Some(source) = self.features().filter(|_| self.has_made_features()) {
+                found.extend(source.open(&clip.id).err().into_iter().flat_map(|error| error.problems));
+            }
+            let images = self.streams.iter().filter(|_| !self.has_made_features());
+            for (stream, table) in images.zip(&clip.frames) {
                 let paths =
                     table.numbers().iter().map(|&number| stream.dir.join(table.file_name(&clip.id, number)));
                 let read = paths.map(|path| decoder.read(&path, self.sizes.image_size, &mut image));
@@ -107,7 +112,12 @@ impl Dataset {
     /// A clip's digest and size.
     fn clip_contents(&self, clip: &Clip) -> (u64, u64) {
         let (mut digest, mut bytes) = (Sha1::new(), 0_u64);
-        for (stream, table) in self.streams.iter().zip(&clip.frames) {
+        let made = self.features().filter(|_| self.has_made_features());
+        if let Some(source) = made {
+            bytes += add_features(&mut digest, source, &clip.id);
+        }
+        let images = self.streams.iter().filter(|_| made.is_none());
+        for (stream, table) in images.zip(&clip.frames) {
             digest.update((table.numbers().len() as u64).to_le_bytes());
             for (at, &number) in table.numbers().iter().enumerate() {
                 let path = stream.dir.join(table.file_name(&clip.id, number));
@@ -130,6 +140,15 @@ fn add_file(digest: &mut Sha1, path: &Path) -> u64 {
     digest.update(content);
     digest.update(size.to_le_bytes());
     size
+}
+
+/// Adds what tells a clip's features from others: the file's size, its header, and the first and last rows; its size.
+fn add_features(digest: &mut Sha1, source: &FeatureSource, id: &str) -> u64 {
+    let path = source.file(id);
+    let sample = FeatureFile::open(&path).and_then(|mut file| file.sample());
+    let Ok(sample) = sample else { return add_missing(digest) };
+    digest.update(sample);
+    add_size(digest, &path)
 }
 
 /// Adds how large a file is; its size, 0 for one that is not there.

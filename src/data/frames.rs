@@ -4,6 +4,13 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
+use super::SHOWN;
+use super::features::{FeatureFile, id_of};
+use crate::error::Problem;
+
+/// More frames than any clip has: 92 hours at 30 a second.
+const MOST_ROWS: u32 = 10_000_000;
+
 /// The frames that one stream has of one clip: sorted distinct numbers, 4 bytes a frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FrameTable {
@@ -62,6 +69,13 @@ impl FrameTable {
         (Self { numbers, digits }, dropped)
     }
 
+    /// That of a clip's features: a frame a row, from 0.
+    fn rows(rows: usize) -> Self {
+        // More than a number counts are more than any clip has.
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX).min(MOST_ROWS);
+        Self { numbers: (0..rows).collect(), digits: Digits::default() }
+    }
+
     /// The frame numbers, sorted and distinct.
     #[must_use]
     pub fn numbers(&self) -> &[u32] {
@@ -105,7 +119,7 @@ impl PassedOver {
 }
 
 /// What one listing of a stream's folder found.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Listing {
     /// The frames of each clip, in the order of the clips.
     pub tables: Vec<FrameTable>,
@@ -177,6 +191,41 @@ pub fn list_frames(dir: &Path, ids: &HashMap<&str, usize>, clips: usize) -> io::
         names.for_each(|name| listing.repeated.add(&name));
     }
     Ok(listing)
+}
+
+/// Lists a folder of features once, and reads each clip's header: a clip's frames are the rows of its file, numbered from
+/// 0. What is wrong with files is the inner error: a problem each for the first ten.
+///
+/// # Errors
+/// The folder is missing, is a file, or cannot be read.
+pub fn list_features(
+    dir: &Path,
+    ids: &HashMap<&str, usize>,
+    clips: usize,
+) -> io::Result<Result<Listing, Vec<Problem>>> {
+    let mut listing = Listing { tables: vec![FrameTable::default(); clips], ..Listing::default() };
+    let mut problems = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let Some(id) = name.to_str().and_then(id_of) else {
+            listing.other_files.add(&name.to_string_lossy());
+            continue;
+        };
+        let Some(table) = ids.get(id).and_then(|&clip| listing.tables.get_mut(clip)) else {
+            listing.other_clips += 1;
+            continue;
+        };
+        match FeatureFile::open(&dir.join(&name)).map(|file| FrameTable::rows(file.rows())) {
+            Ok(rows) => *table = rows,
+            Err(error) => problems.extend(error.problems),
+        }
+    }
+    if problems.is_empty() {
+        return Ok(Ok(listing));
+    }
+    problems.sort_by(|a, b| a.what.cmp(&b.what));
+    problems.truncate(SHOWN);
+    Ok(Err(problems))
 }
 
 /// Lists the pose folder once, as [`list_frames`] does a stream's.

@@ -18,6 +18,10 @@ impl Dataset {
     #[must_use]
     pub fn same_streams(&self) -> Vec<String> {
         let mut found = Vec::new();
+        // A file of features is of all streams.
+        if self.has_made_features() {
+            return found;
+        }
         for (second, b) in self.streams.iter().enumerate() {
             for (first, a) in self.streams.iter().enumerate().take(second) {
                 if is_one_folder(&a.dir, &b.dir) {

@@ -1,6 +1,7 @@
 //! Opening a dataset's files before a run: what cannot be read, summed up, and what is odd about the files.
 
 use super::dataset::Dataset;
+use super::features::{FeatureFile, file_name};
 use super::image::ImageDecoder;
 use super::{SHOWN, on_threads, some_of_many};
 use crate::error::{Error, Problem, count};
@@ -127,15 +128,17 @@ impl Dataset {
     /// `24 images opened in data/face (data.face_dir)`.
     fn opened(&self, source: usize, numbers: &[usize]) -> String {
         let number = numbers.get(source).copied().unwrap_or(0);
-        let (noun, folder) =
-            self.streams.get(source).map_or(("pose", &self.poses), |folder| ("image", folder));
+        let noun = if self.has_made_features() { "file" } else { "image" };
+        let (noun, folder) = self.streams.get(source).map_or(("pose", &self.poses), |folder| (noun, folder));
         format!("{} opened in {folder}", count(number, noun))
     }
 
     fn pieces(&self, depth: Depth) -> Vec<Piece> {
         let mut pieces = Vec::new();
         for (at, clip) in self.clips.iter().enumerate() {
-            for (source, table) in clip.frames.iter().enumerate() {
+            // A file of features is of all streams.
+            let sources = if self.has_made_features() { 1 } else { clip.frames.len() };
+            for (source, table) in clip.frames.iter().enumerate().take(sources) {
                 let images = match depth {
                     Depth::FirstImages => table.numbers().len().min(1),
                     Depth::EveryImage => table.numbers().len(),
@@ -164,6 +167,18 @@ impl Dataset {
             }
             return;
         };
+        if let Some(source) = self.features().filter(|_| self.has_made_features()) {
+            let read = |mut file: FeatureFile| {
+                let mut row = vec![0.0; source.width];
+                let rows: Vec<usize> = piece.files.clone().collect();
+                (0..self.streams.len())
+                    .try_for_each(|stream| rows.iter().try_for_each(|&at| file.read(stream, &[at], &mut row)))
+            };
+            if let Err(error) = source.open(&clip.id).and_then(read) {
+                note(0, file_name(&clip.id), error);
+            }
+            return;
+        }
         for &number in table.numbers().get(piece.files.clone()).unwrap_or_default() {
             let name = table.file_name(&clip.id, number);
             if let Err(error) = decoder.read(&stream.dir.join(&name), self.sizes.image_size, image) {

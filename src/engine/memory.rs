@@ -95,11 +95,17 @@ pub fn parameters(c: &Experiment, blueprint: &Blueprint, sums: usize) -> usize {
     blueprint.elements("").saturating_add(trainable).saturating_mul(4)
 }
 
-/// Bytes of the images of one batch, the larger of training's and validation's.
+/// Bytes of the images of one batch, the larger of training's and validation's, or of their features.
 #[must_use]
 pub fn batch_bytes(c: &Experiment) -> usize {
     let clips = c.data.batch_size.max(c.data.val_batch_size.unwrap_or(c.data.batch_size));
-    let sizes = [clips, c.model.sequence_length, c.model.image_size, c.model.image_size, 3];
+    let has_features = c.data.features_dir.is_some() || c.data.feature_cache.is_some();
+    let frame = if has_features {
+        [c.model.backbone.embed_dim, 4, 1]
+    } else {
+        [c.model.image_size, c.model.image_size, 3]
+    };
+    let sizes = [clips, c.model.sequence_length].into_iter().chain(frame);
     sizes.into_iter().fold(image_streams().count(), usize::saturating_mul)
 }
 

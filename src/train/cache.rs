@@ -210,9 +210,18 @@ impl Filler<'_> {
                     self.done += self.images(at);
                     self.tell();
                 }
+                // Another process may have made it since it was decoded.
+                Part::Begin(at, _)
+                    if self.dataset.clips.get(at).is_some_and(|it| self.cache.has(self.dataset, it)) =>
+                {
+                    clip = None;
+                    self.done += self.images(at);
+                    self.tell();
+                }
                 Part::Begin(at, stamp) => {
                     clip = Some((at, stamp, vec![Vec::new(); self.dataset.streams.len()]));
                 }
+                Part::Images(..) if clip.is_none() => {}
                 Part::Images(stream, pixels, count) => {
                     let size = self.dataset.sizes.image_size;
                     let features = self.engine.features(stream, &pixels, count, size)?;

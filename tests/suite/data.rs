@@ -121,7 +121,7 @@ fn write_pose(path: &Path, name: &str, rows: usize, values: &[f32]) {
 fn shown(sample: &Sample, at: usize) -> Vec<Option<u8>> {
     let level = |image: &[u8]| image[SIZE * SIZE];
     let number = |level: u8| (level - 5 * at as u8 + 5) / 20;
-    let images = sample.images[at].chunks_exact(SIZE * SIZE * 3).map(level);
+    let images = sample.images[at].bytes().chunks_exact(SIZE * SIZE * 3).map(level);
     images.map(|level| (level > 0).then(|| number(level))).collect()
 }
 
@@ -473,8 +473,8 @@ fn batches_do_not_depend_on_the_number_of_workers() {
     assert_eq!(request.clips, training_order(7, 0, &dataset.train)[..3]);
     for (at, &clip) in request.clips.iter().enumerate() {
         let sample = dataset.load(clip, Phase::Train, 0).unwrap();
-        let length = sample.images[1].len();
-        assert!(batch.images[1].bytes()[at * length..(at + 1) * length] == sample.images[1]);
+        let length = sample.images[1].bytes().len();
+        assert!(batch.images[1].bytes()[at * length..(at + 1) * length] == *sample.images[1].bytes());
         assert_eq!(batch.pose[at * 12..(at + 1) * 12], sample.pose);
     }
     for workers in [1, 4] {

@@ -14,6 +14,7 @@ mod demo;
 mod device;
 mod documents;
 mod faults;
+mod features;
 #[cfg(unix)]
 mod folder;
 #[cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]

@@ -136,6 +136,11 @@ impl World {
         (id, frames)
     }
 
+    /// The clips of the training split.
+    pub fn clip_ids(&self) -> Vec<String> {
+        self.read("data/index/train.csv").lines().skip(1).map(str::to_owned).collect()
+    }
+
     /// A checkpoint of the working directory.
     pub fn checkpoint(&self, name: &str) -> Checkpoint<'static> {
         let path = self.path(name);

@@ -288,7 +288,7 @@ mod tests {
             assert!(file.is_stored_as(dtype));
             let mut out = [0.0; 12];
             file.read(1, &[4, 0, 2, 2], &mut out).unwrap();
-            let row = |row: usize| &streams()[1][3 * row..3 * row + 3];
+            let row = |row: usize| streams()[1][3 * row..3 * row + 3].to_vec();
             assert_eq!(out.to_vec(), [row(4), row(0), row(2), row(2)].concat());
             let error = file.read(1, &[5], &mut out).unwrap_err().to_string();
             assert!(error.contains("it has 5 rows; row 5 is needed"), "{error}");

@@ -9,7 +9,7 @@ pub use cache::{CacheKey, FeatureCache, Missing};
 pub use file::{FeatureFile, encode};
 
 use crate::config::streams::image_streams;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 
 /// Where a dataset's features are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,13 +37,10 @@ impl FeatureSource {
         let path = self.file(id);
         let file = FeatureFile::open(&path)?;
         if file.width() != self.width {
-            let what = format!(
-                "the features in {} are {} wide, those of other clips {}",
-                path.display(),
-                file.width(),
-                self.width
-            );
-            return Err(Error::data(what).hint("make all of them with one network"));
+            let problem = Problem::new(format!("cannot read the features {}", path.display()));
+            let problem =
+                problem.cause(format!("they are {} wide, those of other clips {}", file.width(), self.width));
+            return Err(Error::new(ErrorKind::Data, problem.hint("make all of them with one network")));
         }
         Ok(file)
     }

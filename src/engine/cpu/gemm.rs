@@ -31,8 +31,7 @@ pub enum Into {
     Add,
 }
 
-/// `(m, k) (k, n)` into the rows of `out`, which are `stride` numbers apart. One thread computes it. A row is the same
-/// however many others there are.
+/// `(m, k) (k, n)` into the rows of `out`, which are `stride` numbers apart. One thread computes it.
 pub fn product(
     (m, k, n): (usize, usize, usize),
     a: Matrix,
@@ -41,12 +40,6 @@ pub fn product(
     stride: usize,
     into: Into,
 ) {
-    if m == 1 && into == Into::Set {
-        // Of a single row the library makes another sum: it is computed as one of two.
-        let mut both = vec![0.0; 2 * n];
-        run((2, k, n), Matrix { row: 0, ..a }, b, &mut both, n, into, Parallelism::None);
-        return out[..n].copy_from_slice(&both[..n]);
-    }
     run((m, k, n), a, b, out, stride, into, Parallelism::None);
 }
 

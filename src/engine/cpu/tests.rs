@@ -13,6 +13,7 @@ fn view(pixels: &Pixels) -> vit::Pixels<'_> {
     match pixels {
         Pixels::Bytes(bytes) => vit::Pixels::Bytes(bytes),
         Pixels::Normalised(floats) => vit::Pixels::Normalised(floats),
+        Pixels::Features(_) => panic!("features go through no backbone"),
     }
 }
 
@@ -50,7 +51,12 @@ fn check(c: &config::Backbone, size: usize, images: usize, bytes: bool) -> Resul
         let floats = (floats.permute((0, 3, 1, 2))?.contiguous()? / 64.0)?;
         Pixels::Normalised(floats.flatten_all()?.to_vec1()?)
     };
-    let images = Images::new(&pixels, images, size, &Device::Cpu)?;
+    let images = match &pixels {
+        Pixels::Bytes(bytes) => Images::of_bytes(bytes, images, size, &Device::Cpu)?,
+        Pixels::Normalised(floats) | Pixels::Features(floats) => {
+            Images::normalised(floats, images, size, &Device::Cpu)?
+        }
+    };
     let pass = Pass { first_row: 3, ..Pass::training(1, 2) };
     let pull = Tensor::randn(0f32, 1.0, (images.count()?, c.embed_dim), &Device::Cpu)?;
 

@@ -101,7 +101,7 @@ fn send(network: &mut GpuNetwork, slot: usize, Placed { batch, targets, .. }: &P
     let targets = targets.concat();
     let images = batch.images.iter().map(|pixels| match pixels {
         Pixels::Bytes(bytes) => StreamData::ImageBytes(bytes),
-        Pixels::Normalised(numbers) => StreamData::Images(numbers),
+        Pixels::Normalised(numbers) | Pixels::Features(numbers) => StreamData::Images(numbers),
     });
     let streams: Vec<StreamData> = images.chain([StreamData::Pose(&batch.pose)]).collect();
     let valid: Vec<u8> = batch.pad_mask.iter().map(|&valid| u8::from(valid)).collect();

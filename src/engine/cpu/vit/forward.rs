@@ -9,6 +9,9 @@ use super::{Affine, BlockParameters, Drops, GROUP, Group, Pixels, Shape, Trained
 use crate::nn::images::{MEAN, STD};
 
 /// Images to the normalised class token's features (N, D); what backward needs is kept on `tape`, where there is one.
+///
+/// An image's features are the same whatever else goes through with it: every group is whole, the last image in it twice
+/// where need be, because the library's sums may depend on how many rows there are.
 #[must_use]
 pub fn forward(
     shape: &Shape,
@@ -18,44 +21,84 @@ pub fn forward(
     drops: Option<&Drops>,
     tape: Option<&mut Tape>,
 ) -> Vec<f32> {
-    let d = shape.width;
-    let mut features = vec![0.0; images * d];
-    if let Some(tape) = tape.filter(|_| shape.trained != Trained::Nothing) {
-        tape.reserve(shape, images);
-        let (first, last) = (shape.first_trained(), room(&mut tape.last, images * d));
-        let mut groups: Vec<Vec<Part>> = Vec::new();
-        groups.resize_with(images.div_ceil(GROUP), || Vec::with_capacity(shape.depth - first));
-        for (i, block) in tape.blocks.iter_mut().enumerate().skip(first) {
-            let parts = block.all(shape, i, images).groups(shape, i);
-            groups.iter_mut().zip(parts).for_each(|(group, part)| group.push(part));
+    let (d, whole) = (shape.width, images.next_multiple_of(GROUP));
+    let rest = (images < whole).then(|| pixels.one(images - 1, shape.image * shape.image * 3).repeat(GROUP));
+    let group = |g: usize| match &rest {
+        Some(rest) if (g + 1) * GROUP > images => {
+            (Group { first_pixels: 0, ..Group::new(g, GROUP, drops) }, rest.as_pixels())
         }
-        groups.into_par_iter().zip(last.par_chunks_mut(GROUP * d)).enumerate().for_each(
-            |(g, (mut parts, last))| {
-                let group = Group::new(g, last.len() / d, drops);
-                SCRATCH.with_borrow_mut(|scratch| {
-                    let x = parts.first_mut().map_or(&mut *last, |part| &mut *part.x);
-                    blocks_before(first, shape, weights, pixels, &group, x, scratch);
-                    for i in first..shape.depth {
-                        let (these, rest) = parts.split_at_mut(i - first + 1);
-                        let out = rest.first_mut().map_or(&mut *last, |next| &mut *next.x);
-                        let part = &mut these[i - first];
-                        block_forward(shape, &weights.blocks[i], i, &group, part, out, scratch);
-                    }
-                });
-            },
-        );
-        rows::layer_norm(&mut features, last, weights.norm.weight, weights.norm.bias);
-        return features;
-    }
-    features.par_chunks_mut(GROUP * d).enumerate().for_each(|(g, features)| {
-        let group = Group::new(g, features.len() / d, drops);
-        let mut last = vec![0.0; group.images * d];
-        SCRATCH.with_borrow_mut(|scratch| {
-            blocks_before(shape.depth, shape, weights, pixels, &group, &mut last, scratch);
-            rows::layer_norm(features, &last, weights.norm.weight, weights.norm.bias);
+        _ => (Group::new(g, GROUP, drops), pixels),
+    };
+    let mut features = vec![0.0; images * d];
+    let Some(tape) = tape.filter(|_| shape.trained != Trained::Nothing) else {
+        features.par_chunks_mut(GROUP * d).enumerate().for_each(|(g, features)| {
+            let (group, pixels) = group(g);
+            let mut last = vec![0.0; GROUP * d];
+            SCRATCH.with_borrow_mut(|scratch| {
+                blocks_before(shape.depth, shape, weights, pixels, &group, &mut last, scratch);
+            });
+            rows::layer_norm(features, &last[..features.len()], weights.norm.weight, weights.norm.bias);
         });
-    });
+        return features;
+    };
+    tape.reserve(shape, whole);
+    tape.images = images;
+    let (first, last) = (shape.first_trained(), room(&mut tape.last, whole * d));
+    let mut groups: Vec<Vec<Part>> = Vec::new();
+    groups.resize_with(whole / GROUP, || Vec::with_capacity(shape.depth - first));
+    for (i, block) in tape.blocks.iter_mut().enumerate().skip(first) {
+        let parts = block.all(shape, i, whole).groups(shape, i);
+        groups.iter_mut().zip(parts).for_each(|(group, part)| group.push(part));
+    }
+    groups.into_par_iter().zip(last.par_chunks_mut(GROUP * d)).enumerate().for_each(
+        |(g, (mut parts, last))| {
+            let (group, pixels) = group(g);
+            SCRATCH.with_borrow_mut(|scratch| {
+                let x = parts.first_mut().map_or(&mut *last, |part| &mut *part.x);
+                blocks_before(first, shape, weights, pixels, &group, x, scratch);
+                for i in first..shape.depth {
+                    let (these, rest) = parts.split_at_mut(i - first + 1);
+                    let out = rest.first_mut().map_or(&mut *last, |next| &mut *next.x);
+                    let part = &mut these[i - first];
+                    block_forward(shape, &weights.blocks[i], i, &group, part, out, scratch);
+                }
+            });
+        },
+    );
+    rows::layer_norm(&mut features, &last[..images * d], weights.norm.weight, weights.norm.bias);
     features
+}
+
+/// Images of their own.
+enum Owned {
+    Bytes(Vec<u8>),
+    Normalised(Vec<f32>),
+}
+
+impl Owned {
+    fn as_pixels(&self) -> Pixels<'_> {
+        match self {
+            Self::Bytes(bytes) => Pixels::Bytes(bytes),
+            Self::Normalised(floats) => Pixels::Normalised(floats),
+        }
+    }
+}
+
+impl Pixels<'_> {
+    /// The image at `at`, of `each` numbers.
+    fn one(&self, at: usize, each: usize) -> Self {
+        match self {
+            Self::Bytes(bytes) => Pixels::Bytes(&bytes[at * each..][..each]),
+            Self::Normalised(floats) => Pixels::Normalised(&floats[at * each..][..each]),
+        }
+    }
+
+    fn repeat(&self, times: usize) -> Owned {
+        match self {
+            Self::Bytes(bytes) => Owned::Bytes(bytes.repeat(times)),
+            Self::Normalised(floats) => Owned::Normalised(floats.repeat(times)),
+        }
+    }
 }
 
 /// The first `count` blocks for one group, keeping nothing: `out` becomes the input of the next block (G S, D), or the
@@ -98,7 +141,7 @@ fn embed(
     let (cls, pos) = (weights.cls_token, weights.pos_embed);
     let Affine { weight, bias } = weights.patch_embed;
     let patches = room(&mut scratch.patches, group.images * p * pixels_each);
-    cut(shape, pixels, group.start, patches);
+    cut(shape, pixels, group.first_pixels, patches);
     let embedded = room(&mut scratch.tokens, group.images * p * d);
     let size = (group.images * p, pixels_each, d);
     product(

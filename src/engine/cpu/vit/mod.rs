@@ -335,13 +335,16 @@ pub struct BlockDrops {
 struct Group<'a> {
     /// Its first image.
     start: usize,
+    /// Where that is among the pixels that the group is cut from.
+    first_pixels: usize,
     images: usize,
     drops: Option<&'a Drops<'a>>,
 }
 
 impl<'a> Group<'a> {
     fn new(index: usize, images: usize, drops: Option<&'a Drops<'a>>) -> Self {
-        Self { start: index * GROUP, images, drops }
+        let start = index * GROUP;
+        Self { start, first_pixels: start, images, drops }
     }
 
     /// Multiplies `x`, `each` numbers an image, by the masks of `site`.
