@@ -3,7 +3,8 @@
 //!
 //! Bottom up: [`value`] holds plain values and tensors, `pickle_write` and `pickle_read` translate them to and
 //! from the object stream, `zip_write` and `archive` hold the container, [`torch_file`] puts the two together,
-//! [`atomic`] replaces files, and [`state`] and [`optimizer`] know the keys of a training checkpoint.
+//! [`atomic`] replaces files, and [`state`] and [`optimizer`] know the keys of a training checkpoint. [`weights`] reads
+//! weights from whatever file they are in.
 
 mod archive;
 pub mod atomic;
@@ -11,9 +12,11 @@ mod globals;
 pub mod optimizer;
 mod pickle_read;
 mod pickle_write;
+pub mod safetensors;
 pub mod state;
 pub mod torch_file;
 pub mod value;
+pub mod weights;
 mod zip_write;
 
 pub use atomic::{link_or_copy, separate};
@@ -21,3 +24,4 @@ pub use optimizer::{AdamMoments, AdamState, Expected, GroupState, SgdState};
 pub use state::{Checkpoint, match_parameters, model_state};
 pub use torch_file::{load, save, save_in, write};
 pub use value::{Dtype, TensorData, Value};
+pub use weights::Weights;

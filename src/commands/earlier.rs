@@ -32,9 +32,7 @@ impl Earlier {
         let mut earlier = Self { folder, saved: None, changes: Changes::default() };
         if earlier.folder.has_last() {
             let saved = Saved::load(&earlier.folder.last())?;
-            if let Some(init_from) = &mut c.run.init_from {
-                saved.settle_init_from(init_from);
-            }
+            saved.settle_starts(c);
             earlier.changes = saved.changes(c)?;
             earlier.saved = Some(saved);
         }

@@ -1,7 +1,7 @@
 //! What several commands open before they begin, with what there is to say of it.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,9 +12,11 @@ use crate::engine::Engine;
 use crate::error::ErrorKind;
 use crate::model::decoder::{self, Texts};
 use crate::model::{DecoderKind, TextReport};
+use crate::nn::Parameters;
 use crate::observe::reporter::Reporter;
 use crate::train::Initial;
 use crate::train::feed::default_workers;
+use crate::train::initial::{InitialBackbones, Told};
 use crate::train::resume::Saved;
 use crate::{Error, Result};
 
@@ -98,14 +100,59 @@ pub fn look_into_files(
     found
 }
 
-/// Reads the weights that a run begins with, and says which; `c` has their digest then.
-pub fn begin_from(c: &mut Experiment, reporter: &Reporter) -> Result<Option<Initial>> {
-    let Some(from) = &mut c.run.init_from else { return Ok(None) };
-    let initial = Initial::load(from)?;
-    *from = initial.from().clone();
-    let (path, digest) = (from.path.display(), from.sha1.as_deref().unwrap_or_default());
-    reporter.info(&format!("the weights begin as those of {path} (SHA-1 {digest})"));
-    Ok(Some(initial))
+/// The weights that a run begins with, where they are not random.
+#[derive(Debug, Default)]
+pub struct Start {
+    network: Option<Initial>,
+    backbones: Option<InitialBackbones>,
+}
+
+impl Start {
+    /// Reads them, and says which; `c` has their files' digests then.
+    pub fn read(c: &mut Experiment, reporter: &Reporter) -> Result<Self> {
+        let mut start = Self::default();
+        if let Some(from) = &mut c.run.init_from {
+            let initial = Initial::load(from)?;
+            *from = initial.from().clone();
+            let (path, digest) = (from.path.display(), from.sha1.as_deref().unwrap_or_default());
+            reporter.info(&format!("the weights begin as those of {path} (SHA-1 {digest})"));
+            say_left_out(&from.path, initial.left_out(), reporter);
+            start.network = Some(initial);
+        }
+        if let Some(from) = &mut c.model.backbone.init {
+            let backbones = InitialBackbones::load(from)?;
+            *from = backbones.from().clone();
+            let (path, digest) = (from.path.display(), from.sha1.as_deref().unwrap_or_default());
+            reporter.info(&format!("the backbones begin as that of {path} (SHA-1 {digest})"));
+            start.backbones = Some(backbones);
+        }
+        Ok(start)
+    }
+
+    /// Sets the parameters of the host, and says what of the files has no place there.
+    pub fn apply(
+        &self,
+        c: &Experiment,
+        decoder: &dyn DecoderKind,
+        parameters: &Parameters,
+        reporter: &Reporter,
+    ) -> Result<()> {
+        if let Some(initial) = &self.network {
+            initial.apply(c, decoder, parameters)?;
+        }
+        if let Some(backbones) = &self.backbones {
+            let Told { left_out, warnings } = backbones.apply(c, parameters)?;
+            say_left_out(&backbones.from().path, &left_out, reporter);
+            warnings.iter().for_each(|warning| reporter.warn(warning));
+        }
+        Ok(())
+    }
+}
+
+fn say_left_out(path: &Path, names: &[String], reporter: &Reporter) {
+    if !names.is_empty() {
+        reporter.info(&format!("of {}, this is not used: {}", path.display(), names.join(", ")));
+    }
 }
 
 /// Begins with the weights that a run would begin with. One that goes on has its own.
@@ -118,7 +165,6 @@ pub(super) fn begin(
     if c.run.resume == Resume::Auto && c.run.work_dir.join("last.pt").exists() {
         return Ok(());
     }
-    let Some(initial) = begin_from(&mut c.clone(), reporter)? else { return Ok(()) };
-    initial.apply(c, decoder, engine.host().parameters())?;
+    Start::read(&mut c.clone(), reporter)?.apply(c, decoder, engine.host().parameters(), reporter)?;
     engine.push()
 }

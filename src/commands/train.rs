@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use super::cache::with_cache;
 use super::earlier::{Earlier, go_on};
-use super::prepare::{Call, Opened, begin_from, look_at_clips, open_dataset};
+use super::prepare::{Call, Opened, Start, look_at_clips, open_dataset};
 use super::said::{
     epochs_in, finished, go_on_from, nothing_left, say_overrides, stopped, summary, where_it_stands,
 };
@@ -27,7 +27,7 @@ use crate::observe::{self, Observer};
 use crate::train::resume::Changes;
 use crate::train::stop::{Signal, Stop};
 use crate::train::trainer::{Ended, Surroundings};
-use crate::train::{Feed, Initial, Progress, Trainer, TrainingState, state};
+use crate::train::{Feed, Progress, Trainer, TrainingState, state};
 use crate::{Error, Result};
 
 pub fn train(args: TrainArgs, arguments: &[OsString], reporter: &Reporter) -> Result<Ended> {
@@ -74,7 +74,7 @@ struct Sound {
     /// The run to go on with, where there is one.
     earlier: Option<Earlier>,
     /// The weights that a new run begins with, where they are not random.
-    initial: Option<Initial>,
+    initial: Start,
 }
 
 impl Sound {
@@ -83,7 +83,8 @@ impl Sound {
         let mut resolved = resolved.clone();
         let mut earlier = Earlier::find(&mut resolved, call)?;
         let goes_on = earlier.as_ref().is_some_and(|earlier| earlier.saved.is_some());
-        let initial = if goes_on { None } else { begin_from(&mut resolved.experiment, reporter)? };
+        let initial =
+            if goes_on { Start::default() } else { Start::read(&mut resolved.experiment, reporter)? };
         let c = &resolved.experiment;
         let device = select_device(&resolved, reporter);
         let threads = threads::start(threads::available(c.run.threads)?)?;
@@ -115,10 +116,9 @@ impl Sound {
                 (folder, changes)
             }
             earlier => {
-                if let Some(initial) = self.initial {
-                    let state = &self.trainer.state;
-                    initial.apply(c, state.decoder.as_ref(), state.engine.host().parameters())?;
-                }
+                let state = &self.trainer.state;
+                let parameters = state.engine.host().parameters();
+                self.initial.apply(c, state.decoder.as_ref(), parameters, reporter)?;
                 let folder = match earlier {
                     Some(earlier) => earlier.folder,
                     None => claim(c, call, started, reporter)?,

@@ -37,6 +37,7 @@ pub(super) fn check(merge: &mut Merge) {
     plateau(merge);
     frozen_blocks(merge);
     features(merge);
+    starts(merge);
     hidden_width(merge);
     sizes(merge);
 }
@@ -238,6 +239,21 @@ fn frozen_blocks(merge: &mut Merge) {
         let what = format!("{} is more than {}", named(merge, FREEZE), named(merge, DEPTH));
         let hint = format!("freeze at most {depth} blocks, or \"all\" for the last norm, too");
         merge.problems.push(Problem::new(what).hint(hint));
+    }
+}
+
+/// A backbone begins with one file.
+fn starts(merge: &mut Merge) {
+    const INIT: &str = "model.backbone.init";
+    let others = ["run.init_from", FEATURES_DIR];
+    if word(merge, INIT).is_none() {
+        return;
+    }
+    for (other, why) in others.into_iter().zip(["has weights for the backbones, too", "leaves no backbone"]) {
+        if word(merge, other).is_some() {
+            let what = format!("{} {why}: {}", named(merge, other), named(merge, INIT));
+            merge.problems.push(Problem::new(what).hint(format!("leave one of the two out: --set {INIT}=")));
+        }
     }
 }
 

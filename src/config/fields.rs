@@ -121,6 +121,11 @@ sections! {
         attention_dropout: f64 = 0.0 => Rule::BelowOne,
         /// Rate at which a block's attention or MLP branch is skipped in training, for each image by itself.
         stochastic_depth: f64 = 0.0 => Rule::BelowOne,
+        /// What is added to the variance in each `LayerNorm`: 1e-6 in timm's and DINO's networks.
+        layer_norm_eps: f64 = 1e-5 => Rule::AboveZero; Network,
+        /// File of weights that each backbone begins with: timm's or DINO's ViT (`.safetensors`, `.pth`) or a network of
+        /// slt-run. A run's own `config.toml` adds the file's SHA-1, as with `run.init_from`.
+        init: Option<InitFrom> = unset ("weights are drawn from `run.seed`"),
         /// What of each backbone does not train: nothing, all of it, or patch embedding, class token, positions and so many
         /// first blocks. It gets no gradient and drops nothing.
         freeze: Freeze = none,

@@ -9,6 +9,7 @@ mod frames;
 mod frozen;
 mod fusion;
 mod network;
+pub mod pretrained;
 mod projector;
 pub mod search;
 pub mod sizes;

@@ -41,6 +41,11 @@ struct Mlp {
     dropout: [Dropout; 2],
 }
 
+/// A backbone's norm.
+fn norm(b: &Builder, name: &str, c: &config::Backbone) -> Result<LayerNorm> {
+    LayerNorm::with_eps(&b.pp(name), c.embed_dim, c.layer_norm_eps as f32)
+}
+
 const TRUNCATED: Init = Init::TruncatedNormal(0.02);
 
 impl VisionTransformer {
@@ -57,7 +62,7 @@ impl VisionTransformer {
             patch_embed,
             pos_drop: b.dropout("pos_drop", c.dropout),
             blocks: blocks?,
-            norm: LayerNorm::new(&b.pp("norm"), width)?,
+            norm: norm(b, "norm", c)?,
         })
     }
 
@@ -103,7 +108,7 @@ impl PatchEmbed {
 impl Block {
     fn new(b: &Builder, c: &config::Backbone) -> Result<Self> {
         Ok(Self {
-            norm1: LayerNorm::new(&b.pp("norm1"), c.embed_dim)?,
+            norm1: norm(b, "norm1", c)?,
             attn: MultiheadAttention::new(
                 &b.pp("attn"),
                 c.embed_dim,
@@ -111,7 +116,7 @@ impl Block {
                 c.attention_dropout,
                 TRUNCATED,
             )?,
-            norm2: LayerNorm::new(&b.pp("norm2"), c.embed_dim)?,
+            norm2: norm(b, "norm2", c)?,
             mlp: Mlp::new(&b.pp("mlp"), c)?,
             drop_path: [
                 b.dropout("drop_path1", c.stochastic_depth),

@@ -4,19 +4,26 @@ use candle_core::{Result, Tensor};
 
 use super::{Builder, Init};
 
-/// The eps of every `LayerNorm` of the network.
+/// The eps of every `LayerNorm` of the network, but for the backbones' where the experiment says otherwise.
 pub const LAYER_NORM_EPS: f32 = 1e-5;
 
-/// `nn.LayerNorm` over the last dimension, eps 1e-5: `weight` (D), `bias` (D).
+/// `nn.LayerNorm` over the last dimension: `weight` (D), `bias` (D).
 pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
+    eps: f32,
 }
 
 impl LayerNorm {
-    /// Ones and zeros at first.
+    /// Ones and zeros at first; with the usual eps.
     pub fn new(b: &Builder, width: usize) -> Result<Self> {
+        Self::with_eps(b, width, LAYER_NORM_EPS)
+    }
+
+    /// Ones and zeros at first.
+    pub fn with_eps(b: &Builder, width: usize, eps: f32) -> Result<Self> {
         Ok(Self {
+            eps,
             weight: b.parameter("weight", &[width], Init::Ones)?,
             bias: b.parameter("bias", &[width], Init::Zeros)?,
         })
@@ -25,6 +32,6 @@ impl LayerNorm {
     /// (…, D) to (…, D).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         // Candle's fused version has no backward and would silently cut the graph.
-        candle_nn::ops::layer_norm_slow(x, &self.weight, &self.bias, LAYER_NORM_EPS)
+        candle_nn::ops::layer_norm_slow(x, &self.weight, &self.bias, self.eps)
     }
 }

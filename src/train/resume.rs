@@ -46,8 +46,8 @@ const FILES: &str = "the set of frames and poses";
 /// The name under which other contents of these files are reported as a change; which clips have them follows.
 const CONTENTS: &str = "the content of the frames and poses";
 
-/// Where the initial weights are named in the experiment.
-const INIT_FROM: &str = "run.init_from";
+/// Where the initial weights are named in the experiment: all, or the backbones'.
+const STARTS: [&str; 2] = ["run.init_from", "model.backbone.init"];
 
 /// What decides which clips the batches of an epoch have: with another one, so many batches are other clips.
 const ORDER: [&str; 3] = ["data.batch_size", "run.seed", DATASET];
@@ -114,7 +114,7 @@ impl Saved {
                 "optimization.epochs" if c.optimization.epochs >= self.begun() => &mut sorted.harmless,
                 "optimization.early_stopping" => &mut sorted.harmless,
                 key if matches!(role(key), Some(Role::Computing | Role::Evaluation)) => &mut sorted.harmless,
-                INIT_FROM if self.has_same_start(config, c) => &mut sorted.harmless,
+                key if STARTS.contains(&key) && self.has_same_start(key, config, c) => &mut sorted.harmless,
                 key if role(key) == Some(Role::Data) && (self.knows_data() || change.is_one_place()) => {
                     &mut sorted.moved
                 }
@@ -156,30 +156,35 @@ impl Saved {
         contents_from(self.extra("contents")?)
     }
 
-    /// What the run began with, where it says so.
-    fn init_from(&self) -> Option<InitFrom> {
-        let literal = saved_value(self.text("config")?, INIT_FROM)?;
+    /// What the run began with by the field `key`, where it says so.
+    fn start(&self, key: &str) -> Option<InitFrom> {
+        let literal = saved_value(self.text("config")?, key)?;
         let text = literal.parse::<toml_edit::Value>().ok()?.as_str()?.to_owned();
         (!text.is_empty()).then(|| text.into())
     }
 
-    /// Adds to `now` the digest of its file. One that has gone is taken for what it was: its weights have gone into
-    /// this checkpoint. Where that does not know what it was, nobody does.
-    pub fn settle_init_from(&self, now: &mut InitFrom) {
-        let is_old = self.text("config").is_none_or(|config| saved_value(config, INIT_FROM).is_none());
-        let earlier = self.init_from().filter(|earlier| earlier.path == now.path);
-        let is_unknown = is_old || earlier.as_ref().is_some_and(|earlier| earlier.sha1.is_none());
-        if now.sha1.is_none() && !is_unknown {
-            let from_earlier = || earlier.and_then(|earlier| earlier.sha1);
-            now.sha1 = initial::digest(&now.path).ok().or_else(from_earlier);
+    /// Adds to the files that `c` begins with the digests of what they hold. One that has gone is taken for what it was: its
+    /// weights have gone into this checkpoint. Where that does not know what it was, nobody does.
+    pub fn settle_starts(&self, c: &mut Experiment) {
+        for (key, now) in STARTS.into_iter().zip([&mut c.run.init_from, &mut c.model.backbone.init]) {
+            let Some(now) = now else { continue };
+            let is_old = self.text("config").is_none_or(|config| saved_value(config, key).is_none());
+            let earlier = self.start(key).filter(|earlier| earlier.path == now.path);
+            let is_unknown = is_old || earlier.as_ref().is_some_and(|earlier| earlier.sha1.is_none());
+            if now.sha1.is_none() && !is_unknown {
+                let from_earlier = || earlier.and_then(|earlier| earlier.sha1);
+                now.sha1 = initial::digest(&now.path).ok().or_else(from_earlier);
+            }
         }
     }
 
-    /// Whether `c` names the file that the run began with, which may be in another place now. The runs of before this was
-    /// a field do not say what they began with.
-    fn has_same_start(&self, config: &str, c: &Experiment) -> bool {
-        match (self.init_from(), &c.run.init_from) {
-            _ if saved_value(config, INIT_FROM).is_none() => true,
+    /// Whether `c` names by the field `key` the file that the run began with, which may be in another place now. The runs of
+    /// before this was a field do not say what they began with.
+    fn has_same_start(&self, key: &str, config: &str, c: &Experiment) -> bool {
+        let now = if key == STARTS[0] { &c.run.init_from } else { &c.model.backbone.init };
+        match (self.start(key), now) {
+            // Before there was `model.backbone.init`, nothing began with it.
+            _ if saved_value(config, key).is_none() => key == STARTS[0] || now.is_none(),
             (Some(InitFrom { sha1: Some(was), .. }), Some(InitFrom { sha1: Some(is), .. })) => was == *is,
             (Some(was), Some(is)) => was.path == is.path,
             _ => false,

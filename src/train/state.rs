@@ -260,8 +260,23 @@ pub fn init_from(path: &Path, parameters: &Parameters) -> Result<()> {
 /// # Errors
 /// As [`init_from`].
 pub fn set_parameters(path: &Path, found: &[(String, TensorData)], parameters: &Parameters) -> Result<()> {
-    let matched = match_parameters(path, &parameters.shapes(), found)?;
-    for ((name, var), tensor) in parameters.iter().zip(matched) {
+    set_some(path, found, parameters, "")
+}
+
+/// As [`set_parameters`], of those whose names begin with `prefix`.
+///
+/// # Errors
+/// As there.
+pub fn set_some(
+    path: &Path,
+    found: &[(String, TensorData)],
+    parameters: &Parameters,
+    prefix: &str,
+) -> Result<()> {
+    let ours = || parameters.iter().filter(|(name, _)| name.starts_with(prefix));
+    let shapes: Vec<_> = ours().map(|(name, var)| (name.to_owned(), var.dims().to_vec())).collect();
+    let matched = match_parameters(path, &shapes, found)?;
+    for ((name, var), tensor) in ours().zip(matched) {
         let values = tensor.to_f32()?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             let what = format!("{}: {name} is {} at element {at}", path.display(), values[at]);

@@ -311,7 +311,7 @@ fn optimization(json: &Value) -> Optimization {
 }
 
 /// Every array of an npz, as f32.
-fn read_npz(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
+pub fn read_npz(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
     let mut zip = zip::ZipArchive::new(File::open(path).unwrap()).unwrap();
     let mut arrays = HashMap::new();
     for i in 0..zip.len() {
@@ -325,6 +325,9 @@ fn read_npz(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
         let npyz::DType::Plain(dtype) = npy.dtype() else { panic!("{name} is a structure") };
         let values = match (dtype.type_char(), dtype.num_bytes()) {
             (npyz::TypeChar::Float, Some(4)) => npy.into_vec::<f32>().unwrap(),
+            (npyz::TypeChar::Float, Some(2)) => {
+                npy.into_vec::<half::f16>().unwrap().into_iter().map(half::f16::to_f32).collect()
+            }
             (npyz::TypeChar::Int, Some(8)) => {
                 npy.into_vec::<i64>().unwrap().into_iter().map(|v| v as f32).collect()
             }

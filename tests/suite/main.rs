@@ -28,6 +28,7 @@ mod limits;
 mod lock;
 mod mid_run;
 mod numbers;
+mod pretrained;
 mod resume;
 mod run;
 mod support;

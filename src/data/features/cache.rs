@@ -57,6 +57,7 @@ impl CacheKey {
             "depth": b.depth,
             "num_heads": b.num_heads,
             "mlp_ratio": b.mlp_ratio,
+            "layer_norm_eps": b.layer_norm_eps,
         });
         let digest = hexadecimal(&Sha1::digest(about.to_string()));
         Self { about, digest: digest.chars().take(16).collect() }

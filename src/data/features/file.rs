@@ -3,19 +3,17 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
 
 use super::stream_names;
+use crate::ErrorKind;
+use crate::checkpoint::safetensors::{Safetensors, short};
 use crate::config::FeatureDtype;
 use crate::error::{Error, Problem, Result};
-use crate::{ErrorKind, input};
-
-/// The largest header that is read: three tensors take some hundred bytes.
-const MOST_HEADER: u64 = 1 << 20;
 
 /// Where a file notes what its features were made of.
 const STAMP: &str = "frames";
@@ -40,22 +38,11 @@ impl FeatureFile {
     /// Kind `Data`, naming the file, where it cannot be read, or is no safetensors file with a tensor of floats (T0, D) for
     /// each image stream.
     pub fn open(path: &Path) -> Result<Self> {
-        let problem = || Problem::new(format!("cannot read the features {}", path.display()));
-        let failed = |error: &io::Error| Error::new(ErrorKind::Data, problem().io(path, error).hint(HINT));
-        let (mut file, size) = input::open(path).map_err(|error| failed(&error))?;
-        let header = read_header(&mut file, size).map_err(|error| failed(&error))?;
-        let wrong = |why: String| Error::new(ErrorKind::Data, problem().cause(why).hint(HINT));
-        let start = 8 + header.len() as u64;
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
-            wrong(format!("its header is no safetensors header: {}", short(&error.to_string())))
-        })?;
-        if start + metadata.data_len() as u64 != size {
-            let data = metadata.data_len() as u64;
-            return Err(wrong(format!(
-                "it has {size} bytes; its header says {}",
-                start.saturating_add(data)
-            )));
-        }
+        let Safetensors { file, start, metadata, header } = Safetensors::open(path, WHAT, HINT)?;
+        let wrong = |why: String| {
+            let problem = Problem::new(format!("cannot read {WHAT} {}", path.display()));
+            Error::new(ErrorKind::Data, problem.cause(why).hint(HINT))
+        };
         let mut shape: Option<[usize; 2]> = None;
         let mut streams = Vec::new();
         for name in stream_names() {
@@ -174,28 +161,12 @@ impl FeatureFile {
     }
 }
 
+/// What such a file holds.
+const WHAT: &str = "the features";
+
 /// What to do about a file that cannot be used.
 const HINT: &str =
     "delete the file: of a cache it is made again; or make it again with the tool that it is from";
-
-/// The header's bytes.
-fn read_header(file: &mut File, size: u64) -> io::Result<Vec<u8>> {
-    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-    let mut length = [0; 8];
-    if size < 8 {
-        return Err(invalid(format!("it has {size} bytes: it was cut off, or is no safetensors file")));
-    }
-    file.read_exact(&mut length)?;
-    let length = u64::from_le_bytes(length);
-    if length > MOST_HEADER || length > size - 8 {
-        return Err(invalid(format!(
-            "its header would have {length} bytes: it was cut off, or is no safetensors file"
-        )));
-    }
-    let mut header = vec![0; length as usize];
-    file.read_exact(&mut header)?;
-    Ok(header)
-}
 
 fn stored(dtype: FeatureDtype) -> Dtype {
     match dtype {
@@ -216,10 +187,6 @@ fn to_f32(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
 fn each<const N: usize>(bytes: &[u8], out: &mut [f32], number: impl Fn([u8; N]) -> f32) {
     let (numbers, _) = bytes.as_chunks::<N>();
     out.iter_mut().zip(numbers).for_each(|(out, bytes)| *out = number(*bytes));
-}
-
-fn short(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(120).collect()
 }
 
 /// The bytes of a clip's file: `streams` (T0, D) in the image streams' order, each `width` wide, noted as made of what

@@ -11,12 +11,13 @@ use rayon::prelude::*;
 
 use super::gemm::{Into, Matrix, parallel_product};
 use super::math::{exp, max, sum, sum2, vectorised};
-use super::rows;
+use super::rows::{self, Norm};
 use crate::Result;
 use crate::config;
 use crate::model::search::{Logits, NextTokens, Row};
 use crate::nn::Scope;
 use crate::nn::embedding::sinusoids;
+use crate::nn::norm::LAYER_NORM_EPS;
 
 /// Where the decoder's parameters are among all, and its sizes.
 #[derive(Debug)]
@@ -151,7 +152,8 @@ impl<'w> Steps<'w> {
 
     fn layer_norm(&self, x: &[f32], at: Affine) -> Vec<f32> {
         let mut out = vec![0.0; x.len()];
-        rows::layer_norm(&mut out, x, self.weights[at.weight], self.weights[at.bias]);
+        let (weight, bias) = (self.weights[at.weight], self.weights[at.bias]);
+        rows::layer_norm(&mut out, x, Norm { weight, bias, eps: LAYER_NORM_EPS });
         out
     }
 

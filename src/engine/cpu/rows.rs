@@ -3,7 +3,6 @@
 #![allow(clippy::inline_always)]
 
 use super::math::{exp, max, normal, sum, sum_of_products, sum2, vectorised};
-use crate::nn::norm::LAYER_NORM_EPS;
 
 vectorised! {
     /// Adds `bias` to each row of `x`; rows are as long as the bias.
@@ -58,21 +57,31 @@ vectorised! {
     }
 }
 
+/// A `LayerNorm`'s numbers.
+#[derive(Clone, Copy)]
+#[allow(missing_docs, reason = "named as in the state_dict")]
+pub struct Norm<'a> {
+    pub weight: &'a [f32],
+    pub bias: &'a [f32],
+    pub eps: f32,
+}
+
 /// The mean and the inverse standard deviation of a row, in the two passes that keep it exact.
 #[inline(always)]
-fn statistics(x: &[f32]) -> (f32, f32) {
+fn statistics(x: &[f32], eps: f32) -> (f32, f32) {
     let count = x.len() as f32;
     let mean = sum(x, |x| x) / count;
     let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
-    (mean, 1.0 / (variance + LAYER_NORM_EPS).sqrt())
+    (mean, 1.0 / (variance + eps).sqrt())
 }
 
 vectorised! {
     /// `LayerNorm` of each row of `x` into `out`.
-    pub fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
+    pub fn layer_norm(out: &mut [f32], x: &[f32], norm: Norm) {
+        let Norm { weight, bias, eps } = norm;
         let width = weight.len();
         for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            let (mean, inverse) = statistics(x);
+            let (mean, inverse) = statistics(x, eps);
             for (((out, x), w), b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
                 *out = ((x - mean) * inverse).mul_add(*w, *b);
             }
@@ -88,16 +97,16 @@ vectorised! {
         dx: &mut [f32],
         x: &mut [f32],
         dy: &[f32],
-        weight: &[f32],
-        bias: &[f32],
+        norm: Norm,
         d_weight: &mut [f32],
         d_bias: &mut [f32],
     ) {
+        let Norm { weight, bias, eps } = norm;
         let width = weight.len();
         let count = width as f32;
         let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact_mut(width)).zip(dy.chunks_exact(width));
         for ((dx, x), dy) in rows {
-            let (mean, inverse) = statistics(x);
+            let (mean, inverse) = statistics(x, eps);
             for (((x, dy), dw), db) in x.iter_mut().zip(dy).zip(&mut *d_weight).zip(&mut *d_bias) {
                 *x = (*x - mean) * inverse;
                 *dw += dy * *x;

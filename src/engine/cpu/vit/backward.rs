@@ -43,8 +43,7 @@ pub fn backward(
         &mut d_out[..images * d],
         &mut tape.last,
         d_features,
-        weights.norm.weight,
-        weights.norm.bias,
+        shape.norm(&weights.norm),
         room(&mut gradients.norm.weight, d),
         room(&mut gradients.norm.bias, d),
     );
@@ -202,7 +201,7 @@ fn mlp_backward(
     let dy = room(&mut scratch.tokens, rows * d);
     product((rows, m, d), Matrix::rows(flow.d_hidden, m), Matrix::rows(w.fc1.weight, d), dy, d, Into::Set);
     let Affine { weight: d_weight, bias: d_bias } = &mut small.norm2;
-    rows::layer_norm_backward(flow.d_mid, part.mid, dy, w.norm2.weight, w.norm2.bias, d_weight, d_bias);
+    rows::layer_norm_backward(flow.d_mid, part.mid, dy, shape.norm(&w.norm2), d_weight, d_bias);
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -261,7 +260,7 @@ fn attention_backward(
         product((group.images, d, d), q, Matrix::rows(q_weight, d), dy, s * d, Into::Add);
     }
     let Affine { weight: d_weight, bias: d_bias } = &mut small.norm1;
-    rows::layer_norm_backward(flow.d_in, part.x, dy, w.norm1.weight, w.norm1.bias, d_weight, d_bias);
+    rows::layer_norm_backward(flow.d_in, part.x, dy, shape.norm(&w.norm1), d_weight, d_bias);
 }
 
 /// Attention's backward for each image and head: `d_mixed` (G Q, D) is the gradient of the heads' outputs, and `qkv`

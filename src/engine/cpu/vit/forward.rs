@@ -37,7 +37,7 @@ pub fn forward(
             SCRATCH.with_borrow_mut(|scratch| {
                 blocks_before(shape.depth, shape, weights, pixels, &group, &mut last, scratch);
             });
-            rows::layer_norm(features, &last[..features.len()], weights.norm.weight, weights.norm.bias);
+            rows::layer_norm(features, &last[..features.len()], shape.norm(&weights.norm));
         });
         return features;
     };
@@ -65,7 +65,7 @@ pub fn forward(
             });
         },
     );
-    rows::layer_norm(&mut features, &last[..images * d], weights.norm.weight, weights.norm.bias);
+    rows::layer_norm(&mut features, &last[..images * d], shape.norm(&weights.norm));
     features
 }
 
@@ -206,7 +206,7 @@ fn block_forward(
     let Scratch { tokens, mixed, hidden, scores, mask, .. } = scratch;
 
     let y = room(tokens, part.x.len());
-    rows::layer_norm(y, part.x, w.norm1.weight, w.norm1.bias);
+    rows::layer_norm(y, part.x, shape.norm(&w.norm1));
     project_qkv(shape, w, queries, y, part.qkv);
     let mixed = room(mixed, rows * d);
     attend(shape, index, group, part.qkv, mixed, scores, mask);
@@ -218,7 +218,7 @@ fn block_forward(
     group.drop_path(|drops| drops.blocks[index].path[0], y, queries * d);
     add_residual(part.mid, part.x, y, d, queries, shape.tokens());
 
-    rows::layer_norm(y, part.mid, w.norm2.weight, w.norm2.bias);
+    rows::layer_norm(y, part.mid, shape.norm(&w.norm2));
     product((rows, d, m), Matrix::rows(y, d), Matrix::rows(w.fc1.weight, d).t(), part.hidden, m, Into::Set);
     let activated = room(hidden, rows * m);
     rows::bias_gelu(activated, part.hidden, w.fc1.bias);

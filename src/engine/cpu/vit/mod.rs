@@ -15,7 +15,7 @@ pub use tape::{Tape, Workspace};
 
 use std::num::Saturating;
 
-use super::rows;
+use super::rows::{self, Norm};
 use crate::nn::{Dropout, ParameterId, Pass, Scope, dropout::Masks};
 use crate::{Result, config};
 use tape::room;
@@ -28,7 +28,7 @@ const GROUP: usize = 2;
 pub const UNIT: usize = 16;
 
 /// The architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     /// Height and width of an image.
     pub image: usize,
@@ -42,6 +42,8 @@ pub struct Shape {
     pub hidden: usize,
     /// Blocks; at least 1.
     pub depth: usize,
+    /// What is added to the variance in each `LayerNorm`.
+    pub eps: f32,
     /// What of it trains.
     pub trained: Trained,
 }
@@ -77,6 +79,11 @@ impl Shape {
     /// How many tokens an image has that block `i` computes queries and outputs for.
     fn queries(&self, block: usize) -> usize {
         if block + 1 == self.depth { 1 } else { self.tokens() }
+    }
+
+    /// One of its norms, of these numbers.
+    fn norm<'a>(&self, of: &Affine<&'a [f32]>) -> Norm<'a> {
+        Norm { weight: of.weight, bias: of.bias, eps: self.eps }
     }
 
     /// The first block that the backward pass goes through, or how many blocks there are, where it goes through none.
@@ -271,6 +278,7 @@ impl Backbone {
                 heads: c.num_heads,
                 hidden: parameters.blocks.first().map_or(0, |block| rows(&block.fc1.weight)),
                 depth: blocks.len(),
+                eps: c.layer_norm_eps as f32,
                 trained,
             },
             positions: parameters.map(|id| id.position),
