@@ -20,6 +20,7 @@ pub mod memory;
 mod oom;
 mod seam;
 pub mod threads;
+mod trained;
 
 use std::rc::Rc;
 

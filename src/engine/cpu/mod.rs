@@ -26,7 +26,7 @@ use crate::model::{DecoderKind, Encoded, Frames, Network};
 use crate::nn::parameters::with_slices;
 use crate::nn::{Blueprint, Pass};
 use crate::{Result, config};
-use vit::{Backbone, Backward, Tape, Trained as TrainedPart, Workspace};
+use vit::{Backbone, Backward, Tape, Workspace};
 
 /// The network on the CPU.
 pub struct Cpu {
@@ -191,7 +191,10 @@ impl GraphEngine for Cpu {
         self.buffers.tapes = tapes;
         let mut leaves = Vec::with_capacity(batch.images.len());
         for (at, (features, pixels)) in features?.into_iter().zip(&batch.images).enumerate() {
-            let trains = self.backbones.get(at).is_some_and(|net| net.shape.trained != TrainedPart::Nothing);
+            let trains = self
+                .backbones
+                .get(at)
+                .is_some_and(|net| net.shape.trained != crate::engine::trained::Trained::Nothing);
             leaves.push(Leaf::new(features, trains && !matches!(pixels, Pixels::Features(_)))?);
         }
         let network = &self.state.host.network;

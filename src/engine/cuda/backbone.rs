@@ -9,6 +9,8 @@ use super::memory::{Activation, Buffer, Matrix};
 use super::ops::Pixels;
 use super::parameters::Module;
 use crate::config;
+use crate::engine::trained::Trained;
+use crate::nn::Scope;
 use crate::{Error, Result};
 
 /// A backbone: images to features.
@@ -16,6 +18,7 @@ pub struct Backbone {
     embed: PatchEmbed,
     blocks: Vec<Block>,
     norm: LayerNorm,
+    trained: Trained,
 }
 
 /// What its backward pass needs of its forward pass.
@@ -43,20 +46,27 @@ pub struct BackboneScratch {
 }
 
 impl Backbone {
-    /// The module's parts, with the sizes that are in no shape from `c`.
+    /// The module's parts, with the sizes that are in no shape from `c`; `scope` says what of it trains.
     ///
     /// # Errors
     /// Where it has none.
-    pub fn new(module: &Module, c: &config::Model) -> Result<Self> {
+    pub fn new(module: &Module, scope: &Scope, c: &config::Model) -> Result<Self> {
         let blocks = module.pp("blocks");
         let depth = blocks.children();
         let queries = |i| if i + 1 == depth { Queries::ClassToken } else { Queries::All };
-        let new = |i| Block::new(&blocks.pp(i), c.backbone.num_heads, queries(i));
+        let new = |i| Block::new(&blocks.pp(i), &c.backbone, queries(i));
         Ok(Self {
             embed: PatchEmbed::new(module, c.image_size)?,
             blocks: (0..depth).map(new).collect::<Result<_>>()?,
-            norm: LayerNorm::new(&module.pp("norm"))?,
+            norm: LayerNorm::with_eps(&module.pp("norm"), c.backbone.layer_norm_eps as f32)?,
+            trained: Trained::of(scope),
         })
+    }
+
+    /// Whether any of it trains.
+    #[must_use]
+    pub fn trains(&self) -> bool {
+        self.trained != Trained::Nothing
     }
 
     /// D: the width of its features.
@@ -122,8 +132,10 @@ impl Backbone {
         // The input's norm; each later one comes with the residual sum before it.
         let mut input = Residual { x: Some(x), ..Residual::default() };
         let mut sum = None;
+        let first = self.trained.first_block(self.blocks.len());
         for (i, block) in self.blocks.iter().enumerate() {
-            let mut saved = saved.as_deref_mut().and_then(|saved| saved.blocks.get_mut(i));
+            let saved = saved.as_deref_mut().filter(|_| i >= first);
+            let mut saved = saved.and_then(|saved| saved.blocks.get_mut(i));
             let out = NormOutputs { sum, y_operand: Some(y), ..NormOutputs::default() };
             block.norm1.forward(cx, input, out, saved.as_deref_mut().map(|saved| &mut saved.norm1))?;
             block.forward(cx, &buffers, in_block, saved)?;
@@ -141,7 +153,7 @@ impl Backbone {
         tokens.first_rows(cx.samples * (self.embed.tokens() - 1))
     }
 
-    /// Adds the parameters' gradients, from that of the features, `d_features` (N, D). What [`Self::forward`] saved of the
+    /// Adds the gradients of the parameters from the lowest one on that trains, from that of the features, `d_features` (N, D). What [`Self::forward`] saved of the
     /// same images is used up.
     ///
     /// # Errors
@@ -154,20 +166,25 @@ impl Backbone {
         scratch: &mut BackboneScratch,
         saved: &mut BackboneSaved,
     ) -> Result<()> {
-        let BackboneScratch { embed, block: in_block, x, class_tokens, d_y, branch, .. } = scratch;
-        let buffers = self.buffers(cx, x, class_tokens, d_y, branch)?;
-        let last = self.last()?;
+        let BackboneScratch { embed, block: in_block, x, class_tokens, d_y, branch: in_branch, .. } = scratch;
+        let buffers = self.buffers(cx, x, class_tokens, d_y, in_branch)?;
+        let (last, first) = (self.last()?, self.trained.first_block(self.blocks.len()));
+        let branch = last.branch(&buffers)?;
         let gradients = NormGradients {
             dy: Some(d_features),
             d_x: Some(last.sum(&buffers)),
-            d_branch: Some((&last.branch(&buffers)?, &last.end)),
+            d_branch: (first < self.blocks.len()).then_some((&branch, &last.end)),
             ..NormGradients::default()
         };
         self.norm.backward(cx, &saved.norm, gradients)?;
 
-        for (i, (block, saved)) in self.blocks.iter().zip(&mut saved.blocks).enumerate().rev() {
-            let below = i.checked_sub(1).and_then(|below| self.blocks.get(below));
+        for (i, (block, saved)) in self.blocks.iter().zip(&mut saved.blocks).enumerate().skip(first).rev() {
+            let below =
+                i.checked_sub(1).filter(|&below| below >= first).and_then(|below| self.blocks.get(below));
             block.backward(cx, &buffers, in_block, saved, below.map(|below| &below.end))?;
+        }
+        if self.trained != Trained::All {
+            return Ok(());
         }
         let d_patches = self.patches(cx, &buffers.y)?;
         self.embed.backward(cx, images, &buffers.x, &d_patches, embed)

@@ -122,7 +122,7 @@ arguments! {
     NormForward {
         x: f32s, branch: stored, bias: f32s, position: f32s, drop: words, path: words, sum: f32s, weight: f32s,
         shift: f32s, y: f32s, y_t: stored, xhat: stored, rstd: f32s, rows: int, width: int, x_step: int,
-        rows_a_sample: int, period: int, drop_scale: float, path_scale: float,
+        rows_a_sample: int, period: int, drop_scale: float, path_scale: float, eps: float,
     }
     /// `rows.cu`: the gradient of [`NormForward`].
     NormBackward {
@@ -195,7 +195,8 @@ arguments! {
     }
     /// `training.cu`: SGD.
     Sgd {
-        parameter: f32s, gradient: f32s, stored: stored, verdict: verdict, count: long, lr: float, l2: float,
+        parameter: f32s, gradient: f32s, m: f32s, stored: stored, verdict: verdict, count: long, lr: float, l2: float,
+        momentum: float,
     }
     /// `training.cu`: f32 to the activations' dtype.
     Cast { x: f32s, out: stored, count: long }

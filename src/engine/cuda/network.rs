@@ -9,8 +9,10 @@ use super::memory::{Allocator, Buffer, Matrix, Slice, Transfer};
 use super::ops::{Adam, Ops, Pixels};
 use super::parameters::ParameterBuffers;
 use crate::config;
+use crate::engine::trained::Trained;
 use crate::model::decoder::Fused;
 use crate::nn::{ActivationDtype, Blueprint, Pass};
+use crate::optim::ParameterGroups;
 use crate::{Error, Result};
 
 /// More images than this at a time would be more blocks than a launch may have.
@@ -28,8 +30,10 @@ pub struct NetworkSpec<'a> {
     /// What of its decoder is computed here, with its loss. Where that is nothing, the host does it: [`GpuNetwork::encode`],
     /// [`GpuNetwork::backward_from`] and [`GpuNetwork::add_gradient`]; its parameters are here all the same, for the update.
     pub decoder: Fused,
-    /// Whether the optimizer has moments.
-    pub moments: bool,
+    /// Which parameters train, and together.
+    pub groups: &'a ParameterGroups,
+    /// How many moments the optimizer has.
+    pub moments: usize,
 }
 
 /// A stream of a batch in the host's memory, B T frames.
@@ -41,6 +45,8 @@ pub enum StreamData<'a> {
     Images(&'a [f32]),
     /// (B T, pose).
     Pose(&'a [f32]),
+    /// What a backbone has made of images: (B T, D).
+    Features(&'a [f32]),
 }
 
 /// A batch in the host's memory.
@@ -78,6 +84,8 @@ pub enum GpuUpdateRule {
         lr: f32,
         /// What of a parameter is added to its gradient.
         l2: f32,
+        /// What of the step before is kept; of no account without moments.
+        momentum: f32,
     },
 }
 
@@ -118,7 +126,19 @@ struct Slot {
 struct SlotStream {
     bytes: Buffer<u8>,
     numbers: Buffer<f32>,
-    is_bytes: bool,
+    kind: SlotKind,
+}
+
+/// What a stream of a batch is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum SlotKind {
+    /// RGB bytes, of images.
+    Bytes,
+    /// Normalised images.
+    Images,
+    /// Features, or poses.
+    #[default]
+    Features,
 }
 
 /// One of the network's inputs.
@@ -127,6 +147,13 @@ struct StreamLayers {
     backbone: Option<Backbone>,
     /// How wide the features are.
     width: usize,
+}
+
+impl StreamLayers {
+    /// Its backbone, where the batch has images for it, and some of it trains.
+    fn trained(&self, data: &SlotStream) -> Option<&Backbone> {
+        self.backbone.as_ref().filter(|net| data.kind != SlotKind::Features && net.trains())
+    }
 }
 
 /// A network on a GPU.
@@ -167,15 +194,21 @@ impl GpuNetwork {
     /// # Errors
     /// Where `spec` names what its blueprint has not, or leaves out what it has; or the GPU's memory is full.
     pub fn new(allocator: &Allocator, spec: &NetworkSpec) -> Result<Self> {
-        let parameters = ParameterBuffers::new(allocator, spec.blueprint, spec.moments)?;
+        let scope = spec.blueprint.root().pp("encoder");
+        let scopes = spec.streams.iter().filter_map(config::Stream::backbone).map(|name| scope.pp(name));
+        let unreached: Vec<usize> = scopes.flat_map(|scope| Trained::of(&scope).unreached(&scope)).collect();
+        let parameters =
+            ParameterBuffers::new(allocator, spec.blueprint, spec.groups, &unreached, spec.moments)?;
         let root = parameters.root(spec.blueprint);
         let encoder = root.pp("encoder");
         let projectors = spec.streams.iter().map(|stream| stream.projector);
         let frame_encoder = FrameEncoder::new(&encoder, projectors, spec.model)?;
         let mut streams = Vec::new();
         for (stream, width) in spec.streams.iter().zip(frame_encoder.inputs()) {
-            let new = |name| Backbone::new(&encoder.pp(name), spec.model);
-            let backbone = stream.backbone().map(new).transpose()?;
+            let new = |name| Backbone::new(&encoder.pp(name), &scope.pp(name), spec.model);
+            // Where features come in the place of images, there is none.
+            let name = stream.backbone().filter(|name| scope.pp(name).parameters().next().is_some());
+            let backbone = name.map(new).transpose()?;
             if backbone.as_ref().is_some_and(|backbone| backbone.width() != width) {
                 return Err(Error::run(format!("{} takes other features", stream.projector)));
             }
@@ -249,7 +282,7 @@ impl GpuNetwork {
         self.parameters.read(position)
     }
 
-    /// The gradients of all parameters, in order, as the last step had them: not yet divided by its clips and its scale.
+    /// The gradients of the parameters that train, in order, as the last step had them: not yet divided by its clips and its scale.
     /// Waits for them.
     ///
     /// # Errors
@@ -269,7 +302,7 @@ impl GpuNetwork {
         self.ops.add(&staging, &gradient)
     }
 
-    /// Sets both moments of all parameters, given in order.
+    /// Sets the moments of all parameters, given in order.
     ///
     /// # Errors
     /// Where they have other numbers, or the GPU fails.
@@ -280,11 +313,11 @@ impl GpuNetwork {
         self.parameters.write_moments(moments)
     }
 
-    /// Both moments of all parameters, in order; none for an optimizer without. Waits for them.
+    /// The moments of all parameters, in order; none for an optimizer without. Waits for them.
     ///
     /// # Errors
     /// Where the GPU fails.
-    pub fn read_moments(&self) -> Result<Option<[Vec<Vec<f32>>; 2]>> {
+    pub fn read_moments(&self) -> Result<Vec<Vec<Vec<f32>>>> {
         self.parameters.read_moments()
     }
 
@@ -302,12 +335,16 @@ impl GpuNetwork {
         to.streams.resize_with(batch.streams.len(), SlotStream::default);
         let mut transfers = Vec::new();
         for (stream, &data) in to.streams.iter_mut().zip(batch.streams) {
-            stream.is_bytes = matches!(data, StreamData::ImageBytes(_));
+            stream.kind = match data {
+                StreamData::ImageBytes(_) => SlotKind::Bytes,
+                StreamData::Images(_) => SlotKind::Images,
+                StreamData::Pose(_) | StreamData::Features(_) => SlotKind::Features,
+            };
             transfers.push(match data {
                 StreamData::ImageBytes(bytes) => {
                     Transfer::new(&stream.bytes.resize_vector(allocator, bytes.len())?, bytes)?
                 }
-                StreamData::Images(numbers) | StreamData::Pose(numbers) => {
+                StreamData::Images(numbers) | StreamData::Pose(numbers) | StreamData::Features(numbers) => {
                     Transfer::new(&stream.numbers.resize_vector(allocator, numbers.len())?, numbers)?
                 }
             });
@@ -330,7 +367,9 @@ impl GpuNetwork {
             let fits = match (&stream.backbone, data) {
                 (Some(net), StreamData::ImageBytes(bytes)) => bytes.len() == images * net.image_numbers(),
                 (Some(net), StreamData::Images(numbers)) => numbers.len() == images * net.image_numbers(),
-                (None, StreamData::Pose(numbers)) => numbers.len() == images * stream.width,
+                (_, StreamData::Features(numbers)) | (None, StreamData::Pose(numbers)) => {
+                    numbers.len() == images * stream.width
+                }
                 _ => false,
             };
             if !fits {
@@ -390,8 +429,9 @@ impl GpuNetwork {
         let chunk = chunk_of(chunk, self.slot(slot)?.images());
         self.workspace.kept = (keep == Keep::ForBackward).then_some((slot, chunk));
         if keep == Keep::ForBackward {
-            let backbones = self.streams.iter().filter(|stream| stream.backbone.is_some()).count();
-            let all = if chunk.is_some() { 1 } else { backbones };
+            let trained = self.streams.iter().zip(&self.slots[slot].streams);
+            let trained = trained.filter(|(stream, data)| stream.trained(data).is_some()).count();
+            let all = if chunk.is_some() { trained.min(1) } else { trained };
             self.workspace.saved.resize_with(all, BackboneSaved::default);
         }
         let features = self.features(slot, pass, chunk, keep)?;
@@ -444,12 +484,13 @@ impl GpuNetwork {
         let mut saved = saved.iter_mut();
         let mut all = Vec::new();
         for ((stream, data), buffer) in streams.iter().zip(&slot.streams).zip(features) {
-            let Some(net) = &stream.backbone else {
+            let Some(net) = stream.backbone.as_ref().filter(|_| data.kind != SlotKind::Features) else {
                 all.push(Matrix::new(&data.numbers.vector()?, slot.images(), stream.width)?);
                 continue;
             };
             let features = buffer.resize(ops.allocator(), slot.images(), stream.width)?;
-            let mut saved = if keep == Keep::ForBackward && chunk.is_none() { saved.next() } else { None };
+            let is_kept = keep == Keep::ForBackward && chunk.is_none() && stream.trained(data).is_some();
+            let mut saved = if is_kept { saved.next() } else { None };
             for part in slot.parts(chunk) {
                 let pass = part.pass(pass, slot);
                 let cx = Context { ops, pass: &pass, samples: part.count };
@@ -470,8 +511,8 @@ impl GpuNetwork {
         let Workspace { saved, scratch, features, d_features, frame_encoder: buffers, .. } = workspace;
         d_features.resize_with(streams.len(), Buffer::default);
         let mut gradients = Vec::new();
-        for (stream, buffer) in streams.iter().zip(d_features) {
-            gradients.push(match &stream.backbone {
+        for ((stream, data), buffer) in streams.iter().zip(&slot.streams).zip(d_features) {
+            gradients.push(match stream.trained(data) {
                 Some(_) => Some(buffer.resize(ops.allocator(), slot.images(), stream.width)?),
                 None => None,
             });
@@ -530,24 +571,68 @@ impl GpuNetwork {
         Ok(Scores { loss, correct: correct.iter().filter(|&&correct| correct != 0).count() })
     }
 
-    /// Updates the parameters by gradients times `factor`, clipped to `max_norm`, unless a number is not finite. Nothing waits
+    /// The features (N, D) that the backbone of the stream at `stream` makes of `images` images, `chunk` of them at a time,
+    /// without dropout: waits for them.
+    ///
+    /// # Errors
+    /// Where the network has no such backbone, or the images are none of its; or the GPU fails or its memory is full.
+    pub fn stream_features(
+        &mut self,
+        stream: usize,
+        data: StreamData,
+        images: usize,
+        chunk: Option<usize>,
+    ) -> Result<Vec<f32>> {
+        let Self { ops, streams, workspace, .. } = self;
+        workspace.kept = None;
+        let layers = streams.get(stream).and_then(|layers| Some((layers.backbone.as_ref()?, layers.width)));
+        let (net, width) = layers.ok_or_else(|| Error::run(format!("stream {stream} has no backbone")))?;
+        let (allocator, numbers) = (ops.allocator(), images * net.image_numbers());
+        let mut to = SlotStream::default();
+        match data {
+            StreamData::ImageBytes(bytes) if bytes.len() == numbers => {
+                to.kind = SlotKind::Bytes;
+                to.bytes.resize_vector(allocator, numbers)?.write(bytes)?;
+            }
+            StreamData::Images(floats) if floats.len() == numbers => {
+                to.kind = SlotKind::Images;
+                to.numbers.resize_vector(allocator, numbers)?.write(floats)?;
+            }
+            _ => return Err(Error::run("these are no images of the backbone's size")),
+        }
+        let slot = Slot { clips: images, frames: 1, ..Slot::default() };
+        workspace.features.resize_with(streams.len(), Buffer::default);
+        let buffer = workspace.features.get_mut(stream).ok_or_else(|| no_slot(stream))?;
+        let features = buffer.resize(allocator, images, width)?;
+        for part in slot.parts(chunk_of(chunk, images)) {
+            let cx = Context { ops, pass: &Pass::EVALUATION, samples: part.count };
+            let (pixels, features) = (part.pixels(&to, net)?, part.rows(&features)?);
+            net.forward(&cx, &pixels, &features, &mut workspace.scratch, None)?;
+        }
+        features.flat()?.to_vec()
+    }
+
+    /// Updates the parameters of each group by its rule and by gradients times `factor`, clipped to `max_norm`, unless a number is not finite. Nothing waits
     /// for it: [`Self::update_report`].
     ///
     /// # Errors
     /// Where Adam has no moments, or the GPU fails.
-    pub fn update(&mut self, rule: GpuUpdateRule, factor: f64, max_norm: Option<f64>) -> Result<()> {
+    pub fn update(&mut self, rules: &[GpuUpdateRule], factor: f64, max_norm: Option<f64>) -> Result<()> {
         let losses = match &self.decoder {
             Some(_) => Some(self.losses.losses.vector()?),
             None => None,
         };
-        let gradients = self.parameters.gradients();
-        self.ops.check_step(gradients, losses.as_ref(), factor, max_norm, &self.verdict)?;
-        let update = self.parameters.update(&self.verdict);
-        match (rule, self.parameters.moments()) {
-            (GpuUpdateRule::Sgd { lr, l2 }, _) => self.ops.sgd(&update, lr, l2),
-            (GpuUpdateRule::Adam(adam), Some(moments)) => self.ops.adam(&update, moments, adam),
-            (GpuUpdateRule::Adam(_), None) => Err(Error::run("Adam needs moments")),
+        let gradients = self.parameters.trained_gradients()?;
+        self.ops.check_step(&gradients, losses.as_ref(), factor, max_norm, &self.verdict)?;
+        let updates = self.parameters.updates(&self.verdict)?;
+        for (update, rule) in updates.iter().zip(rules) {
+            let Some(update) = update else { continue };
+            match *rule {
+                GpuUpdateRule::Sgd { lr, l2, momentum } => self.ops.sgd(update, lr, l2, momentum)?,
+                GpuUpdateRule::Adam(adam) => self.ops.adam(update, adam)?,
+            }
         }
+        Ok(())
     }
 
     /// What became of the last [`Self::update`]: waits for it.
@@ -615,7 +700,8 @@ impl GpuNetwork {
         (slot.clips, slot.frames) = (clips, frames);
         slot.streams.clear();
         for stream in &self.streams {
-            let mut to = SlotStream { is_bytes: stream.backbone.is_some(), ..SlotStream::default() };
+            let kind = if stream.backbone.is_some() { SlotKind::Bytes } else { SlotKind::Features };
+            let mut to = SlotStream { kind, ..SlotStream::default() };
             match &stream.backbone {
                 Some(net) => drop(to.bytes.resize(allocator, images, net.image_numbers())?),
                 None => drop(to.numbers.resize(allocator, images, stream.width)?),
@@ -673,7 +759,7 @@ impl Part {
     }
 
     fn pixels(self, data: &SlotStream, net: &Backbone) -> Result<Pixels> {
-        let pixels = if data.is_bytes {
+        let pixels = if data.kind == SlotKind::Bytes {
             Pixels::Bytes(data.bytes.vector()?)
         } else {
             Pixels::Normalised(data.numbers.vector()?)

@@ -7,13 +7,16 @@ use std::ops::Range;
 use super::memory::{Activation, Allocator, Slice};
 use super::ops::{Ops, Update};
 use crate::engine::cuda::kernels::Verdict;
-use crate::nn::{Blueprint, Dropout, Scope};
+use crate::nn::{Blueprint, Dropout, ParameterSpec, Scope};
+use crate::optim::ParameterGroups;
 use crate::{Error, Result};
 
 /// Parameters begin at multiples of this many numbers.
 const ALIGNED: usize = 64;
 
-/// All parameters of a network one after another, in PyTorch's order, and what belongs to each number.
+/// All parameters of a network one after another, and what belongs to each number. Those that train come first, group after
+/// group, in PyTorch's order; then what is frozen and has a gradient all the same, because a backward pass goes through it;
+/// then the rest.
 pub struct ParameterBuffers {
     allocator: Allocator,
     values: Slice<f32>,
@@ -21,9 +24,17 @@ pub struct ParameterBuffers {
     copies: Option<Slice<Activation>>,
     /// What products take: the copies, or the values themselves.
     operands: Slice<Activation>,
+    /// Of those that a backward pass reaches.
     gradients: Slice<f32>,
-    moments: Option<[Slice<f32>; 2]>,
+    /// In the place of the others' gradients, which nothing is added to: as large as the largest of them.
+    sink: Slice<f32>,
+    /// Of those that train.
+    moments: Vec<Slice<f32>>,
     ranges: Vec<Range<usize>>,
+    /// What of each group trains.
+    groups: Vec<Range<usize>>,
+    /// Whether each parameter trains.
+    trains: Vec<bool>,
     /// Which of them a layer has.
     claimed: RefCell<Vec<bool>>,
 }
@@ -49,30 +60,71 @@ pub struct Module<'a> {
 }
 
 impl ParameterBuffers {
-    /// Zeros for all parameters of `blueprint`, and for their moments if there are to be any.
+    /// Zeros for all parameters of `blueprint`, and for as many `moments` of those that train. No backward pass reaches those
+    /// at the positions `unreached`.
     ///
     /// # Errors
     /// Where the GPU's memory is full.
-    pub fn new(allocator: &Allocator, blueprint: &Blueprint, moments: bool) -> Result<Self> {
-        let mut ranges = Vec::new();
+    pub fn new(
+        allocator: &Allocator,
+        blueprint: &Blueprint,
+        groups: &ParameterGroups,
+        unreached: &[usize],
+        moments: usize,
+    ) -> Result<Self> {
+        let specs = blueprint.parameters();
+        let mut ranges = vec![0..0; specs.len()];
         let mut end = 0usize;
-        for parameter in blueprint.parameters() {
-            let len = parameter.elements();
-            ranges.push(end..end.saturating_add(len));
+        let mut place = |position: usize| {
+            let Some(len) = specs.get(position).map(ParameterSpec::elements) else { return end };
+            if let Some(range) = ranges.get_mut(position) {
+                *range = end..end.saturating_add(len);
+            }
             end = len.checked_next_multiple_of(ALIGNED).map_or(usize::MAX, |len| end.saturating_add(len));
+            end
+        };
+        let trains: Vec<bool> = specs.iter().map(|spec| spec.trains).collect();
+        let (mut of_groups, mut start) = (Vec::new(), 0);
+        for group in groups.groups() {
+            let members = group.members.iter().filter(|&&at| trains.get(at) == Some(&true));
+            let group_end = members.map(|&at| place(at)).last().unwrap_or(start);
+            of_groups.push(start..group_end);
+            start = group_end;
         }
+        let trained = start;
+        let frozen: Vec<usize> = (0..specs.len()).filter(|at| trains.get(*at) == Some(&false)).collect();
+        let (unreached, reached): (Vec<usize>, Vec<usize>) =
+            frozen.into_iter().partition(|at| unreached.contains(at));
+        let largest = unreached.iter().filter_map(|&at| specs.get(at)).map(ParameterSpec::elements).max();
+        let with_gradient = reached.into_iter().map(&mut place).last().unwrap_or(trained);
+        let end = unreached.into_iter().map(&mut place).last().unwrap_or(with_gradient);
+
         let values: Slice<f32> = allocator.zeros(end)?;
-        let gradients = allocator.zeros(end)?;
+        let gradients = allocator.zeros(with_gradient)?;
+        let sink = allocator.zeros(largest.unwrap_or(0))?;
         let (copies, operands) = if let Some(operands) = values.as_activations(allocator.dtype()) {
             (None, operands)
         } else {
             let copies = allocator.zeros(end)?;
             (Some(copies.clone()), copies)
         };
-        let moments = if moments { Some([allocator.zeros(end)?, allocator.zeros(end)?]) } else { None };
+        let moments = (0..moments).map(|_| allocator.zeros(trained)).collect::<Result<_>>()?;
         let claimed = RefCell::new(vec![false; ranges.len()]);
         let allocator = allocator.clone();
-        Ok(Self { allocator, values, copies, operands, gradients, moments, ranges, claimed })
+        let groups = of_groups;
+        Ok(Self {
+            allocator,
+            values,
+            copies,
+            operands,
+            gradients,
+            sink,
+            moments,
+            ranges,
+            groups,
+            trains,
+            claimed,
+        })
     }
 
     /// The whole network, for its layers to find their parts in.
@@ -123,12 +175,17 @@ impl ParameterBuffers {
         self.gradients.slice(self.range(position)?)
     }
 
+    /// The ranges of those that train, in order.
+    fn trained(&self) -> impl Iterator<Item = &Range<usize>> {
+        self.ranges.iter().zip(&self.trains).filter(|(_, trains)| **trains).map(|(range, _)| range)
+    }
+
     /// Sets all parameters, given in order.
     ///
     /// # Errors
     /// Where they have other numbers, or the GPU fails.
     pub fn write_all(&self, ops: &Ops, values: &[Vec<f32>]) -> Result<()> {
-        self.write_each(&self.values, values.iter().map(Vec::as_slice))?;
+        write_each(&self.values, values.iter().map(Vec::as_slice), self.ranges.iter())?;
         match &self.copies {
             Some(copies) => ops.cast(&self.values, copies),
             None => Ok(()),
@@ -140,15 +197,15 @@ impl ParameterBuffers {
     /// # Errors
     /// Where the GPU fails.
     pub fn read_all(&self) -> Result<Vec<Vec<f32>>> {
-        self.read_each(&self.values)
+        read_each(&self.values, self.ranges.iter())
     }
 
-    /// All gradients, in order.
+    /// The gradients of those that train, in order.
     ///
     /// # Errors
     /// Where the GPU fails.
     pub fn read_gradients(&self) -> Result<Vec<Vec<f32>>> {
-        self.read_each(&self.gradients)
+        read_each(&self.gradients, self.trained())
     }
 
     /// Sets all gradients to zero.
@@ -159,7 +216,7 @@ impl ParameterBuffers {
         self.gradients.zero()
     }
 
-    /// Sets both moments of all parameters, given in order, where there are any.
+    /// Sets the moments of all parameters, given in order, where there are any; those of what does not train are empty.
     ///
     /// # Errors
     /// Where they have other numbers, or the GPU fails.
@@ -167,55 +224,75 @@ impl ParameterBuffers {
         &self,
         moments: impl Iterator<Item = (&'m [f32], &'m [f32])> + Clone,
     ) -> Result<()> {
-        let Some([m, v]) = &self.moments else { return Ok(()) };
-        self.write_each(m, moments.clone().map(|(m, _)| m))?;
-        self.write_each(v, moments.map(|(_, v)| v))
-    }
-
-    /// Both moments of all parameters, in order, where there are any.
-    ///
-    /// # Errors
-    /// Where the GPU fails.
-    pub fn read_moments(&self) -> Result<Option<[Vec<Vec<f32>>; 2]>> {
-        match &self.moments {
-            Some([m, v]) => Ok(Some([self.read_each(m)?, self.read_each(v)?])),
-            None => Ok(None),
-        }
-    }
-
-    /// Both moments.
-    #[must_use]
-    pub fn moments(&self) -> Option<&[Slice<f32>; 2]> {
-        self.moments.as_ref()
-    }
-
-    /// All gradients.
-    #[must_use]
-    pub fn gradients(&self) -> &Slice<f32> {
-        &self.gradients
-    }
-
-    /// What an update changes by what `verdict` says.
-    #[must_use]
-    pub fn update<'a>(&'a self, verdict: &'a Slice<Verdict>) -> Update<'a> {
-        Update {
-            parameters: &self.values,
-            gradients: &self.gradients,
-            operands: self.copies.as_ref(),
-            verdict,
-        }
-    }
-
-    fn write_each<'v>(&self, to: &Slice<f32>, values: impl Iterator<Item = &'v [f32]>) -> Result<()> {
-        for (values, range) in values.zip(&self.ranges) {
-            to.slice(range.clone())?.write(values)?;
+        let of_trained = moments.zip(&self.trains).filter(|(_, trains)| **trains).map(|(pair, _)| pair);
+        for (at, to) in self.moments.iter().enumerate() {
+            let values = of_trained.clone().map(|(first, second)| if at == 0 { first } else { second });
+            write_each(to, values, self.trained())?;
         }
         Ok(())
     }
 
-    fn read_each(&self, from: &Slice<f32>) -> Result<Vec<Vec<f32>>> {
-        self.ranges.iter().map(|range| from.slice(range.clone())?.to_vec()).collect()
+    /// The moments of all parameters, in order; those of what does not train are empty. As many as there are.
+    ///
+    /// # Errors
+    /// Where the GPU fails.
+    pub fn read_moments(&self) -> Result<Vec<Vec<Vec<f32>>>> {
+        let read = |from: &Slice<f32>| {
+            let mut trained = read_each(from, self.trained())?.into_iter();
+            let all = self.trains.iter();
+            Ok(all
+                .map(|&trains| if trains { trained.next().unwrap_or_default() } else { Vec::new() })
+                .collect())
+        };
+        self.moments.iter().map(read).collect()
     }
+
+    /// The gradients of all that trains.
+    ///
+    /// # Errors
+    /// None that the layout allows.
+    pub fn trained_gradients(&self) -> Result<Slice<f32>> {
+        self.gradients.slice(0..self.groups.last().map_or(0, |group| group.end))
+    }
+
+    /// What an update of each group changes by what `verdict` says; none of a group that does not train.
+    ///
+    /// # Errors
+    /// None that the layout allows.
+    pub fn updates<'a>(&self, verdict: &'a Slice<Verdict>) -> Result<Vec<Option<Update<'a>>>> {
+        let of = |range: &Range<usize>| {
+            if range.is_empty() {
+                return Ok(None);
+            }
+            Ok(Some(Update {
+                parameters: self.values.slice(range.clone())?,
+                gradients: self.gradients.slice(range.clone())?,
+                moments: self
+                    .moments
+                    .iter()
+                    .map(|moment| moment.slice(range.clone()))
+                    .collect::<Result<_>>()?,
+                operands: self.copies.as_ref().map(|copies| copies.slice(range.clone())).transpose()?,
+                verdict,
+            }))
+        };
+        self.groups.iter().map(of).collect()
+    }
+}
+
+fn write_each<'v, 'r>(
+    to: &Slice<f32>,
+    values: impl Iterator<Item = &'v [f32]>,
+    ranges: impl Iterator<Item = &'r Range<usize>>,
+) -> Result<()> {
+    for (values, range) in values.zip(ranges) {
+        to.slice(range.clone())?.write(values)?;
+    }
+    Ok(())
+}
+
+fn read_each<'r>(from: &Slice<f32>, ranges: impl Iterator<Item = &'r Range<usize>>) -> Result<Vec<Vec<f32>>> {
+    ranges.map(|range| from.slice(range.clone())?.to_vec()).collect()
 }
 
 impl Module<'_> {
@@ -240,7 +317,7 @@ impl Module<'_> {
             shape: id.shape,
             value: all.values.slice(range.clone())?,
             operand: all.operands.slice(range.clone())?,
-            gradient: all.gradients.slice(range)?,
+            gradient: all.gradients.slice(range.clone()).or_else(|_| all.sink.slice(0..range.len()))?,
         })
     }
 

@@ -23,6 +23,7 @@ use crate::error::ErrorKind;
 use crate::model::decoder::Fused;
 use crate::model::{DecoderStep, Encoded, Network, decoder};
 use crate::nn::{ActivationDtype, Blueprint, Pass};
+use crate::optim::ParameterGroups;
 
 /// A network whose widths are `scale` times small odd numbers, with `drop` at all its dropouts.
 fn model(scale: usize, drop: f64, frames: usize, depth: usize) -> config::Model {
@@ -97,11 +98,17 @@ fn floats_of(engine: &dyn Engine) -> Vec<Vec<f32>> {
     engine.host().parameters().iter().map(|(_, var)| floats(var.as_tensor())).collect()
 }
 
+/// One group of all parameters.
+fn groups_of(blueprint: &Blueprint) -> ParameterGroups {
+    ParameterGroups::new(&config::Optimization::default(), blueprint).unwrap()
+}
+
 fn send(network: &mut GpuNetwork, slot: usize, Placed { batch, targets, .. }: &Placed) {
     let targets = targets.concat();
     let images = batch.images.iter().map(|pixels| match pixels {
         Pixels::Bytes(bytes) => StreamData::ImageBytes(bytes),
-        Pixels::Normalised(numbers) | Pixels::Features(numbers) => StreamData::Images(numbers),
+        Pixels::Normalised(numbers) => StreamData::Images(numbers),
+        Pixels::Features(numbers) => StreamData::Features(numbers),
     });
     let streams: Vec<StreamData> = images.chain([StreamData::Pose(&batch.pose)]).collect();
     let valid: Vec<u8> = batch.pad_mask.iter().map(|&valid| u8::from(valid)).collect();
@@ -138,7 +145,15 @@ fn twins_with(
     }
     engine.push().unwrap();
     let blueprint = Rc::clone(engine.host().network.blueprint());
-    let spec = NetworkSpec { blueprint: &blueprint, model: c, streams: STREAMS, decoder, moments: true };
+    let groups = groups_of(&blueprint);
+    let spec = NetworkSpec {
+        blueprint: &blueprint,
+        model: c,
+        streams: STREAMS,
+        decoder,
+        groups: &groups,
+        moments: 2,
+    };
     let stream = make(dtype, &head_widths(&spec).unwrap());
     let mut on_gpu = GpuNetwork::new(&Allocator::new(stream, dtype), &spec).unwrap();
     on_gpu.write_parameters(&floats_of(engine.as_ref())).unwrap();
@@ -327,9 +342,9 @@ fn a_decoder_on_the_host_gives_the_stubs_gradients() {
         assert!(largest > 1.0);
 
         // Norm, clipping and update are of all parameters, wherever their gradients come from.
-        let rule = GpuUpdateRule::Sgd { lr: 0.1, l2: 0.01 };
+        let rule = GpuUpdateRule::Sgd { lr: 0.1, l2: 0.01, momentum: 0.0 };
         for on_gpu in [&mut whole, &mut split] {
-            on_gpu.update(rule, 1.0 / 16.0, Some(0.5)).unwrap();
+            on_gpu.update(&[rule], 1.0 / 16.0, Some(0.5)).unwrap();
         }
         let (found, expected) = (split.update_report().unwrap(), whole.update_report().unwrap());
         assert!(found.finite && found.loss.is_none() && expected.loss.unwrap() > 0.0);
@@ -385,7 +400,9 @@ fn a_parameter_that_nothing_computes_with_is_an_error() {
         (&[face, left, right, Stream { kind: face.kind, ..pose }], "pose_projector takes"),
     ] {
         let decoder = Fused::Nothing;
-        let spec = NetworkSpec { blueprint: &blueprint, model: &c, streams, decoder, moments: false };
+        let groups = groups_of(&blueprint);
+        let spec =
+            NetworkSpec { blueprint: &blueprint, model: &c, streams, decoder, groups: &groups, moments: 0 };
         let error = head_widths(&spec).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
     }
@@ -423,7 +440,15 @@ fn what_a_step_takes_is_known_before() {
     ] {
         let c = model(4, 0.2, 3, 2);
         let blueprint = blueprint(&c);
-        let spec = NetworkSpec { blueprint: &blueprint, model: &c, streams: STREAMS, decoder, moments: true };
+        let groups = groups_of(&blueprint);
+        let spec = NetworkSpec {
+            blueprint: &blueprint,
+            model: &c,
+            streams: STREAMS,
+            decoder,
+            groups: &groups,
+            moments: 2,
+        };
         let expected = step_memory(&spec, dtype, 2, 3, chunk).unwrap();
         let emulator = Emulator::new(dtype, &head_widths(&spec).unwrap(), 80, 1);
         let stream = Rc::clone(&emulator) as Rc<dyn GpuStream>;
@@ -443,7 +468,15 @@ fn what_does_not_fit_a_kernel_is_an_error() {
     let c = model(1, 0.0, 1, 1);
     let blueprint = blueprint(&c);
     let decoder = Fused::Nothing;
-    let spec = NetworkSpec { blueprint: &blueprint, model: &c, streams: STREAMS, decoder, moments: false };
+    let groups = groups_of(&blueprint);
+    let spec = NetworkSpec {
+        blueprint: &blueprint,
+        model: &c,
+        streams: STREAMS,
+        decoder,
+        groups: &groups,
+        moments: 0,
+    };
     let of = |clips, frames| step_memory(&spec, ActivationDtype::F32, clips, frames, None);
     assert!(of(60_000, 1).is_ok());
     // More blocks than a launch has in z.

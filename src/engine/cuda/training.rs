@@ -10,7 +10,7 @@ use super::{
     StreamData,
 };
 use crate::config::streams::{STREAMS, StreamKind};
-use crate::config::{Chunk, Decoding, EngineKind, Experiment, OptimizerKind};
+use crate::config::{Chunk, Decoding, EngineKind, Experiment};
 use crate::data::{Batch, Pixels};
 use crate::engine::batch::{Placed, frames, targets};
 use crate::engine::chunks::Chunks;
@@ -68,20 +68,13 @@ impl Cuda {
             return Err(Error::config(what).hint("run.engine = \"auto\" computes the decoder on the host"));
         }
         let host = Host::new(c, decoder)?;
-        let groups = host.optimizer.groups();
-        if groups.groups().len() > 1
-            || groups.trainable().len() < groups.of().len()
-            || host.optimizer.momentum() > 0.0
-        {
-            return Err(Error::config("groups, momentum and frozen parameters are not there on a GPU")
-                .hint("take run.device = \"cpu\""));
-        }
         let spec = NetworkSpec {
             blueprint,
             model: &c.model,
             streams: STREAMS,
             decoder: decoder.fused(),
-            moments: c.optimization.optimizer != OptimizerKind::Sgd,
+            groups: host.optimizer.groups(),
+            moments: optim::moments(&c.optimization),
         };
         let plan = plan(c, &spec, dtype, device.free_memory());
         let stream = device.open(dtype, &super::head_widths(&spec)?)?;
@@ -239,7 +232,8 @@ impl Engine for Cuda {
         let finite = self.loss.is_none_or(f64::is_finite);
         // What is not a number makes the whole gradient none, and nothing is updated.
         let share = if finite { 1.0 / (self.factor() * step.weight() as f64) } else { f64::NAN };
-        self.network.update(rule(self.host.optimizer.next_rules(rates)[0]), share, max_norm)?;
+        let rules: Vec<GpuUpdateRule> = self.host.optimizer.next_rules(rates).into_iter().map(rule).collect();
+        self.network.update(&rules, share, max_norm)?;
         self.decoder_is_current = false;
         Ok(Pending(()))
     }
@@ -299,8 +293,12 @@ impl Engine for Cuda {
         batch.encoded.clone().map_or_else(|| self.encode_batch(batch), Ok)
     }
 
-    fn features(&mut self, _: usize, _: &Pixels, _: usize, _: usize) -> Result<Vec<f32>> {
-        Err(Error::run("features are not there on a GPU"))
+    fn features(&mut self, stream: usize, pixels: &Pixels, count: usize, _: usize) -> Result<Vec<f32>> {
+        let data = images_of(pixels);
+        let Self { network, chunks, .. } = self;
+        chunks.run(count, |chunk| {
+            or_release(network, |network| network.stream_features(stream, data, count, chunk))
+        })
     }
 
     fn translate(&mut self, batch: &mut Placed, c: &Decoding) -> Result<Vec<Vec<Hypothesis>>> {
@@ -329,7 +327,9 @@ impl Engine for Cuda {
             set(var, values)?;
         }
         self.decoder_is_current = true;
-        if let Some([first, second]) = self.network.read_moments()? {
+        let mut moments = self.network.read_moments()?.into_iter();
+        if let Some(first) = moments.next() {
+            let second = moments.next().unwrap_or_else(|| vec![Vec::new(); first.len()]);
             let pairs = first.into_iter().zip(second);
             let moments = pairs.map(|(first, second)| Moments { first, second }).collect();
             let optimizer = &mut self.host.optimizer;
@@ -417,15 +417,20 @@ fn streams(batch: &Batch) -> Result<Vec<StreamData<'_>>> {
     let (mut images, mut poses) = (batch.images.iter(), [batch.pose.as_slice()].into_iter());
     let stream = |stream: &crate::config::Stream| {
         let data = match stream.kind {
-            StreamKind::Images { .. } => images.next().map(|pixels| match pixels {
-                Pixels::Bytes(bytes) => StreamData::ImageBytes(bytes),
-                Pixels::Normalised(floats) | Pixels::Features(floats) => StreamData::Images(floats),
-            }),
+            StreamKind::Images { .. } => images.next().map(images_of),
             StreamKind::Pose => poses.next().map(StreamData::Pose),
         };
         data.ok_or_else(|| Error::run(format!("the batch has no {}", stream.name)))
     };
     STREAMS.iter().map(stream).collect()
+}
+
+fn images_of(pixels: &Pixels) -> StreamData<'_> {
+    match pixels {
+        Pixels::Bytes(bytes) => StreamData::ImageBytes(bytes),
+        Pixels::Normalised(floats) => StreamData::Images(floats),
+        Pixels::Features(features) => StreamData::Features(features),
+    }
 }
 
 fn values(host: &Host) -> Result<Vec<Vec<f32>>> {
@@ -446,6 +451,6 @@ fn rule(rule: optim::UpdateRule) -> GpuUpdateRule {
             let rule = Adam { decay, l2, step_size, root_correction, rest1, beta2, rest2, eps };
             GpuUpdateRule::Adam(rule)
         }
-        optim::UpdateRule::Sgd { lr, l2, .. } => GpuUpdateRule::Sgd { lr, l2 },
+        optim::UpdateRule::Sgd { lr, l2, momentum } => GpuUpdateRule::Sgd { lr, l2, momentum },
     }
 }

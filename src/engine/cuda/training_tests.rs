@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::GpuDevice;
 use super::emulator::{EmulatedDevice, Emulator};
 use crate::config::{self, Experiment};
-use crate::data::{Batch, Sizes};
+use crate::data::{Batch, Pixels, Sizes};
 use crate::engine::device::Compute;
 use crate::engine::{self, End, Engine, Outcome, Placed, Step};
 use crate::error::ErrorKind;
@@ -77,7 +77,8 @@ fn train(engine: &mut dyn Engine, c: &Experiment, steps: usize, window: usize) -
         }
         assert_eq!(step.weight(), 4 * (window - 1) + 3);
         let known = step.loss();
-        let pending = engine.update(step, &[c.optimization.lr], c.optimization.grad_clip).unwrap();
+        let rates = engine.host().optimizer.groups().rates();
+        let pending = engine.update(step, &rates, c.optimization.grad_clip).unwrap();
         let outcome = engine.outcome(pending).unwrap();
         assert_eq!(outcome.end, End::Updated);
         all.push((known.unwrap_or(outcome.loss), outcome.norm));
@@ -110,10 +111,84 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     (difference / b.iter().map(|&b| square(f64::from(b))).sum::<f64>()).sqrt()
 }
 
+/// What does not train is what it was at the start, to the bit, and has no moments.
+fn frozen_stay(c: &Experiment, engine: &dyn Engine) {
+    let start = engine::new(c, &Compute::Cpu).unwrap();
+    let specs = engine.host().network.blueprint().parameters();
+    let all = engine.host().parameters().iter().zip(start.host().parameters().iter());
+    for ((((name, now), (_, before)), spec), moments) in all.zip(specs).zip(engine.host().optimizer.moments())
+    {
+        let numbers = |var: &candle_core::Var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(numbers(now) == numbers(before), !spec.trains, "{name}");
+        assert!(spec.trains || moments.first.is_empty(), "{name}");
+    }
+}
+
+/// Features in the place of images are what the frozen backbones make of them; and the same, without backbones.
+#[test]
+fn features_take_the_place_of_images() {
+    let with_features = |engine: &mut dyn Engine, mut batch: Placed| {
+        let images = batch.clips() * FRAMES;
+        let of = |(at, pixels)| Pixels::Features(engine.features(at, pixels, images, 8).unwrap());
+        batch.batch.images = batch.batch.images.iter().enumerate().map(of).collect();
+        batch
+    };
+    for settings in [&[][..], &[("optimization.frames_per_chunk", "2")]] {
+        let c = experiment(&[settings, &[("model.backbone.freeze", "all")]].concat());
+        let (mut cpu, mut gpu) =
+            (engine::new(&c, &Compute::Cpu).unwrap(), engine::new(&c, &emulated().0).unwrap());
+        gpu.push().unwrap();
+        for number in 0..3 {
+            let (images, by_cpu) = (batch(3, number), with_features(cpu.as_mut(), batch(3, number)));
+            let mut features = with_features(gpu.as_mut(), batch(3, number));
+            for (a, b) in features.batch.images.iter().zip(&by_cpu.batch.images) {
+                let (Pixels::Features(a), Pixels::Features(b)) = (a, b) else { panic!("no features") };
+                assert!(distance(a, b) < 1e-5);
+            }
+            let at = number as u64;
+            let expected = step(cpu.as_mut(), &mut { images }, at, 1e-3, None);
+            let found = step(gpu.as_mut(), &mut features, at, 1e-3, None);
+            assert!((found.loss / expected.loss - 1.0).abs() < 1e-5, "{found:?}, not {expected:?}");
+            assert!((found.norm / expected.norm - 1.0).abs() < 1e-3, "{found:?}, not {expected:?}");
+            let mut again = with_features(gpu.as_mut(), batch(2, 9));
+            let evaluating = gpu.evaluate(&mut again).unwrap();
+            let score = gpu.score(evaluating).unwrap();
+            let evaluating = cpu.evaluate(&mut batch(2, 9)).unwrap();
+            assert!((score.loss / cpu.score(evaluating).unwrap().loss - 1.0).abs() < 1e-5);
+        }
+    }
+    let c = experiment(&[("data.features_dir", "made")]);
+    let (mut cpu, mut gpu) =
+        (engine::new(&c, &Compute::Cpu).unwrap(), engine::new(&c, &emulated().0).unwrap());
+    gpu.push().unwrap();
+    let made = || {
+        let mut made = batch(3, 1);
+        let features = (0..3 * FRAMES * 16).map(|i| (i as f32 * 0.7).sin()).collect();
+        made.batch.images.fill(Pixels::Features(features));
+        made
+    };
+    for at in 0..2 {
+        let expected = step(cpu.as_mut(), &mut made(), at, 1e-3, None);
+        let found = step(gpu.as_mut(), &mut made(), at, 1e-3, None);
+        assert!((found.loss / expected.loss - 1.0).abs() < 1e-5, "{found:?}, not {expected:?}");
+    }
+    assert!(gpu.features(0, &Pixels::Bytes(vec![0; 192]), 1, 8).is_err());
+    assert!(step_fails(gpu.as_mut(), &mut batch(3, 1)));
+}
+
+fn step_fails(engine: &mut dyn Engine, batch: &mut Placed) -> bool {
+    let mut step = Step::of(1);
+    engine.train(batch, &Pass::training(1, 0), &mut step).is_err()
+}
+
 #[test]
 fn updates_are_the_cpus() {
     compare_updates(&emulated().0);
 }
+
+/// Biases without decay, a slower temporal encoder, and a part that is frozen.
+const GROUPS: &str = "[{ match = \"*.bias\", weight_decay = 0.0 }, { match = \"encoder.temporal.*\", lr_factor = 0.3 }, \
+                      { match = \"*pose_projector*\", freeze = true }]";
 
 fn compare_updates(compute: &Compute) {
     for (settings, window) in [
@@ -128,6 +203,39 @@ fn compare_updates(compute: &Compute) {
             1,
         ),
         (&[("optimization.grad_clip", "0.5"), ("model.temporal_dropout", "0.2")], 2),
+        (
+            &[
+                ("optimization.optimizer", "sgd"),
+                ("optimization.lr", "0.02"),
+                ("optimization.momentum", "0.8"),
+                ("optimization.groups", GROUPS),
+                ("model.backbone.freeze", "0"),
+            ],
+            1,
+        ),
+        (
+            &[
+                ("optimization.betas", "[0.7, 0.95]"),
+                ("optimization.eps", "1e-4"),
+                ("optimization.weight_decay", "0.05"),
+                ("optimization.groups", GROUPS),
+                ("model.backbone.freeze", "1"),
+                ("model.backbone.layer_norm_eps", "1e-3"),
+            ],
+            2,
+        ),
+        (
+            &[
+                ("model.backbone.freeze", "1"),
+                ("model.backbone.stochastic_depth", "0.3"),
+                ("optimization.frames_per_chunk", "2"),
+                ("optimization.groups", "[{ match = \"*blocks.1.mlp.*\", freeze = true }]"),
+            ],
+            1,
+        ),
+        (&[("model.backbone.freeze", "2"), ("optimization.grad_clip", "0.5")], 2),
+        (&[("model.backbone.freeze", "all"), ("optimization.frames_per_chunk", "4")], 2),
+        (&[("optimization.groups", "[{ match = \"decoder.*\", freeze = true }]")], 1),
     ] {
         let c = experiment(settings);
         let mut cpu = engine::new(&c, &Compute::Cpu).unwrap();
@@ -143,6 +251,7 @@ fn compare_updates(compute: &Compute) {
         // Adam moves what has a gradient of nothing but rounding.
         assert!(far < 1e-3, "{settings:?}: parameters {far}");
         assert_eq!(gpu.host().optimizer.steps(), 4);
+        frozen_stay(&c, gpu);
         if !moments(cpu).is_empty() {
             let far = distance(&moments(gpu), &moments(cpu));
             assert!(far < 1e-3, "{settings:?}: moments {far}");

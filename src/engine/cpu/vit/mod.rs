@@ -16,6 +16,7 @@ pub use tape::{Tape, Workspace};
 use std::num::Saturating;
 
 use super::rows::{self, Norm};
+use crate::engine::trained::Trained;
 use crate::nn::{Dropout, ParameterId, Pass, Scope, dropout::Masks};
 use crate::{Result, config};
 use tape::room;
@@ -48,17 +49,6 @@ pub struct Shape {
     pub trained: Trained,
 }
 
-/// What of a backbone trains: how far down the backward pass goes, and what it needs of the forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trained {
-    /// All of it, from the embedding on.
-    All,
-    /// From this block on; from the last norm on, where there is no such block.
-    From(usize),
-    /// Nothing.
-    Nothing,
-}
-
 impl Shape {
     /// Patches an image.
     #[must_use]
@@ -88,11 +78,7 @@ impl Shape {
 
     /// The first block that the backward pass goes through, or how many blocks there are, where it goes through none.
     fn first_trained(&self) -> usize {
-        match self.trained {
-            Trained::All => 0,
-            Trained::From(block) => block.min(self.depth),
-            Trained::Nothing => self.depth,
-        }
+        self.trained.first_block(self.depth)
     }
 
     /// Bytes that the backward pass needs for an image besides the tape; as many as fit, where there are more.
@@ -269,7 +255,7 @@ impl Backbone {
             norm: pair(&scope.pp("norm"), "")?,
         };
         let rows = |id: &ParameterId| id.shape.first().copied().unwrap_or(0);
-        let trained = trained(scope, &blocks);
+        let trained = Trained::of(scope);
         Ok(Self {
             shape: Shape {
                 image: image_size,
@@ -297,21 +283,6 @@ impl Backbone {
         let masks = pass.masks.filter(|_| active)?;
         let first_row = pass.first_row;
         Some(Drops { masks, first_row, positions: self.pos_drop, blocks: &self.block_drops })
-    }
-}
-
-/// What trains of the backbone `scope` with these blocks: all from the lowest parameter on that does.
-fn trained(scope: &Scope, blocks: &[Scope]) -> Trained {
-    let trains = |scope: &Scope| scope.trainable().next().is_some();
-    if let Some(block) = blocks.iter().position(&trains) {
-        let in_blocks: usize = blocks.iter().map(|block| block.trainable().count()).sum();
-        let elsewhere = scope.trainable().count() - in_blocks - scope.pp("norm").trainable().count();
-        return if elsewhere > 0 { Trained::All } else { Trained::From(block) };
-    }
-    match (scope.trainable().count(), scope.pp("norm").trainable().count()) {
-        (0, _) => Trained::Nothing,
-        (all, of_norm) if all == of_norm => Trained::From(blocks.len()),
-        _ => Trained::All,
     }
 }
 

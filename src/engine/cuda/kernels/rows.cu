@@ -53,7 +53,7 @@ KERNEL_OF(128, V(norm_forward), NormForward) {
         V(load)(s + c, v);
         for (int i = 0; i < VEC; i++) squares += (v[i] - mean) * (v[i] - mean);
     }
-    float rstd = 1.0f / sqrtf(warp_sum(squares) / width + 1e-5f);
+    float rstd = 1.0f / sqrtf(warp_sum(squares) / width + a.eps);
     for (int c = lane * VEC; c < width; c += 32 * VEC) {
         float x[VEC], w[VEC], b[VEC];
         V(load)(a.weight + c, w);

@@ -247,11 +247,13 @@ KERNEL_OF(256, adam, Adam) {
     if (a.stored) a.stored[i] = from_float(p);
 }
 
+// Gradient descent; with a momentum where m is (https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html).
 KERNEL_OF(256, sgd, Sgd) {
     i64 i = ELEMENT;
     if (i >= a.count || !a.verdict->sound) return;
-    float p = a.parameter[i];
-    p -= a.lr * (a.gradient[i] * a.verdict->factor + a.l2 * p);
+    float p = a.parameter[i], g = a.gradient[i] * a.verdict->factor + a.l2 * p;
+    if (a.m) g = a.m[i] = a.momentum * a.m[i] + g;
+    p -= a.lr * g;
     a.parameter[i] = p;
     if (a.stored) a.stored[i] = from_float(p);
 }

@@ -6,10 +6,10 @@ use super::attention::{
 use super::mlp::{Mlp, MlpSaved};
 use super::norm::{BranchEnd, LayerNorm, NormGradients, NormOutputs, NormSaved, Residual};
 use super::{Context, Keep, Linear};
-use crate::Result;
 use crate::engine::cuda::memory::{Activation, Buffer, Matrix};
 use crate::engine::cuda::ops::Nonlinearity;
 use crate::engine::cuda::parameters::Module;
+use crate::{Result, config};
 
 /// A pre-norm transformer block. Its first norm comes with the residual sum before it, so `backbone` calls
 /// it, between two blocks.
@@ -60,8 +60,9 @@ impl Block {
     ///
     /// # Errors
     /// Where it has none.
-    pub fn new(module: &Module, heads: usize, queries: Queries) -> Result<Self> {
-        let attention = SelfAttention::new(&module.pp("attn"), heads, queries)?;
+    pub fn new(module: &Module, c: &config::Backbone, queries: Queries) -> Result<Self> {
+        let eps = c.layer_norm_eps as f32;
+        let attention = SelfAttention::new(&module.pp("attn"), c.num_heads, queries)?;
         let mlp = module.pp("mlp");
         let last_dropout = mlp.dropout("4")?;
         let mlp = Mlp {
@@ -71,10 +72,10 @@ impl Block {
             fc2: Linear::new(&mlp.pp(3))?,
         };
         Ok(Self {
-            norm1: LayerNorm::new(&module.pp("norm1"))?,
+            norm1: LayerNorm::with_eps(&module.pp("norm1"), eps)?,
             attention_end: BranchEnd::new(attention.last(), None, Some(module.dropout("drop_path1")?)),
             attention,
-            norm2: LayerNorm::new(&module.pp("norm2"))?,
+            norm2: LayerNorm::with_eps(&module.pp("norm2"), eps)?,
             end: BranchEnd::new(&mlp.fc2, Some(last_dropout), Some(module.dropout("drop_path2")?)),
             mlp,
         })

@@ -7,11 +7,13 @@ use crate::engine::cuda::memory::{Activation, Buffer, Matrix, Slice};
 use crate::engine::cuda::ops::{NormBackward, NormForward};
 use crate::engine::cuda::parameters::{Module, Parameter};
 use crate::nn::Dropout;
+use crate::nn::norm::LAYER_NORM_EPS;
 
 /// A layer norm.
 pub struct LayerNorm {
     weight: Parameter,
     bias: Parameter,
+    eps: f32,
 }
 
 /// What its backward pass needs of its forward pass.
@@ -88,12 +90,20 @@ impl BranchEnd {
 }
 
 impl LayerNorm {
-    /// The module's `weight` and `bias`.
+    /// The module's `weight` and `bias`, with the usual eps.
     ///
     /// # Errors
     /// Where it has none.
     pub fn new(module: &Module) -> Result<Self> {
-        Ok(Self { weight: module.parameter("weight")?, bias: module.parameter("bias")? })
+        Self::with_eps(module, LAYER_NORM_EPS)
+    }
+
+    /// The module's `weight` and `bias`.
+    ///
+    /// # Errors
+    /// Where it has none.
+    pub fn with_eps(module: &Module, eps: f32) -> Result<Self> {
+        Ok(Self { weight: module.parameter("weight")?, bias: module.parameter("bias")?, eps })
     }
 
     /// D.
@@ -134,6 +144,7 @@ impl LayerNorm {
             sum: out.sum,
             weight: Some(&self.weight.value),
             bias: Some(&self.bias.value),
+            eps: self.eps,
             y: out.y,
             y_operand: out.y_operand,
             xhat: kept.as_ref().map(|(xhat, _)| xhat),

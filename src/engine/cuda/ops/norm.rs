@@ -28,6 +28,8 @@ pub struct NormForward<'a> {
     pub sum: Option<&'a Matrix<f32>>,
     pub weight: Option<&'a Slice<f32>>,
     pub bias: Option<&'a Slice<f32>>,
+    /// What is added to the variance.
+    pub eps: f32,
     pub y: Option<&'a Matrix<f32>>,
     /// `y` as an operand of products.
     pub y_operand: Option<&'a Matrix<Activation>>,
@@ -107,6 +109,7 @@ impl Ops {
             period: int(period.max(1))?,
             drop_scale: a.dropout.scale,
             path_scale: a.drop_path.scale,
+            eps: a.eps,
         };
         self.launch_rows("norm_forward", vector(width), [rows.div_ceil(4), 1, 1], 16 * width, &args)
     }

@@ -1,18 +1,20 @@
 //! Norms of gradients, and the optimizer's step.
 
 use super::{BLOCKS, Ops, at_least, int, long};
-use crate::Result;
 use crate::engine::cuda::kernels;
 use crate::engine::cuda::memory::{Activation, Slice};
+use crate::{Error, Result};
 
 /// What the update does, and what of it is the same for all rules.
 pub struct Update<'a> {
-    /// All parameters.
-    pub parameters: &'a Slice<f32>,
+    /// Some parameters.
+    pub parameters: Slice<f32>,
     /// Their gradients.
-    pub gradients: &'a Slice<f32>,
+    pub gradients: Slice<f32>,
+    /// Their moments: as many as the rule has.
+    pub moments: Vec<Slice<f32>>,
     /// Their copies that products take, where they are others.
-    pub operands: Option<&'a Slice<Activation>>,
+    pub operands: Option<Slice<Activation>>,
     /// What [`Ops::check_step`] left.
     pub verdict: &'a Slice<kernels::Verdict>,
 }
@@ -62,20 +64,20 @@ impl Ops {
         self.launch("judge", [1, 1, 1], 256, 8 * 256, &args)
     }
 
-    /// Adam's and `AdamW`'s update of all parameters, with both `moments`.
+    /// Adam's and `AdamW`'s update of these parameters.
     ///
     /// # Errors
-    /// Where sizes do not fit each other, or the GPU fails.
-    pub fn adam(&self, a: &Update, moments: &[Slice<f32>; 2], rule: Adam) -> Result<()> {
+    /// Where sizes do not fit each other or there are no two moments, or the GPU fails.
+    pub fn adam(&self, a: &Update, rule: Adam) -> Result<()> {
         let Adam { decay, l2, step_size, root_correction, rest1, beta2, rest2, eps } = rule;
         let count = a.parameters.len();
-        let [m, v] = moments;
+        let [m, v] = a.moments.as_slice() else { return Err(Error::run("Adam needs two moments")) };
         let args = kernels::Adam {
             parameter: a.parameters.ptr(),
-            gradient: at_least(Some(a.gradients), count)?,
+            gradient: at_least(Some(&a.gradients), count)?,
             m: at_least(Some(m), count)?,
             v: at_least(Some(v), count)?,
-            stored: at_least(a.operands, count)?,
+            stored: at_least(a.operands.as_ref(), count)?,
             verdict: at_least(Some(a.verdict), 1)?,
             count: long(count)?,
             decay,
@@ -90,20 +92,22 @@ impl Ops {
         self.launch_each("adam", 256, count, &args)
     }
 
-    /// SGD's update of all parameters.
+    /// SGD's update of these parameters, with a momentum where they have a moment.
     ///
     /// # Errors
     /// Where sizes do not fit each other, or the GPU fails.
-    pub fn sgd(&self, a: &Update, lr: f32, l2: f32) -> Result<()> {
+    pub fn sgd(&self, a: &Update, lr: f32, l2: f32, momentum: f32) -> Result<()> {
         let count = a.parameters.len();
         let args = kernels::Sgd {
             parameter: a.parameters.ptr(),
-            gradient: at_least(Some(a.gradients), count)?,
-            stored: at_least(a.operands, count)?,
+            gradient: at_least(Some(&a.gradients), count)?,
+            stored: at_least(a.operands.as_ref(), count)?,
             verdict: at_least(Some(a.verdict), 1)?,
+            m: at_least(a.moments.first(), count)?,
             count: long(count)?,
             lr,
             l2,
+            momentum,
         };
         self.launch_each("sgd", 256, count, &args)
     }
