@@ -153,7 +153,7 @@ fn a_killed_process_loses_one_clip_and_two_fill_one_cache() {
     let mut child = world.command(&args).spawn().unwrap();
     let begun = Instant::now();
     let files = || fs::read_dir(world.path("features")).is_ok_and(|_| cached(&world, "features").len() > 3);
-    while !files() && begun.elapsed() < Duration::from_secs(60) {
+    while !files() && begun.elapsed() < Duration::from_mins(1) {
         std::thread::sleep(Duration::from_millis(5));
     }
     child.kill().unwrap();
@@ -176,7 +176,7 @@ fn a_signal_ends_filling_and_leaves_no_run() {
     let args = [&["tiny.toml", FREEZE, "--feature-cache=features"][..], &slow].concat();
     let child = world.command(&args).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let begun = Instant::now();
-    while !world.path("features").exists() && begun.elapsed() < Duration::from_secs(60) {
+    while !world.path("features").exists() && begun.elapsed() < Duration::from_mins(1) {
         std::thread::sleep(Duration::from_millis(2));
     }
     let kill = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
