@@ -97,6 +97,7 @@ impl Case {
                 depth: self.depth,
                 num_heads: self.heads.0,
                 mlp_ratio: 1.7,
+                layer_norm_eps: 1e-4, // another one than the other norms'
                 dropout: self.dropout,
                 attention_dropout: self.dropout,
                 stochastic_depth: self.dropout,

@@ -24,6 +24,7 @@ fn config(patch: usize, heads: usize, head: usize, depth: usize, drop: f64) -> c
         depth,
         num_heads: heads,
         mlp_ratio: 2.5,
+        layer_norm_eps: 1e-2, // another one than the other norms'
         dropout: drop,
         attention_dropout: drop,
         stochastic_depth: drop,

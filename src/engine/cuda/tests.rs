@@ -46,6 +46,7 @@ fn model(scale: usize, drop: f64, frames: usize, depth: usize) -> config::Model 
             depth,
             num_heads: 3,
             mlp_ratio: 2.0,
+            layer_norm_eps: 1e-2, // another one than the other norms'
             dropout: drop,
             attention_dropout: drop,
             stochastic_depth: drop,
