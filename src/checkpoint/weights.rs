@@ -10,7 +10,10 @@ use crate::error::{Error, ErrorKind, Problem, Result};
 
 /// The keys under which a file may have its state dict, the first that is there; DINO's has a teacher, which is the one to
 /// take, and a student.
-const STATE_DICTS: [&str; 5] = ["model_state", "state_dict", "model", "teacher", "model_state_dict"];
+const STATE_DICTS: [&str; 6] = [OURS, "state_dict", "model_state_dict", "model", "teacher", "student"];
+
+/// The key of slt-run's own checkpoints, of which each value must be a tensor.
+const OURS: &str = "model_state";
 
 /// What a wrapper for several GPUs puts before every name.
 const WRAPPED: &str = "module.";
@@ -20,7 +23,7 @@ const WRAPPED: &str = "module.";
 pub struct Weights {
     /// By name, in the file's order.
     pub tensors: Vec<(String, TensorData<'static>)>,
-    /// What else the file has, which is no weight: top-level keys of a PyTorch file.
+    /// What else the file has, which is no weight: keys of a PyTorch file. Of slt-run's own checkpoints nothing is said.
     pub others: Vec<String>,
     /// Texts that slt-run has put beside the weights, by their keys.
     pub texts: Vec<(String, String)>,
@@ -74,39 +77,54 @@ fn of_safetensors(path: &Path) -> Result<Weights> {
 fn of_torch(path: &Path) -> Result<Weights> {
     let value = load(path)?;
     let Value::Dict(items) = &value else { return of_checkpoint(path, value) };
-    let is_dict = |key: &&&str| matches!(value.get(key), Some(Value::Dict(_)));
-    let Some(key) = STATE_DICTS.iter().find(is_dict) else {
+    // What is called `model` may be a configuration, or a name.
+    let has_tensor = |value: &Value| match value {
+        Value::Dict(items) => items.iter().any(|(_, value)| matches!(value, Value::Tensor(_))),
+        _ => false,
+    };
+    let is_one = |key: &&&str| value.get(key).is_some_and(|inner| **key == OURS || has_tensor(inner));
+    let Some(key) = STATE_DICTS.iter().find(is_one) else {
         let are_tensors = items.iter().all(|(_, value)| matches!(value, Value::Tensor(_)));
         return if are_tensors && !items.is_empty() { bare(path, value) } else { of_checkpoint(path, value) };
     };
-    if *key == "model_state" {
+    if *key == OURS {
         return of_checkpoint(path, value);
     }
     let Value::Dict(items) = value else { return Ok(Weights::default()) };
-    let (mut others, mut found) = (Vec::new(), Value::None);
+    let (mut others, mut found) = (Vec::new(), Vec::new());
     for (name, value) in items {
         match name.as_str() {
-            Some(name) if name == *key => found = value,
+            Some(name) if name == *key => {
+                let Value::Dict(items) = value else { continue };
+                for (name, value) in items {
+                    match (name, value) {
+                        (Value::Str(name), Value::Tensor(tensor)) => found.push((name, tensor)),
+                        (Value::Str(name), _) => others.push(format!("{key}.{}", short(&name))),
+                        (name, _) => others.push(format!("{} in {key}", name.describe())),
+                    }
+                }
+            }
             Some(name) => others.push(short(name)),
             None => {}
         }
     }
-    Ok(Weights { others, ..bare(path, found)? })
+    Ok(Weights { tensors: found, others, ..Weights::default() })
 }
 
 /// A dict of names and tensors, as `state_dict()` gives it.
 fn bare(path: &Path, value: Value<'static>) -> Result<Weights> {
-    let wrapped = Value::dict([("model_state", value)]);
+    let wrapped = Value::dict([(OURS, value)]);
     Ok(Weights { tensors: model_state(path, wrapped)?, ..Weights::default() })
 }
 
 /// A checkpoint as slt-run writes it.
 fn of_checkpoint(path: &Path, value: Value<'static>) -> Result<Weights> {
     let (mut texts, mut others) = (Vec::new(), Vec::new());
+    let is_ours = value.get("format_version").is_some();
     if let Value::Dict(items) = &value {
         for (key, value) in items {
-            let Some(key) = key.as_str().filter(|key| *key != "model_state") else { continue };
-            others.push(short(key));
+            let Some(key) = key.as_str().filter(|key| *key != OURS) else { continue };
+            others.extend((!is_ours).then(|| short(key)));
             texts.extend(value.as_str().map(|text| (key.to_owned(), text.to_owned())));
         }
     }
@@ -127,10 +145,10 @@ mod tests {
         })
     }
 
-    fn names(value: Value<'static>) -> Result<(Vec<String>, Vec<String>)> {
+    fn names(value: &Value<'static>) -> Result<(Vec<String>, Vec<String>)> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w.pth");
-        save(&path, &value).unwrap();
+        save(&path, value).unwrap();
         let weights = Weights::read(&path)?;
         Ok((weights.tensors.into_iter().map(|(name, _)| name).collect(), weights.others))
     }
@@ -140,13 +158,13 @@ mod tests {
         let state = |prefix: &str| {
             Value::dict([(format!("{prefix}a"), tensor(1.0)), (format!("{prefix}b"), tensor(2.0))])
         };
-        let bare = names(state("")).unwrap();
+        let bare = names(&state("")).unwrap();
         assert_eq!(bare, (vec!["a".into(), "b".into()], Vec::<String>::new()));
-        assert_eq!(names(state("module.")).unwrap(), bare);
+        assert_eq!(names(&state("module.")).unwrap(), bare);
         for key in ["model_state", "state_dict", "model", "teacher"] {
             let value =
                 Value::dict([("epoch", Value::Int(3)), (key, state("module.")), ("student", state("x."))]);
-            let (found, others) = names(value).unwrap();
+            let (found, others) = names(&value).unwrap();
             assert_eq!(
                 (found, others),
                 (bare.0.clone(), vec!["epoch".to_owned(), "student".to_owned()]),
@@ -155,18 +173,32 @@ mod tests {
         }
         // A prefix of some is a name.
         let mixed = Value::dict([("module.a", tensor(1.0)), ("b", tensor(2.0))]);
-        assert_eq!(names(mixed).unwrap().0, ["module.a", "b"]);
+        assert_eq!(names(&mixed).unwrap().0, ["module.a", "b"]);
         for (value, says) in [
             (
                 Value::dict([("a", tensor(1.0)), ("n", Value::Int(1))]),
                 "`model_state` should be a dict of tensors",
             ),
-            (Value::dict([("state_dict", Value::dict([("a", Value::Int(1))]))]), "has an int under `a`"),
+            (Value::dict([("state_dict", Value::dict([("a", Value::Int(1))]))]), "not nothing"),
+            (Value::dict([("model_state", Value::dict([("a", Value::Int(1))]))]), "has an int under `a`"),
             (Value::Int(1), "not a checkpoint's dict"),
         ] {
-            let error = names(value).unwrap_err();
+            let error = names(&value).unwrap_err();
             assert!(error.to_string().contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_no_weight_is_named_and_slt_run_s_own_is_not() {
+        let state = || Value::dict([("a", tensor(1.0)), ("version", Value::Int(2))]);
+        let value = Value::dict([("model", "vit".into()), ("state_dict", state())]);
+        let (found, others) = names(&value).unwrap();
+        assert_eq!(
+            (found, others),
+            (vec!["a".to_owned()], vec!["model".into(), "state_dict.version".into()])
+        );
+        let own = [("model_state", Value::dict([("a", tensor(1.0))])), ("format_version", Value::Int(1))];
+        assert_eq!(names(&Value::dict(own)).unwrap(), (vec!["a".to_owned()], vec![]));
     }
 
     #[test]

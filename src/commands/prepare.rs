@@ -143,16 +143,22 @@ impl Start {
         if let Some(backbones) = &self.backbones {
             let Told { left_out, warnings } = backbones.apply(c, parameters)?;
             say_left_out(&backbones.from().path, &left_out, reporter);
-            warnings.iter().for_each(|warning| reporter.warn(warning));
+            for warning in &warnings {
+                reporter.warn(warning);
+            }
         }
         Ok(())
     }
 }
 
 fn say_left_out(path: &Path, names: &[String], reporter: &Reporter) {
-    if !names.is_empty() {
-        reporter.info(&format!("of {}, this is not used: {}", path.display(), names.join(", ")));
+    const NAMED: usize = 10;
+    if names.is_empty() {
+        return;
     }
+    let more = if names.len() > NAMED { format!(" and {} more", names.len() - NAMED) } else { String::new() };
+    let named = names[..names.len().min(NAMED)].join(", ");
+    reporter.info(&format!("of {}, this is not used: {named}{more}", path.display()));
 }
 
 /// Begins with the weights that a run would begin with. One that goes on has its own.

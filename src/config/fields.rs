@@ -123,7 +123,7 @@ sections! {
         stochastic_depth: f64 = 0.0 => Rule::BelowOne,
         /// What is added to the variance in each `LayerNorm`: 1e-6 in timm's and DINO's networks.
         layer_norm_eps: f64 = 1e-5 => Rule::AboveZero; Network,
-        /// File of weights that each backbone begins with: timm's or DINO's ViT (`.safetensors`, `.pth`) or a network of
+        /// File of weights that each backbone begins with: timm's or DINO's (`.safetensors`, `.pth`) or a network of
         /// slt-run. A run's own `config.toml` adds the file's SHA-1, as with `run.init_from`.
         init: Option<InitFrom> = unset ("weights are drawn from `run.seed`"),
         /// What of each backbone does not train: nothing, all of it, or patch embedding, class token, positions and so many

@@ -1,14 +1,15 @@
-//! A backbone's parameters from networks that others have trained: timm's, DINO's, DINOv2's and our own.
+//! A backbone's parameters from networks that others have trained: timm's, DINO's, `DINOv2`'s and our own.
 //!
 //! All of them are the same vision transformer under other names. What a backbone has not is left out and named; anything
 //! else that does not fit is an error.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use super::vit::VisionTransformer;
 use crate::checkpoint::safetensors::short;
 use crate::checkpoint::{TensorData, Weights};
+use crate::config::streams::image_streams;
 use crate::config::{self, Backbone};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::nn::{Builder, ParameterSpec};
@@ -17,8 +18,10 @@ use crate::nn::{Builder, ParameterSpec};
 const THEIR_EPS: f64 = 1e-6;
 
 /// What such files have that no backbone has: a classifier, and what only their training needs.
-const NOT_OURS: [&str; 7] =
-    ["head", "head_dist", "fc_norm", "mask_token", "pre_logits", "norm_pre", "prototypes"];
+const NOT_OURS: [&str; 6] = ["head", "head_dist", "fc_norm", "mask_token", "pre_logits", "prototypes"];
+
+/// The numbers of a head in timm's and DINO's networks of the sizes tiny to large.
+const THEIR_HEAD: usize = 64;
 
 /// The parameters of one backbone.
 #[derive(Debug)]
@@ -54,6 +57,7 @@ pub fn backbone(
             Some(rest) if !is_left_out(rest) => {
                 named.insert(rest.to_owned(), tensor);
             }
+            _ if is_of_another_stream(name, &prefix, own) => {}
             _ => left_out.push(name.clone()),
         }
     }
@@ -77,13 +81,24 @@ pub fn backbone(
     } else {
         Vec::new()
     };
-    Ok(Pretrained { parameters, left_out: grouped(&left_out), warnings })
+    Ok(Pretrained { parameters, left_out: grouped(&left_out, &prefix), warnings })
 }
 
 /// Whether a name, below the backbone's prefix, is of something that a backbone has not.
 fn is_left_out(name: &str) -> bool {
     let first = name.split('.').next().unwrap_or_default();
     NOT_OURS.contains(&first)
+}
+
+/// Whether `name`, in a network of ours whose backbone `own` is below `prefix`, is of another stream's backbone: that one is
+/// taken for its own stream.
+fn is_of_another_stream(name: &str, prefix: &str, own: &str) -> bool {
+    let Some(parent) = prefix.strip_suffix('.').and_then(|prefix| prefix.strip_suffix(own)) else {
+        return false;
+    };
+    let Some(below) = name.strip_prefix(parent) else { return false };
+    let is = |other: String| below.strip_prefix(&other).is_some_and(|rest| rest.starts_with('.'));
+    image_streams().filter_map(own_name).any(|other| other != own && is(other))
 }
 
 /// What stands before a backbone's names: it is found by the class token.
@@ -115,15 +130,18 @@ fn prefix(path: &Path, weights: &Weights, own: &str) -> Result<String> {
     Err(Error::data(what).hint("save the one to take in a file of its own"))
 }
 
-/// Names by their first part, so that a classifier of many tensors is one.
-fn grouped(names: &[String]) -> Vec<String> {
-    let mut groups: Vec<String> = Vec::new();
+/// Names by the module where they part from the backbone `prefix`, so that a classifier of many tensors is one.
+fn grouped(names: &[String], prefix: &str) -> Vec<String> {
+    let (mut groups, mut seen) = (Vec::new(), HashSet::new());
     for name in names {
-        let group = match name.split_once('.') {
-            Some((first, _)) => format!("{}.*", short(first)),
-            None => short(name),
-        };
-        if !groups.contains(&group) {
+        let shared = name.split('.').zip(prefix.split('.')).take_while(|(a, b)| a == b).count();
+        let mut parts: Vec<&str> = name.split('.').collect();
+        if parts.len() > shared + 1 {
+            parts.truncate(shared + 1);
+            parts.push("*");
+        }
+        let group = short(&parts.join("."));
+        if seen.insert(group.clone()) {
             groups.push(group);
         }
     }
@@ -160,7 +178,7 @@ impl File<'_> {
             "take a plain ViT with a class token, such as timm's vit_small_patch16_224 or DINO's ViT-S/16";
         let has = |names: &[&str]| names.iter().any(|name| self.named.contains_key(*name));
         let ends = |end: &str| self.named.keys().any(|name| name.ends_with(end));
-        if has(&["reg_token", "register_tokens"]) {
+        if has(&["reg_token", "register_tokens", "storage_tokens"]) {
             return Err(self.wrong("it has register tokens, which slt-run's backbone has not", HINT));
         }
         if has(&["dist_token"]) {
@@ -168,6 +186,12 @@ impl File<'_> {
         }
         if ends("mlp.w12.weight") || ends("mlp.fc1_g.weight") {
             return Err(self.wrong("its MLPs are gated (SwiGLU), which slt-run's are not", HINT));
+        }
+        // Without it the features would be other ones.
+        if self.named.keys().any(|name| name.starts_with("norm_pre.")) {
+            return Err(
+                self.wrong("it has a norm before its blocks (norm_pre), which slt-run's has not", HINT)
+            );
         }
         if ends("attn.q_norm.weight") {
             return Err(
@@ -200,47 +224,66 @@ impl File<'_> {
         compare("depth", "model.backbone.depth", depth, c.depth);
         let hidden = self.shape(["blocks.0.mlp.fc1.weight", "blocks.0.mlp.0.weight"]);
         let hidden = hidden.and_then(|shape| shape.first().copied());
-        if let Some((hidden, width)) =
-            hidden.zip(width).filter(|&(hidden, width)| width > 0 && hidden != c.mlp_width())
+        // The same ratio is no misfit of its own where the width is one.
+        let now = Backbone { embed_dim: width.unwrap_or(c.embed_dim), ..c.clone() }.mlp_width();
+        if let Some((hidden, width)) = hidden.zip(width).filter(|&(hidden, width)| width > 0 && hidden != now)
         {
-            let ratio = hidden as f64 / width as f64;
             misfits.push((
                 format!(
-                    "its MLPs are {hidden} wide, and model.backbone.mlp_ratio = {:?} makes {}",
-                    c.mlp_ratio,
-                    c.mlp_width()
+                    "its MLPs are {hidden} wide, and model.backbone.mlp_ratio = {:?} makes {now}",
+                    c.mlp_ratio
                 ),
-                format!("model.backbone.mlp_ratio = {ratio:?}"),
+                format!("model.backbone.mlp_ratio = {:?}", mlp_ratio(hidden, width)),
             ));
         }
         if !misfits.is_empty() {
             let (whats, fields): (Vec<String>, Vec<String>) = misfits.into_iter().unzip();
             let problem = Problem::new(format!("{} is of another architecture", self.path.display()));
             let problem = whats.into_iter().fold(problem, Problem::cause);
-            return Err(Error::new(ErrorKind::Data, problem.hint(format!("set {}", fields.join(", ")))));
+            let heads = match width
+                .filter(|&width| width != c.embed_dim && width > 0 && width % THEIR_HEAD == 0)
+            {
+                Some(width) => format!(
+                    "; num_heads shows in no shape: in timm's and DINO's networks of this width it is mostly {}",
+                    width / THEIR_HEAD
+                ),
+                None => String::new(),
+            };
+            let hint = format!("set {}{heads}", fields.join(", "));
+            return Err(Error::new(ErrorKind::Data, problem.hint(hint)));
         }
         self.refuse_missing_and_more(expected)
     }
 
     /// Refuses tensors that are missing, and those that nothing is made of.
     fn refuse_missing_and_more(&self, expected: &[ParameterSpec]) -> Result<()> {
-        let mut used: Vec<String> = Vec::new();
+        let any = |ends: &[&str]| self.named.keys().any(|name| ends.iter().any(|end| name.ends_with(end)));
+        let has_bias = any(&[".attn.qkv.bias", ".attn.in_proj_bias"]);
+        let mut used: HashSet<String> = HashSet::new();
         let mut missing = Vec::new();
         for ParameterSpec { name, .. } in expected {
             let theirs = theirs(name);
             let there = [name, &theirs].into_iter().find(|name| self.named.contains_key(*name)).cloned();
             match there {
-                Some(found) => used.push(found),
-                // Attention without biases is attention with biases of zero.
-                None if name.ends_with("in_proj_bias") => {}
+                Some(found) => {
+                    used.insert(found);
+                }
+                // Attention without biases is attention with biases of zero. All blocks have them, or none.
+                None if name.ends_with("in_proj_bias") && !has_bias => {}
                 None => missing.push(theirs),
             }
         }
-        used.extend(
-            (0..self.depth).flat_map(|block| [1, 2].map(|at| format!("blocks.{block}.ls{at}.gamma"))),
-        );
+        for scale in [".ls1.gamma", ".ls2.gamma"].into_iter().filter(|scale| any(&[scale])) {
+            for name in (0..self.depth).map(|block| format!("blocks.{block}{scale}")) {
+                if self.named.contains_key(&name) {
+                    used.insert(name);
+                } else {
+                    missing.push(name);
+                }
+            }
+        }
         let more: Vec<String> =
-            self.named.keys().filter(|name| !used.contains(name)).map(|name| short(name)).collect();
+            self.named.keys().filter(|name| !used.contains(*name)).map(|name| short(name)).collect();
         let mut problems = Vec::new();
         for (what, names) in [("lacks", &missing), ("has what a backbone has not", &more)] {
             if let Some(first) = names.first() {
@@ -293,13 +336,15 @@ impl File<'_> {
                 ));
             }
             for (row, gamma) in values.chunks_exact_mut(each.max(1)).zip(&gamma) {
-                row.iter_mut().for_each(|value| *value *= gamma);
+                for value in row {
+                    *value *= gamma;
+                }
             }
         }
         Ok(values)
     }
 
-    /// The LayerScale of the layer whose weight or bias `name` is, where the file has one.
+    /// The `LayerScale` of the layer whose weight or bias `name` is, where the file has one.
     fn scale(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let layer = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"));
         let Some((block, layer)) = layer.and_then(|layer| {
@@ -336,6 +381,14 @@ impl File<'_> {
 }
 
 const OTHER_GRID: &str = "take a ViT with a class token whose images are square";
+
+/// An `mlp_ratio` that makes the hidden width of a block `hidden`.
+fn mlp_ratio(hidden: usize, width: usize) -> f64 {
+    let of = |hidden: f64| hidden / width.max(1) as f64;
+    let ratio = of(hidden as f64);
+    // The product is rounded down, and may be just below.
+    if (width as f64 * ratio) as usize == hidden { ratio } else { of(hidden as f64 + 0.5) }
+}
 
 /// timm's and DINO's name of a backbone's parameter.
 fn theirs(name: &str) -> String {
@@ -477,7 +530,9 @@ mod tests {
         let student = [prefixed("student."), prefixed("teacher.")].concat();
         assert_eq!(read(student).unwrap().parameters, plain.parameters);
         let ours = [prefixed("encoder.hand_backbone_left."), prefixed("encoder.face_backbone.")].concat();
-        assert_eq!(read(ours).unwrap().left_out, ["encoder.*"]);
+        let rest = ["encoder.fusion.norm.weight", "encoder.fusion.norm.bias", "decoder.weight"];
+        let rest = rest.map(|name| (name.to_owned(), tensor(&[1], 0.0)));
+        assert_eq!(read([ours, rest.to_vec()].concat()).unwrap().left_out, ["encoder.fusion.*", "decoder.*"]);
         let error = read([prefixed("a."), prefixed("b.")].concat()).unwrap_err().to_string();
         assert!(error.contains("several vision transformers: a., b."), "{error}");
         let error = read(vec![("x".to_owned(), tensor(&[1], 0.0))]).unwrap_err().to_string();
@@ -510,11 +565,49 @@ mod tests {
     }
 
     #[test]
+    fn what_some_blocks_have_all_must_have() {
+        let c = Backbone { depth: 2, ..c() };
+        let named = |spec: &ParameterSpec| (theirs(&spec.name), tensor(&spec.shape, 1.0));
+        let mut all: Vec<_> = expected(&c, 8).unwrap().iter().map(named).collect();
+        for block in 0..2 {
+            all.extend([1, 2].map(|at| (format!("blocks.{block}.ls{at}.gamma"), tensor(&[2], 1.0))));
+        }
+        let read = |gone: &[&str]| {
+            let tensors = all.iter().filter(|(name, _)| gone.iter().all(|gone| !name.ends_with(gone)));
+            let weights = Weights { tensors: tensors.cloned().collect(), ..Weights::default() };
+            backbone(Path::new("w.pth"), &weights, &c, 8, OWN)
+        };
+        for gone in [&[][..], &["ls1.gamma"], &["ls1.gamma", "ls2.gamma"], &["qkv.bias"]] {
+            assert!(read(gone).is_ok(), "{gone:?}");
+        }
+        for gone in ["blocks.1.ls1.gamma", "blocks.0.ls2.gamma", "blocks.1.attn.qkv.bias"] {
+            let error = read(&[gone]).unwrap_err().to_string();
+            assert!(error.contains(&format!("w.pth lacks: {gone}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn other_sizes_are_told_once_with_what_to_set() {
+        let other = Backbone { embed_dim: 128, depth: 3, ..c() };
+        let named = |spec: &ParameterSpec| (theirs(&spec.name), tensor(&spec.shape, 1.0));
+        let error = read(expected(&other, 8).unwrap().iter().map(named).collect()).unwrap_err().to_string();
+        assert!(error.contains("its width is 128") && error.contains("its depth is 3"), "{error}");
+        // The ratio is the same.
+        assert!(!error.contains("MLPs") && error.contains("of this width it is mostly 2"), "{error}");
+        for (hidden, width) in [(1, 3), (85, 49), (1365, 512), (7, 10)] {
+            let c = Backbone { embed_dim: width, mlp_ratio: mlp_ratio(hidden, width), ..c() };
+            assert_eq!(c.mlp_width(), hidden);
+        }
+    }
+
+    #[test]
     fn other_kinds_are_told_for_what_they_are() {
         for (name, says) in [
             ("reg_token", "register tokens"),
             ("register_tokens", "register tokens"),
+            ("storage_tokens", "register tokens"),
             ("dist_token", "distillation token"),
+            ("norm_pre.weight", "norm before its blocks"),
             ("blocks.0.mlp.w12.weight", "SwiGLU"),
             ("blocks.0.attn.q_norm.weight", "norms of queries"),
             ("blocks.0.attn.relative", "has what a backbone has not: blocks.0.attn.relative"),
@@ -551,6 +644,29 @@ mod tests {
         assert!(positions(&[1, 10, 2]).is_ok());
         assert!(positions(&[1, 9, 2]).unwrap_err().to_string().contains("9 positions"));
         assert!(positions(&[9, 2]).unwrap_err().to_string().contains("pos_embed is [9, 2]"));
+    }
+
+    /// The numbers of `scripts/torch_pretrained.py --positions`.
+    #[test]
+    fn grids_become_what_pytorch_makes_of_them() {
+        let cases: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/data/resampled_positions.json")).unwrap();
+        let cases = cases.as_array().unwrap();
+        assert!(cases.len() >= 10);
+        for case in cases {
+            let size = |key: &str| case[key].as_u64().unwrap() as usize;
+            let floats = |key: &str| -> Vec<f32> {
+                case[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+            };
+            let found = resample(&floats("values"), size("from"), size("to"), size("width"));
+            let expected = floats("expected");
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                // PyTorch's weights are f32: of a place at 37 that leaves some 1e-6.
+                let name = format!("{} to {}", case["from"], case["to"]);
+                assert!((found - expected).abs() <= 1e-5, "{name}: {found} is not {expected}");
+            }
+        }
     }
 
     #[test]

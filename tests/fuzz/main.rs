@@ -26,6 +26,7 @@ mod npz;
 mod random;
 mod tokenizer;
 mod toml;
+mod weights;
 mod zips;
 
 use std::path::{Path, PathBuf};
@@ -75,4 +76,9 @@ fn tokenizer() {
 #[test]
 fn toml() {
     engine::fuzz(&toml::target());
+}
+
+#[test]
+fn weights() {
+    engine::fuzz(&weights::target());
 }
