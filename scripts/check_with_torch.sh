@@ -3,9 +3,9 @@
 #
 #   scripts/check_with_torch.sh [CACHE]
 #
-# Makes a virtual environment with torch, numpy, pillow, tensorboard, sacrebleu, jiwer and tokenizers (about 4 GB) in CACHE, target/torch by default,
-# and keeps it there; PYTHON=/path/to/python uses an interpreter that has them already. Trains small networks on a drawn
-# dataset with all three optimizers, then:
+# Makes a virtual environment with torch, numpy, pillow, tensorboard, sacrebleu, jiwer, tokenizers, timm and safetensors
+# (about 4 GB) in CACHE, target/torch by default, and keeps it there; PYTHON=/path/to/python uses an interpreter that has
+# them already. Trains small networks on a drawn dataset with all three optimizers, then:
 #   1. loads every checkpoint strictly in PyTorch, weights and optimizer state, and steps the optimizer on;
 #   2. compares every TensorBoard scalar with metrics.jsonl, through TensorBoard's own reader;
 #   3. starts runs from checkpoints that PyTorch wrote, with and without extra keys such as numpy scalars, and checks
@@ -13,7 +13,9 @@
 #   4. follows the README's Python from clips' files to logits, and compares each with slt-run's, as well as best.pt's loss;
 #   5. has PyTorch make numeric cases from new seeds (SEEDS="100 200" by default) and repeats each, of both decoders;
 #   6. trains the text decoder with all three optimizers, loads its checkpoints strictly, has sacrebleu and jiwer measure
-#      what it predicts, and Python's tokenizers make the same tokens of all texts, for each kind of tokenizer.
+#      what it predicts, and Python's tokenizers make the same tokens of all texts, for each kind of tokenizer;
+#   7. has timm compute features with networks of its own, and compares those of backbones that begin with their weights,
+#      as timm and DINO save them, at the networks' image size and at another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,12 +24,12 @@ python=${PYTHON:-}
 if [ -z "$python" ]; then
     python=$cache/bin/python
     if [ ! -x "$python" ]; then
-        echo "== making $cache: torch, numpy, pillow, tensorboard, sacrebleu, jiwer, tokenizers"
+        echo "== making $cache: torch, numpy, pillow, tensorboard, sacrebleu, jiwer, tokenizers, timm, safetensors"
         python3 -m venv "$cache"
-        "$python" -m pip install --quiet torch numpy pillow tensorboard sacrebleu==2.6.0 jiwer==4.0.0 tokenizers
+        "$python" -m pip install --quiet torch numpy pillow tensorboard sacrebleu==2.6.0 jiwer==4.0.0 tokenizers timm safetensors
     fi
 fi
-"$python" -c 'import torch, numpy, PIL, tensorboard, sacrebleu, jiwer, tokenizers; print("PyTorch", torch.__version__)'
+"$python" -c 'import torch, numpy, PIL, tensorboard, sacrebleu, jiwer, tokenizers, timm, safetensors; print("PyTorch", torch.__version__)'
 
 echo "== building"
 cargo build --release
@@ -113,4 +115,9 @@ done
 mkdir "$work/tokens"
 TOKENS=$work/tokens cargo test --release --test suite tokens
 "$python" scripts/torch_interop.py tokens "$work/tokens"
+echo "== weights of timm and DINO"
+"$python" scripts/torch_pretrained.py "$work/pretrained" --seed 1
+PRETRAINED_CASES=$work/pretrained cargo test --release --test suite pretrained::features_are_timms
+"$python" scripts/torch_pretrained.py "$work/pretrained_small" --small --seed 1
+PRETRAINED_CASES=$work/pretrained_small cargo test --release --test suite pretrained::features_are_timms
 echo "== all is well"

@@ -2,12 +2,14 @@
 """Vision transformers of timm with random weights, their pixels and their features, as cases for `model.backbone.init`.
 
     scripts/torch_pretrained.py DIR [--seed N] [--small]
+    scripts/torch_pretrained.py FILE.json --positions
 
 Needs torch, timm, numpy and safetensors. For each network and image size, DIR gets NAME.json (the fields of
 [model.backbone], the image size, the file), NAME.npz (`pixels` (N, 3, H, W), normalised, and `features` (N, D), the class
 token behind the last norm) and a file of weights: timm's `state_dict()` as .safetensors or .pth, or DINO's checkpoint with
 a student and a teacher. At a size that is not the network's own, positions are resampled as timm resamples them.
-`PRETRAINED_CASES=DIR cargo test --release --test suite pretrained` compares; --small makes those in tests/data.
+`PRETRAINED_CASES=DIR cargo test --release --test suite pretrained` compares; --small makes those in tests/data. --positions
+writes grids, and what PyTorch resamples them to: tests/data/resampled_positions.json.
 """
 
 import argparse
@@ -79,12 +81,29 @@ def at_size(network, make, size):
     return other
 
 
+def positions(out):
+    """Square grids (from, from, width) at (to, to) places."""
+    grids = [(14, 16, 1), (14, 7, 1), (14, 24, 1), (37, 16, 1), (16, 37, 1), (7, 14, 1), (3, 3, 2), (1, 4, 3), (4, 1, 3), (2, 5, 2)]
+    cases = []
+    for before, after, width in grids:
+        values = torch.randn(before, before, width)
+        resampled = torch.nn.functional.interpolate(
+            values.permute(2, 0, 1)[None], size=(after, after), mode="bicubic", antialias=True, align_corners=False)
+        flat = [[round(x, 8) for x in t.flatten().tolist()] for t in (values, resampled[0].permute(1, 2, 0))]
+        cases.append({"from": before, "to": after, "width": width, "values": flat[0], "expected": flat[1]})
+    out.write_text("[\n" + ",\n".join(map(json.dumps, cases)) + "\n]\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dir", type=pathlib.Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--positions", action="store_true")
     args = parser.parse_args()
+    if args.positions:
+        torch.manual_seed(args.seed)
+        return positions(args.dir)
     args.dir.mkdir(parents=True, exist_ok=True)
     for at, (name, make, sizes) in enumerate(TINY if args.small else FULL):
         network = randomised(make, args.seed + at)
