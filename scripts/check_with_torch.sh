@@ -15,7 +15,8 @@
 #   6. trains the text decoder with all three optimizers, loads its checkpoints strictly, has sacrebleu and jiwer measure
 #      what it predicts, and Python's tokenizers make the same tokens of all texts, for each kind of tokenizer;
 #   7. has timm compute features with networks of its own, and compares those of backbones that begin with their weights,
-#      as timm and DINO save them, at the networks' image size and at another.
+#      as timm and DINO save them, at the networks' image size and at another; and PyTorch the learning rates of its
+#      schedulers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -115,9 +116,16 @@ done
 mkdir "$work/tokens"
 TOKENS=$work/tokens cargo test --release --test suite tokens
 "$python" scripts/torch_interop.py tokens "$work/tokens"
+
 echo "== weights of timm and DINO"
 "$python" scripts/torch_pretrained.py "$work/pretrained" --seed 1
 PRETRAINED_CASES=$work/pretrained cargo test --release --test suite pretrained::features_are_timms
 "$python" scripts/torch_pretrained.py "$work/pretrained_small" --small --seed 1
 PRETRAINED_CASES=$work/pretrained_small cargo test --release --test suite pretrained::features_are_timms
+
+for seed in ${SEEDS:-100 200}; do
+    echo "== learning rates of schedulers, seed $seed"
+    "$python" scripts/torch_schedules.py --seed "$seed" > "$work/schedules_$seed.json"
+    SCHEDULE_CASES=$work/schedules_$seed.json cargo test --release --lib rates_of
+done
 echo "== all is well"

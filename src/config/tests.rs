@@ -215,8 +215,8 @@ fn files_that_cannot_be_read() {
     );
     assert_eq!(
         missing("translate"),
-        "give the path of a TOML file, or a command: train, resume, evaluate, predict, check, config, bench, demo, help; \
-         relative paths start at the working directory, HERE"
+        "give the path of a TOML file, or a command: train, resume, evaluate, predict, check, cache, config, bench, demo, \
+         help; relative paths start at the working directory, HERE"
     );
     assert_eq!(missing("chek"), "did you mean the command check?");
     assert_eq!(missing("model.backbone.depth=6"), "did you mean --set model.backbone.depth=6?");
@@ -492,10 +492,10 @@ error: --set optimization.scheduler_tmax=0: optimization.scheduler_tmax: must be
   hint: the default is 10
 error: a.toml:12: optimization.label_smoothing: must be from 0 to 1, not 1.5
   hint: the default is 0.1
-error: model.image_size = 225 (a.toml:5) is not a multiple of model.backbone.patch_size = 16 (default)
-  hint: set model.image_size to 224 or 240, or model.backbone.patch_size to a divisor of 225
 error: model.d_model = 512 (default) is not a multiple of model.temporal_nhead = 7 (--set model.temporal_nhead=7)
   hint: set model.d_model to 511 or 518, or model.temporal_nhead to a divisor of 512
+error: model.image_size = 225 (a.toml:5) is not a multiple of model.backbone.patch_size = 16 (default)
+  hint: set model.image_size to 224 or 240, or model.backbone.patch_size to a divisor of 225
 error: model.backbone.embed_dim = 384 (default) is not a multiple of model.backbone.num_heads = 7 (a.toml:10)
   hint: set model.backbone.embed_dim to 378 or 385, or model.backbone.num_heads to a divisor of 384
 error: model.backbone.embed_dim = 384 (default) times model.backbone.mlp_ratio = 1e-9 (a.toml:9) leaves the \
