@@ -34,7 +34,7 @@ pub(super) fn describe_groups(blueprint: &Blueprint, optimizer: &Optimizer) -> S
         // One group of everything needs no names.
         names.clear();
     }
-    format!("{}{names}\n", table(&rows))
+    format!("{}{names}", table(&rows))
 }
 
 /// The members of a group that train, or those that do not.

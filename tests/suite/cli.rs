@@ -114,6 +114,9 @@ fn check_says_what_a_run_needs_and_writes_nothing() {
         with gaps the stream lacks frames before its last one: black images there\n\
         \n\
         N texts on N of N classes\n\
+        \n\
+        parameters of trains rate weight decay tensors numbers\n\
+        everything yes N N N N k\n\
         \n";
     let shown = masked(&outcome.stdout);
     assert!(shown.starts_with(expected), "{shown}");
@@ -132,10 +135,10 @@ fn check_says_what_a_run_needs_and_writes_nothing() {
         "not into N more images, which check --all opens",
         "everything is in order",
     ];
-    for (line, start) in shown.lines().skip(18).zip(starts) {
+    for (line, start) in shown.lines().skip(21).zip(starts) {
         assert!(line.starts_with(start), "{line}");
     }
-    assert_eq!(shown.lines().count(), 18 + starts.len(), "{shown}");
+    assert_eq!(shown.lines().count(), 21 + starts.len(), "{shown}");
     assert!(outcome.stdout.lines().nth(1).unwrap().starts_with("train            6 "), "{}", outcome.stdout);
     // A run that is there already is worth a warning.
     world.ok(&["tiny.toml", "--epochs", "1"]);
@@ -309,7 +312,7 @@ fn unknown_flags_and_variables_are_answered() {
         ("--depth=6", "tip: did you mean '--set model.backbone.depth=6'?"),
         ("--backbone-depth=6", "tip: did you mean '--set model.backbone.depth=6'?"),
         ("--clip-grad=1", "tip: did you mean '--grad-clip'?"),
-        ("--patience=3", "tip: there is no early stopping"),
+        ("--patience=3", "tip: did you mean '--early-stopping'?"),
     ] {
         let outcome = world.run(&["tiny.toml", flag]);
         assert_eq!(outcome.code, 2);
