@@ -185,14 +185,7 @@ fn variables_of_others_get_a_warning() {
     );
 }
 
-#[test]
-fn a_snapshot_with_origins_reads_like_this() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("a.toml");
-    fs::write(&file, "[data]\n\ntensorboard = \"\"\n[model.backbone]\nmlp_ratio = 2\n").unwrap();
-    let found = resolved(&[file.to_str().unwrap(), "--seed", "7"], &[("SLT_OPTIMIZATION__LR", "3e-4")]);
-    let text = found.to_toml_with_origins().replace(&format!("{}/", dir.path().display()), "");
-    let expected = r#"# Every value of the experiment. Relative paths are relative to the working directory.
+const SNAPSHOT_WITH_ORIGINS: &str = r#"# Every value of the experiment. Relative paths are relative to the working directory.
 
 [data]
 face_dir = "data/rois/face"                 # --face-dir data/rois/face
@@ -304,7 +297,15 @@ init_from = ""                         # default (unset: weights are drawn from 
 checkpoint_every = "epoch"             # default
 evaluate_every = ""                    # default (unset: never while it trains)
 "#;
-    assert_eq!(text, expected);
+
+#[test]
+fn a_snapshot_with_origins_reads_like_this() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.toml");
+    fs::write(&file, "[data]\n\ntensorboard = \"\"\n[model.backbone]\nmlp_ratio = 2\n").unwrap();
+    let found = resolved(&[file.to_str().unwrap(), "--seed", "7"], &[("SLT_OPTIMIZATION__LR", "3e-4")]);
+    let text = found.to_toml_with_origins().replace(&format!("{}/", dir.path().display()), "");
+    assert_eq!(text, SNAPSHOT_WITH_ORIGINS);
     assert_eq!(from_text(&text), found.experiment);
 }
 
