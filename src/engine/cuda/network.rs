@@ -225,8 +225,10 @@ impl GpuNetwork {
         if let Some(left) = left {
             return Err(Error::run(format!("nothing on the GPU computes with {}", left.name)));
         }
+        let ops = Ops::new(allocator.clone());
+        ops.prepare_check(parameters.trained_gradients()?.len())?;
         Ok(Self {
-            ops: Ops::new(allocator.clone()),
+            ops,
             verdict: allocator.zeros(1)?,
             parameters,
             streams,

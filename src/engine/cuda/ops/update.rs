@@ -34,6 +34,15 @@ pub struct Adam {
 }
 
 impl Ops {
+    /// Takes the memory that [`Self::check_step`] needs for so many gradients, before a step fills the rest: an update that
+    /// lacks it could not be done again in smaller chunks.
+    ///
+    /// # Errors
+    /// Where the GPU fails or its memory is full.
+    pub fn prepare_check(&self, gradients: usize) -> Result<()> {
+        self.partial_squares.borrow_mut().resize_vector(&self.allocator, parts(gradients)).map(|_| ())
+    }
+
     /// The norm of `gradients`, times `factor`, what they are multiplied by to have no norm above `max_norm`, the mean of
     /// `losses`, and whether all of it is finite, to `verdict`.
     ///
@@ -48,7 +57,7 @@ impl Ops {
         verdict: &Slice<kernels::Verdict>,
     ) -> Result<()> {
         let count = gradients.len();
-        let blocks = count.div_ceil(256 * 8).clamp(1, BLOCKS);
+        let blocks = parts(count);
         let partial = self.partial_squares.borrow_mut().resize_vector(&self.allocator, blocks)?;
         let squares = kernels::Squares { x: gradients.ptr(), partial: partial.ptr(), count: long(count)? };
         self.launch("squares", [blocks, 1, 1], 256, 8 * 256, &squares)?;
@@ -120,4 +129,9 @@ impl Ops {
         let args = kernels::Cast { x: x.ptr(), out: at_least(Some(out), x.len())?, count: long(x.len())? };
         self.launch_each("cast", 256, x.len(), &args)
     }
+}
+
+/// Blocks that so many gradients are squared in, each of which leaves a sum.
+fn parts(gradients: usize) -> usize {
+    gradients.div_ceil(256 * 8).clamp(1, BLOCKS)
 }
