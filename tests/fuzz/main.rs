@@ -20,10 +20,12 @@ mod bombs;
 mod checkpoint;
 mod csv;
 mod engine;
+mod features;
 mod jpeg;
 mod memory;
 mod npz;
 mod random;
+mod safetensors;
 mod tokenizer;
 mod toml;
 mod weights;
@@ -76,6 +78,11 @@ fn tokenizer() {
 #[test]
 fn toml() {
     engine::fuzz(&toml::target());
+}
+
+#[test]
+fn features() {
+    engine::fuzz(&features::target());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use slt_run::{Error, config};
 
 use crate::engine::Target;
 use crate::random::Random;
-use crate::{files, zips};
+use crate::{files, safetensors, zips};
 
 pub fn target() -> Target {
     let seeds = [".safetensors", ".pth"].into_iter().flat_map(|end| files("pretrained", end));
@@ -27,11 +27,7 @@ pub fn target() -> Target {
 fn small() -> Vec<u8> {
     let header = r#"{"__metadata__":{"format":"pt"},"cls_token":{"dtype":"F32","shape":[1,1,2],"data_offsets":[0,8]},
         "a.b":{"dtype":"BF16","shape":[2],"data_offsets":[8,12]},"n":{"dtype":"I64","shape":[],"data_offsets":[12,20]}}"#;
-    with_header(header.as_bytes(), &[0x3f; 20])
-}
-
-fn with_header(header: &[u8], data: &[u8]) -> Vec<u8> {
-    [&(header.len() as u64).to_le_bytes(), header, data].concat()
+    safetensors::with_header(header.as_bytes(), &[0x3f; 20])
 }
 
 /// The network that the files are of.
@@ -97,37 +93,5 @@ fn mutate(random: &mut Random, bytes: &[u8], others: &[Vec<u8>]) -> Vec<u8> {
         ("\"dtype\"", "\"shape\":[],\"dtype\""),
         ("norm1", "\\ud83d\u{7f}"),
     ];
-    let length = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length) as usize);
-    let Some((header, data)) = bytes.get(8..).and_then(|rest| rest.split_at_checked(length)) else {
-        let mut bytes = bytes.to_vec();
-        random.damage(&mut bytes, others);
-        return bytes;
-    };
-    let text = String::from_utf8_lossy(header);
-    match random.below(7) {
-        0..=2 => {
-            let (from, to) = PIECES[random.below(PIECES.len())];
-            with_header(text.replacen(from, to, 1 + random.below(30)).as_bytes(), data)
-        }
-        3 => {
-            // A number somewhere becomes another one.
-            let digits: Vec<usize> =
-                text.match_indices(|c: char| c.is_ascii_digit()).map(|(at, _)| at).collect();
-            let Some(at) = digits.get(random.below(digits.len())) else { return bytes.to_vec() };
-            let odd = random.odd().to_string();
-            with_header([&text[..*at], &odd, &text[at + 1..]].concat().as_bytes(), data)
-        }
-        4 => {
-            let mut header = header.to_vec();
-            random.damage(&mut header, others);
-            with_header(&header, data)
-        }
-        5 => {
-            let mut data = data.to_vec();
-            random.damage(&mut data, others);
-            with_header(header, &data)
-        }
-        // A length that lies.
-        _ => [&random.odd().to_le_bytes()[..], header, data].concat(),
-    }
+    safetensors::mutate(random, bytes, others, &PIECES)
 }
