@@ -146,6 +146,8 @@ pub struct BenchArgs {
 pub enum Subject {
     /// A training step on data made in memory.
     Training,
+    /// A training step of all that follows the backbones, on features made in memory.
+    Features,
     /// A validation batch on data made in memory.
     Evaluation,
     /// The search for the texts of a validation batch, from encoded frames made in memory.

@@ -154,10 +154,17 @@ fn bench_command() -> clap::Command {
             "Time the search for texts of decoding.max_length tokens instead, from encoded frames",
         ))
         .arg(
+            Arg::new("features")
+                .long("features")
+                .action(ArgAction::SetTrue)
+                .conflicts_with_all(["evaluation", "decoding"])
+                .help("Time training steps of all that follows the backbones, on features in the place of images"),
+        )
+        .arg(
             Arg::new("data")
                 .long("data")
                 .action(ArgAction::SetTrue)
-                .conflicts_with_all(["evaluation", "decoding"])
+                .conflicts_with_all(["evaluation", "decoding", "features"])
                 .help("Time loading the experiment's training clips instead, by one thread and by data.num_workers"),
         )
         .arg(

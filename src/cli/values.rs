@@ -83,8 +83,12 @@ pub(super) fn predict_args(matches: &ArgMatches) -> PredictArgs {
 }
 
 pub(super) fn bench_args(matches: &ArgMatches) -> BenchArgs {
-    let subjects =
-        [("evaluation", Subject::Evaluation), ("decoding", Subject::Decoding), ("data", Subject::Data)];
+    let subjects = [
+        ("evaluation", Subject::Evaluation),
+        ("decoding", Subject::Decoding),
+        ("features", Subject::Features),
+        ("data", Subject::Data),
+    ];
     let chosen = subjects.into_iter().find(|(flag, _)| matches.get_flag(flag));
     let subject = chosen.map_or(Subject::Training, |(_, subject)| subject);
     BenchArgs {

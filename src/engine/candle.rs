@@ -1,5 +1,6 @@
 //! The plain Candle model on any Candle device: every operation in Candle's graph. The reference for all other engines.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -15,6 +16,7 @@ use crate::data::{Batch, Pixels};
 use crate::error::Error;
 use crate::model::decoder::gradient;
 use crate::model::{DecoderKind, Encoded, Frames, Network, StreamInput};
+use crate::nn::operations::Graph;
 use crate::nn::{Blueprint, Pass};
 
 /// The network as one graph, on `device`.
@@ -44,11 +46,11 @@ impl Candle {
         }
         let plan = plan(c, blueprint, decoder);
         plan.refuse_more_than_there_is(c)?;
-        let host = Host::new(c, decoder)?;
+        let host = Host::new(c, decoder, Rc::new(Graph))?;
         let elsewhere = if device.is_cpu() {
             None
         } else {
-            let network = Network::new(c, decoder, device)?;
+            let network = Network::new(c, decoder, device, Rc::new(Graph))?;
             let evaluator = network.without_graph(&c.model, decoder)?;
             Some([network, evaluator])
         };
@@ -86,7 +88,7 @@ impl GraphEngine for Candle {
         let loss = network.decoder().loss(encoded, targets, pass)?;
         let mean = f64::from(loss.mean.to_scalar::<f32>()?);
         let forward = begun.elapsed();
-        let store = loss.mean.backward()?;
+        let store = network.operations().backward(&loss.mean, &loss.mean.ones_like()?)?;
         let trainable = network.trainable();
         let gradients: Result<Vec<Tensor>> = trainable
             .into_iter()

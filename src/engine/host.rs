@@ -1,5 +1,7 @@
 //! A network and its optimizer in the host's memory.
 
+use std::rc::Rc;
+
 use candle_core::{Device, Tensor};
 
 use super::batch::{Placed, frames, inputs, targets};
@@ -9,8 +11,8 @@ use crate::config::{Decoding, EngineKind, Experiment, TextDecoder as TextDecoder
 use crate::model::decoder::SPECIALS;
 use crate::model::search::search;
 use crate::model::{DecoderKind, Encoded, Hypothesis, ModuleOutput, Network};
-use crate::nn::Parameters;
 use crate::nn::parameters::with_slices;
+use crate::nn::{Operations, Parameters};
 use crate::optim::{Optimizer, ParameterGroups};
 
 /// What training changes, and the modules over it.
@@ -28,14 +30,14 @@ pub struct Host {
 }
 
 impl Host {
-    /// At the start of an experiment.
+    /// At the start of an experiment; its modules compute with `operations`.
     ///
     /// # Errors
     /// Where the tensor library fails.
-    pub fn new(c: &Experiment, decoder: &dyn DecoderKind) -> Result<Self> {
+    pub fn new(c: &Experiment, decoder: &dyn DecoderKind, operations: Rc<dyn Operations>) -> Result<Self> {
         let is_fused =
             c.run.engine != EngineKind::Candle && c.model.decoder.kind == TextDecoderKind::Transformer;
-        let network = Network::new(c, decoder, &Device::Cpu)?;
+        let network = Network::new(c, decoder, &Device::Cpu, operations)?;
         let evaluator = network.without_graph(&c.model, decoder)?;
         let groups = ParameterGroups::new(&c.optimization, network.blueprint())?;
         let optimizer = Optimizer::new(&c.optimization, groups, network.parameters());

@@ -12,7 +12,7 @@ use super::trace::{ModuleOutput, ModuleOutputs, Trace, unseen};
 use super::vit::VisionTransformer;
 use crate::config::Experiment;
 use crate::config::streams::{Stream, image_streams};
-use crate::nn::{Blueprint, Builder, Frozen, Parameters, Pass};
+use crate::nn::{Blueprint, Builder, Frozen, Operations, Parameters, Pass};
 use crate::{Result, config};
 
 /// The multi-stream network: an encoder, and the decoder that reads what it gives.
@@ -21,15 +21,22 @@ pub struct Network {
     decoder: Box<dyn Decoder>,
     parameters: Parameters,
     blueprint: Rc<Blueprint>,
+    operations: Rc<dyn Operations>,
 }
 
 impl Network {
-    /// That of an experiment, with initial weights drawn from its seed. What is frozen is none of the graph's variables.
+    /// That of an experiment, with initial weights drawn from its seed, computed with `operations`. What is frozen is none of the graph's variables.
     ///
     /// # Errors
     /// Where the tensor library fails.
-    pub fn new(c: &Experiment, decoder: &dyn DecoderKind, device: &Device) -> Result<Self> {
+    pub fn new(
+        c: &Experiment,
+        decoder: &dyn DecoderKind,
+        device: &Device,
+        operations: Rc<dyn Operations>,
+    ) -> Result<Self> {
         let builder = Builder::new(device, c.run.seed).with_frozen(Self::frozen(c, decoder)?);
+        let builder = builder.with_operations(operations);
         Ok(Self::build(&builder, &c.model, has_backbones(c), decoder)?)
     }
 
@@ -40,7 +47,8 @@ impl Network {
     /// Where the tensor library fails.
     pub fn without_graph(&self, c: &config::Model, decoder: &dyn DecoderKind) -> Result<Self> {
         let with_backbones = !self.encoder.backbones().is_empty();
-        Ok(Self::build(&Builder::without_graph(&self.parameters), c, with_backbones, decoder)?)
+        let builder = Builder::without_graph(&self.parameters).with_operations(Rc::clone(&self.operations));
+        Ok(Self::build(&builder, c, with_backbones, decoder)?)
     }
 
     /// What the network of an experiment is made of, without making it.
@@ -72,7 +80,13 @@ impl Network {
     ) -> CandleResult<Self> {
         let encoder = Encoder::new(&b.pp("encoder"), c, with_backbones)?;
         let decoder = decoder.build(&b.pp("decoder"), c)?;
-        Ok(Self { encoder, decoder, parameters: b.parameters(), blueprint: Rc::new(b.blueprint()) })
+        Ok(Self {
+            encoder,
+            decoder,
+            parameters: b.parameters(),
+            blueprint: Rc::new(b.blueprint()),
+            operations: b.operations(),
+        })
     }
 
     /// Each image stream's images, `N = B T` of them, to its backbone's features (N, D), as a graph of operations.
@@ -146,6 +160,12 @@ impl Network {
         let logits = self.decoder.logits(encoded, targets, &pass)?;
         seen.see(&format!("decoder.{}", self.decoder.head()), &logits)?;
         Ok(seen.into_inner())
+    }
+
+    /// What it computes with.
+    #[must_use]
+    pub fn operations(&self) -> &dyn Operations {
+        self.operations.as_ref()
     }
 
     /// The parameters, in PyTorch's order.

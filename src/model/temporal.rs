@@ -1,10 +1,14 @@
 //! The temporal encoder: learned positions, then PyTorch's post-norm `ReLU` transformer encoder over frames.
 
+use std::rc::Rc;
+
 use candle_core::{Result, Tensor};
 
 use super::trace::Trace;
 use crate::config;
-use crate::nn::{Builder, Dropout, Init, LayerNorm, Linear, MultiheadAttention, Pass};
+use crate::nn::{
+    Activation, Builder, Dropout, Init, LayerNorm, Linear, MultiheadAttention, Operations, Pass,
+};
 
 /// A learned vector for each frame's place, added to its features.
 pub struct Positional {
@@ -24,6 +28,7 @@ struct Layer {
     norm2: LayerNorm,
     /// After attention, inside the feed-forward part, after it.
     dropout: [Dropout; 3],
+    operations: Rc<dyn Operations>,
 }
 
 impl Positional {
@@ -74,14 +79,16 @@ impl Layer {
             norm1: LayerNorm::new(&b.pp("norm1"), width)?,
             norm2: LayerNorm::new(&b.pp("norm2"), width)?,
             dropout: [b.dropout("dropout1", p), b.dropout("dropout", p), b.dropout("dropout2", p)],
+            operations: b.operations(),
         })
     }
 
     fn forward(&self, x: &Tensor, key_bias: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let ([after_attention, inside, after], operations) = (&self.dropout, &self.operations);
         let attended = self.self_attn.forward(x, Some(key_bias), pass)?;
-        let x = self.norm1.forward(&(x + self.dropout[0].forward(&attended, pass)?)?)?;
-        let hidden = self.dropout[1].forward(&self.linear1.forward(&x)?.relu()?, pass)?;
+        let x = self.norm1.forward(&operations.residual(x, &attended, after_attention, pass)?)?;
+        let hidden = operations.activate(&self.linear1.forward(&x)?, Activation::Relu, inside, pass)?;
         let y = self.linear2.forward(&hidden)?;
-        self.norm2.forward(&(&x + self.dropout[2].forward(&y, pass)?)?)
+        self.norm2.forward(&operations.residual(&x, &y, after, pass)?)
     }
 }

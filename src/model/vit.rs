@@ -1,11 +1,14 @@
 //! The image backbone: a pre-norm vision transformer with a class token (ViT-S/16 by default).
 
+use std::rc::Rc;
+
 use candle_core::{Result, Tensor};
 
 use super::trace::{Trace, unseen};
 use crate::config;
 use crate::nn::{
-    Builder, Dropout, Images, Init, LayerNorm, Linear, MultiheadAttention, Pass, linear::affine,
+    Activation, Builder, Dropout, Images, Init, LayerNorm, Linear, MultiheadAttention, Operations, Pass,
+    operations::Affine,
 };
 
 /// The vision transformer: images to the normalised class token's features.
@@ -23,6 +26,7 @@ struct PatchEmbed {
     weight: Tensor, // (D, 3, P, P)
     bias: Tensor,   // (D)
     patch: usize,
+    operations: Rc<dyn Operations>,
 }
 
 /// A pre-norm transformer block: attention and MLP, each with a residual connection.
@@ -39,6 +43,7 @@ struct Mlp {
     fc1: Linear,
     fc2: Linear,
     dropout: [Dropout; 2],
+    operations: Rc<dyn Operations>,
 }
 
 /// A backbone's norm.
@@ -94,6 +99,7 @@ impl PatchEmbed {
     fn new(b: &Builder, width: usize, patch: usize) -> Result<Self> {
         let init = Init::FanIn(3 * patch * patch);
         Ok(Self {
+            operations: b.operations(),
             weight: b.parameter("weight", &[width, 3, patch, patch], init)?,
             bias: b.parameter("bias", &[width], init)?,
             patch,
@@ -101,7 +107,9 @@ impl PatchEmbed {
     }
 
     fn forward(&self, images: &Images) -> Result<Tensor> {
-        affine(&images.patches(self.patch)?, &self.weight.flatten_from(1)?, &self.bias)
+        let (weight, bias) = (&self.weight.flatten_from(1)?, Some(&self.bias));
+        let outputs = 0..weight.dim(0)?;
+        self.operations.affine(&images.patches(self.patch)?, Affine { weight, bias, outputs })
     }
 }
 
@@ -140,11 +148,13 @@ impl Mlp {
             fc1: Linear::with_init(&b.pp(0), c.embed_dim, hidden, TRUNCATED, Init::Zeros)?,
             fc2: Linear::with_init(&b.pp(3), hidden, c.embed_dim, TRUNCATED, Init::Zeros)?,
             dropout: [b.dropout("2", c.dropout), b.dropout("4", c.dropout)],
+            operations: b.operations(),
         })
     }
 
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let hidden = self.dropout[0].forward(&self.fc1.forward(x)?.gelu_erf()?, pass)?;
+        let hidden = self.fc1.forward(x)?;
+        let hidden = self.operations.activate(&hidden, Activation::Gelu, &self.dropout[0], pass)?;
         self.dropout[1].forward(&self.fc2.forward(&hidden)?, pass)
     }
 }

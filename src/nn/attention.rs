@@ -1,8 +1,11 @@
 //! Multi-head attention, to what asks or to something else.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use std::ops::Range;
+use std::rc::Rc;
 
-use super::linear::affine;
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::operations::{Affine, Attention, Operations, Projected, attend_by_heads, split};
 use super::{Builder, Dropout, Init, Linear, Pass};
 
 /// `nn.MultiheadAttention` with `batch_first`: `in_proj_weight` (3D, D), `in_proj_bias` (3D), `out_proj`.
@@ -11,7 +14,9 @@ pub struct MultiheadAttention {
     in_proj_bias: Tensor,
     out_proj: Linear,
     dropout: Dropout,
+    width: usize,
     heads: usize,
+    operations: Rc<dyn Operations>,
 }
 
 impl MultiheadAttention {
@@ -24,19 +29,17 @@ impl MultiheadAttention {
             in_proj_bias: b.parameter("in_proj_bias", &[3 * width], Init::Zeros)?,
             out_proj: Linear::with_init(&b.pp("out_proj"), width, width, out_weight, Init::Zeros)?,
             dropout: b.dropout("dropout", dropout),
+            width,
             heads,
+            operations: b.operations(),
         })
     }
 
     /// (N, S, D) to (N, S, D). `bias` is added to the scores (N, H, S, S), to which it is broadcast: minus infinity hides
     /// a key.
     pub fn forward(&self, x: &Tensor, bias: Option<&Tensor>, pass: &Pass) -> Result<Tensor> {
-        let (n, s, d) = x.dims3()?;
-        let qkv = affine(x, &self.in_proj_weight, &self.in_proj_bias)?
-            .reshape((n, s, 3, self.heads, d / self.heads))?
-            .permute((2, 0, 3, 1, 4))?; // (3, N, H, S, D/H)
-        let part = |at: usize| qkv.get(at)?.contiguous();
-        self.attend(&part(0)?, &part(1)?, &part(2)?, bias, pass)
+        let qkv = self.project(x, 0..3)?;
+        self.attend(Projected::Own(&qkv), bias, pass)
     }
 
     /// Attention of `x` (N, S, D) to `memory` (N, M, D), to (N, S, D). `bias` as in [`Self::forward`], for scores
@@ -48,49 +51,43 @@ impl MultiheadAttention {
         bias: Option<&Tensor>,
         pass: &Pass,
     ) -> Result<Tensor> {
-        let [keys, values] = self.keys_values(memory)?;
-        self.attend(&self.queries(x)?, &keys, &values, bias, pass)
+        let (queries, keys_values) = (self.project(x, 0..1)?, self.project(memory, 1..3)?);
+        self.attend(Projected::Other { queries: &queries, keys_values: &keys_values }, bias, pass)
+    }
+
+    fn attend(&self, of: Projected, bias: Option<&Tensor>, pass: &Pass) -> Result<Tensor> {
+        let attention = Attention { of, heads: self.heads, bias, dropout: &self.dropout };
+        self.out_proj.forward(&self.operations.attend(&attention, pass)?)
     }
 
     /// The queries (N, H, S, D/H) of `x` (N, S, D).
     pub fn queries(&self, x: &Tensor) -> Result<Tensor> {
-        self.part(x, 0)
+        let [queries] = split(&self.project(x, 0..1)?, self.heads)?;
+        Ok(queries)
     }
 
     /// Keys and values (N, H, S, D/H) of `x` (N, S, D).
     pub fn keys_values(&self, x: &Tensor) -> Result<[Tensor; 2]> {
-        Ok([self.part(x, 1)?, self.part(x, 2)?])
+        split(&self.project(x, 1..3)?, self.heads)
     }
 
-    /// What the third `at` of the input projection makes of `x` (N, S, D), by heads: (N, H, S, D/H).
-    fn part(&self, x: &Tensor, at: usize) -> Result<Tensor> {
-        let (n, s, d) = x.dims3()?;
-        let (weight, bias) = (&self.in_proj_weight, &self.in_proj_bias);
-        affine(x, &weight.narrow(0, at * d, d)?, &bias.narrow(0, at * d, d)?)?
-            .reshape((n, s, self.heads, d / self.heads))?
-            .transpose(1, 2)?
-            .contiguous()
+    /// What some thirds of the input projection make of `x` (N, S, D), side by side.
+    fn project(&self, x: &Tensor, thirds: Range<usize>) -> Result<Tensor> {
+        let outputs = thirds.start * self.width..thirds.end * self.width;
+        let (weight, bias) = (&self.in_proj_weight, Some(&self.in_proj_bias));
+        self.operations.affine(x, Affine { weight, bias, outputs })
     }
 
-    /// What the queries (N, H, S, D/H) find among keys and values (N, H, M, D/H): (N, S, D). `bias` as in
-    /// [`Self::forward`].
-    pub fn attend(
+    /// What the queries (N, H, S, D/H) find among keys and values (N, H, M, D/H), without dropout: (N, S, D). `bias` as
+    /// in [`Self::forward`].
+    pub fn attend_by_heads(
         &self,
         queries: &Tensor,
-        keys: &Tensor,
-        values: &Tensor,
+        [keys, values]: [&Tensor; 2],
         bias: Option<&Tensor>,
-        pass: &Pass,
     ) -> Result<Tensor> {
-        let (n, heads, s, head) = queries.dims4()?;
-        let queries = (queries * (1.0 / (head as f64).sqrt()))?;
-        let mut scores = queries.matmul(&keys.transpose(2, 3)?.contiguous()?)?; // (N, H, S, M)
-        if let Some(bias) = bias {
-            scores = scores.broadcast_add(bias)?;
-        }
-        let weights = self.dropout.forward(&candle_nn::ops::softmax(&scores, D::Minus1)?, pass)?;
-        let mixed = weights.matmul(values)?.transpose(1, 2)?.reshape((n, s, heads * head))?;
-        self.out_proj.forward(&mixed)
+        let found = attend_by_heads([queries, keys, values], bias, &self.dropout, &Pass::EVALUATION)?;
+        self.out_proj.forward(&found)
     }
 }
 

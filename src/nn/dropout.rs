@@ -104,6 +104,16 @@ impl Dropout {
         }
     }
 
+    /// As [`Self::fill_row`], of the elements from `first` on: 1 where one is kept, else 0.
+    pub fn fill_kept(&self, kept: &mut [u8], masks: Masks, row: usize, first: usize) {
+        let mut rng = stream(masks.seed, Purpose::Dropout, [masks.step, self.site << 40 | row as u64]);
+        rng.set_word_pos(first as u128);
+        let threshold = self.threshold();
+        for kept in kept {
+            *kept = u8::from(rng.next_u32() >= threshold);
+        }
+    }
+
     fn mask(&self, shape: &[usize], masks: Masks, first_row: usize, like: &Tensor) -> Result<Tensor> {
         let row: usize = shape[1..].iter().product();
         let mut values = vec![0.0; shape.iter().product()];

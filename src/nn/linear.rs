@@ -1,13 +1,17 @@
 //! The affine map `x W^T + b`.
 
+use std::rc::Rc;
+
 use candle_core::{Result, Tensor};
 
+use super::operations::{Affine, Operations};
 use super::{Builder, Init};
 
 /// `nn.Linear`: `weight` (out, in) and `bias` (out).
 pub struct Linear {
     weight: Tensor,
     bias: Tensor,
+    operations: Rc<dyn Operations>,
 }
 
 impl Linear {
@@ -21,6 +25,7 @@ impl Linear {
         Ok(Self {
             weight: b.parameter("weight", &[outputs, inputs], weight)?,
             bias: b.parameter("bias", &[outputs], bias)?,
+            operations: b.operations(),
         })
     }
 
@@ -33,24 +38,13 @@ impl Linear {
     /// It with the same numbers as constants: what it computes keeps no graph of them.
     #[must_use]
     pub fn detached(&self) -> Self {
-        Self { weight: self.weight.detach(), bias: self.bias.detach() }
+        let operations = Rc::clone(&self.operations);
+        Self { weight: self.weight.detach(), bias: self.bias.detach(), operations }
     }
 
     /// (…, in) to (…, out).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        affine(x, &self.weight, &self.bias)
+        let outputs = 0..self.weight.dim(0)?;
+        self.operations.affine(x, Affine { weight: &self.weight, bias: Some(&self.bias), outputs })
     }
-}
-
-/// `x W^T + b` for `x` (…, in), `weight` (out, in), `bias` (out), as one matrix product.
-pub fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    product(x, weight)?.broadcast_add(bias)
-}
-
-/// `x W^T` for `x` (…, in), `weight` (out, in), as one matrix product.
-pub fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let mut shape = x.dims().to_vec();
-    let inputs = shape.pop().unwrap_or(1);
-    shape.push(weight.dim(0)?);
-    x.reshape(((), inputs))?.matmul(&weight.t()?)?.reshape(shape)
 }

@@ -14,6 +14,7 @@ pub mod init;
 pub mod linear;
 pub mod loss;
 pub mod norm;
+pub mod operations;
 pub mod parameters;
 
 pub use attention::MultiheadAttention;
@@ -26,6 +27,7 @@ pub use images::Images;
 pub use init::Init;
 pub use linear::Linear;
 pub use norm::LayerNorm;
+pub use operations::{Activation, Operations};
 pub use parameters::{Builder, Parameters};
 
 /// A failure inside Candle is never the user's doing: shapes and types were checked before.

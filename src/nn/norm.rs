@@ -1,7 +1,10 @@
 //! Layer normalisation.
 
+use std::rc::Rc;
+
 use candle_core::{Result, Tensor};
 
+use super::operations::Operations;
 use super::{Builder, Init};
 
 /// The eps of every `LayerNorm` of the network, but for the backbones' where the experiment says otherwise.
@@ -12,6 +15,7 @@ pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f32,
+    operations: Rc<dyn Operations>,
 }
 
 impl LayerNorm {
@@ -24,6 +28,7 @@ impl LayerNorm {
     pub fn with_eps(b: &Builder, width: usize, eps: f32) -> Result<Self> {
         Ok(Self {
             eps,
+            operations: b.operations(),
             weight: b.parameter("weight", &[width], Init::Ones)?,
             bias: b.parameter("bias", &[width], Init::Zeros)?,
         })
@@ -31,7 +36,6 @@ impl LayerNorm {
 
     /// (…, D) to (…, D).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        // Candle's fused version has no backward and would silently cut the graph.
-        candle_nn::ops::layer_norm_slow(x, &self.weight, &self.bias, self.eps)
+        self.operations.layer_norm(x, &self.weight, &self.bias, self.eps)
     }
 }

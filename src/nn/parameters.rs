@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, Var};
 
+use super::operations::{Graph, Operations};
 use super::{Blueprint, Dropout, Frozen, Init};
 use crate::random::{Purpose, stream};
 
@@ -83,6 +84,7 @@ struct State {
     blueprint: Blueprint,
     source: ValueSource,
     frozen: Frozen,
+    operations: Rc<dyn Operations>,
 }
 
 /// Where the values of parameters come from.
@@ -120,7 +122,7 @@ impl Builder {
 
     fn from_source(source: ValueSource) -> Self {
         let (parameters, blueprint, frozen) = Default::default();
-        let state = State { parameters, blueprint, source, frozen };
+        let state = State { parameters, blueprint, source, frozen, operations: Rc::new(Graph) };
         Self { state: Rc::new(RefCell::new(state)), path: String::new() }
     }
 
@@ -129,6 +131,19 @@ impl Builder {
     pub fn with_frozen(self, frozen: Frozen) -> Self {
         self.state.borrow_mut().frozen = frozen;
         self
+    }
+
+    /// As it is, of a network whose modules compute with `operations`.
+    #[must_use]
+    pub fn with_operations(self, operations: Rc<dyn Operations>) -> Self {
+        self.state.borrow_mut().operations = operations;
+        self
+    }
+
+    /// What its modules compute with: Candle's graph, unless others were given.
+    #[must_use]
+    pub fn operations(&self) -> Rc<dyn Operations> {
+        Rc::clone(&self.state.borrow().operations)
     }
 
     /// The builder of the child `name`.
@@ -140,7 +155,7 @@ impl Builder {
     /// Creates the parameter `name` of `shape`.
     pub fn parameter(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
         let mut state = self.state.borrow_mut();
-        let State { parameters, blueprint, source, frozen } = &mut *state;
+        let State { parameters, blueprint, source, frozen, .. } = &mut *state;
         let path = super::blueprint::join(&self.path, name);
         let trains = !frozen.parameter(&path);
         let at = blueprint.add_parameter(&path, shape, init, trains);

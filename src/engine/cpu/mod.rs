@@ -7,9 +7,11 @@ pub mod decode;
 mod gemm;
 pub mod math;
 mod memory;
+pub mod operations;
 pub mod rows;
 pub mod vit;
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor, Var};
@@ -65,7 +67,7 @@ impl Cpu {
         let backbones = backbones(&c.model, blueprint)?;
         let plan = memory::plan(c, decoder, blueprint, &backbones);
         plan.refuse_more_than_there_is(c)?;
-        let host = Host::new(c, decoder)?;
+        let host = Host::new(c, decoder, Rc::new(operations::FusedOperations::default()))?;
         Ok(Self { state: State::new(host, plan), backbones, buffers: Buffers::default() })
     }
 
@@ -205,10 +207,11 @@ impl GraphEngine for Cpu {
             targets,
             pass,
             &network.trainable_of("decoder"),
+            network.operations(),
         )?;
         let forward = begun.elapsed();
-        // The sum's gradient for the encoded frames is `d_frames`.
-        let store = (encoded * decoded.d_frames)?.sum_all()?.backward()?;
+        let store = network.operations().backward(&encoded, &decoded.d_frames)?;
+        drop(encoded);
 
         let mut all = vec![None; network.parameters().len()];
         for (at, leaf) in leaves.iter().enumerate() {

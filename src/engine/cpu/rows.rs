@@ -147,6 +147,61 @@ vectorised! {
 }
 
 vectorised! {
+    /// GELU of `x` into `out`.
+    pub fn gelu(out: &mut [f32], x: &[f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = *x * normal(*x).0;
+        }
+    }
+}
+
+vectorised! {
+    /// `dy`, the gradient of GELU's output, becomes that of its input `x`.
+    pub fn multiply_by_gelu_slope(dy: &mut [f32], x: &[f32]) {
+        for (dy, x) in dy.iter_mut().zip(x) {
+            let (integral, density) = normal(*x);
+            *dy *= x.mul_add(density, integral);
+        }
+    }
+}
+
+vectorised! {
+    /// What is positive of `x` into `out`; what is no number stays none.
+    pub fn relu(out: &mut [f32], x: &[f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = if *x <= 0.0 { 0.0 } else { *x };
+        }
+    }
+}
+
+vectorised! {
+    /// `dy`, the gradient of [`relu`]'s output, becomes that of its input `x`.
+    pub fn multiply_by_relu_slope(dy: &mut [f32], x: &[f32]) {
+        for (dy, x) in dy.iter_mut().zip(x) {
+            *dy = if *x <= 0.0 { 0.0 } else { *dy };
+        }
+    }
+}
+
+vectorised! {
+    /// Softmax of `factor` times the row `x` plus `bias`, in place: exactly 0 where the bias is minus infinity.
+    pub fn biased_softmax(x: &mut [f32], bias: &[f32], factor: f32) {
+        for (x, bias) in x.iter_mut().zip(bias) {
+            *x = x.mul_add(factor, *bias);
+        }
+        let largest = max(x);
+        for (x, bias) in x.iter_mut().zip(bias) {
+            let weight = exp(*x - largest);
+            *x = if *bias == f32::NEG_INFINITY { 0.0 } else { weight };
+        }
+        let inverse = 1.0 / sum(x, |x| x);
+        for x in x {
+            *x *= inverse;
+        }
+    }
+}
+
+vectorised! {
     /// Softmax of `factor` (which is positive) times each row of `x`, in place, `width` numbers a row.
     pub fn softmax(x: &mut [f32], width: usize, factor: f32) {
         for row in x.chunks_exact_mut(width) {

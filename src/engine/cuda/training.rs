@@ -14,6 +14,7 @@ use crate::config::{Chunk, Decoding, EngineKind, Experiment};
 use crate::data::{Batch, Pixels};
 use crate::engine::batch::{Placed, frames, targets};
 use crate::engine::chunks::Chunks;
+use crate::engine::cpu::operations::FusedOperations;
 use crate::engine::cpu::vit::UNIT;
 use crate::engine::graph::lost;
 use crate::engine::host::Host;
@@ -67,7 +68,7 @@ impl Cuda {
                 format!("run.engine = \"fused\" has no blocks for the decoder {:?} on a GPU", decoder.name());
             return Err(Error::config(what).hint("run.engine = \"auto\" computes the decoder on the host"));
         }
-        let host = Host::new(c, decoder)?;
+        let host = Host::new(c, decoder, Rc::new(FusedOperations::default()))?;
         let spec = NetworkSpec {
             blueprint,
             model: &c.model,
@@ -139,6 +140,7 @@ impl Cuda {
             &targets(batch, &Device::Cpu)?,
             pass,
             &decoder.trainable_of("decoder"),
+            decoder.operations(),
         )?;
         // Gradients add up over what was predicted: the mean's counts as often as that was much.
         let factor = self.factor() * decoded.weight as f64;

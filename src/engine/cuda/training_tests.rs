@@ -248,8 +248,8 @@ fn compare_updates(compute: &Compute) {
         }
         let (cpu, gpu) = (cpu.as_ref(), gpu.as_ref());
         let far = distance(&parameters(gpu), &parameters(cpu));
-        // Adam moves what has a gradient of nothing but rounding.
-        assert!(far < 1e-3, "{settings:?}: parameters {far}");
+        // Adam moves what has a gradient of nothing but rounding (the keys' bias), by its rate, either way.
+        assert!(far < 2e-3, "{settings:?}: parameters {far}");
         assert_eq!(gpu.host().optimizer.steps(), 4);
         frozen_stay(&c, gpu);
         if !moments(cpu).is_empty() {

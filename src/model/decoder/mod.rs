@@ -16,7 +16,7 @@ use candle_core::{Tensor, Var};
 use super::search::Hypothesis;
 use crate::config::{self, TextDecoder};
 use crate::input;
-use crate::nn::{Builder, Pass};
+use crate::nn::{Builder, Operations, Pass};
 use crate::text::Tokenizer;
 use crate::{Error, ErrorKind, Result};
 
@@ -103,7 +103,8 @@ pub trait Decoder {
         Ok(None)
     }
 
-    /// Forward and backward: the frames are a constant here, and `parameters` the decoder's own, in order.
+    /// Forward and backward: the frames are a constant here, and `parameters` the decoder's own, in order;
+    /// `operations` are those that its modules compute with.
     ///
     /// # Errors
     /// Where the tensor library fails, or a parameter has no part in the loss.
@@ -113,11 +114,12 @@ pub trait Decoder {
         targets: &Tensor,
         pass: &Pass,
         parameters: &[(&str, &Var)],
+        operations: &dyn Operations,
     ) -> Result<DecoderStep> {
         let frames = Var::from_tensor(&encoded.frames.detach())?;
         let Loss { mean, weight } =
             self.loss(Encoded { frames: frames.as_tensor(), ..encoded }, targets, pass)?;
-        let store = mean.backward()?;
+        let store = operations.backward(&mean, &mean.ones_like()?)?;
         let gradients: Result<Vec<Tensor>> =
             parameters.iter().map(|(name, var)| gradient(&store, name, var)).collect();
         let gradients = gradients?;

@@ -4,7 +4,7 @@ use candle_core::{DType, Result as CandleResult, Tensor, Var};
 
 use super::{Classes, Decoder, DecoderKind, DecoderStep, Encoded, Fused, Loss, Score, TextReport, gradient};
 use crate::model::search::Hypothesis;
-use crate::nn::{Builder, Linear, Pass, loss};
+use crate::nn::{Builder, Linear, Operations, Pass, loss};
 use crate::{Result, config};
 
 /// The stub, with its loss: cross-entropy with label smoothing.
@@ -143,6 +143,7 @@ impl Decoder for Stub {
         targets: &Tensor,
         _: &Pass,
         parameters: &[(&str, &Var)],
+        _: &dyn Operations,
     ) -> Result<DecoderStep> {
         let frames = Var::from_tensor(&encoded.frames.detach())?;
         let mean = Self::mean(Encoded { frames: frames.as_tensor(), ..encoded })?;

@@ -12,8 +12,11 @@ use crate::error::count;
 use crate::model::search::{Hypothesis, Logits, NextTokens, Row, Specials, search};
 use crate::nn::attention::{causal_bias, key_bias};
 use crate::nn::embedding::sinusoid;
-use crate::nn::linear::product;
-use crate::nn::{Builder, Dropout, Embedding, Init, LayerNorm, Linear, MultiheadAttention, Pass, loss};
+use crate::nn::operations::Affine;
+use crate::nn::{
+    Activation, Builder, Dropout, Embedding, Init, LayerNorm, Linear, MultiheadAttention, Operations, Pass,
+    loss,
+};
 use crate::text::Tokenizer;
 use crate::text::tokenizer::{BOS, EOS, PAD, UNK};
 use crate::{Result, config};
@@ -175,6 +178,7 @@ pub struct Transformer {
     /// (V, D), where the logits are not by the embedding's weight.
     lm_head: Option<Tensor>,
     label_smoothing: f64,
+    operations: Rc<dyn Operations>,
 }
 
 /// `nn.TransformerDecoderLayer` with `norm_first` and `ReLU`.
@@ -188,6 +192,7 @@ struct Layer {
     norm3: LayerNorm,
     /// After self-attention, after attention to the frames, inside the feed-forward part, after it.
     dropout: [Dropout; 4],
+    operations: Rc<dyn Operations>,
 }
 
 impl Transformer {
@@ -204,7 +209,8 @@ impl Transformer {
         let norm = LayerNorm::new(&b.pp("norm"), width)?;
         let weight = |b: &Builder| b.parameter("weight", &[vocabulary, width], Init::FanIn(width));
         let lm_head = if d.tied { None } else { Some(weight(&b.pp("lm_head"))?) };
-        Ok(Self { embedding, dropout, layers: layers?, norm, lm_head, label_smoothing })
+        let operations = b.operations();
+        Ok(Self { embedding, dropout, layers: layers?, norm, lm_head, label_smoothing, operations })
     }
 
     /// Tokens (B, L) to what the logits are products of, (B, L, D).
@@ -237,7 +243,8 @@ impl Transformer {
 
     /// (…, D) to (…, V).
     fn project(&self, x: &Tensor) -> CandleResult<Tensor> {
-        product(x, self.output_weight())
+        let weight = self.output_weight();
+        self.operations.affine(x, Affine { weight, bias: None, outputs: 0..weight.dim(0)? })
     }
 
     /// The logits (N, V) of all N tokens of `targets` (B, L + 1) that are to be predicted, which are not padding, and these
@@ -312,6 +319,7 @@ impl Decoder for Transformer {
         targets: &Tensor,
         pass: &Pass,
         parameters: &[(&str, &Var)],
+        operations: &dyn Operations,
     ) -> Result<DecoderStep> {
         let Asked { tokens, places, next } = Asked::of(targets)?;
         let frames = Var::from_tensor(&encoded.frames.detach())?;
@@ -320,10 +328,11 @@ impl Decoder for Transformer {
         let x = self.decode_vectors(encoded, &tokens, vectors.as_tensor(), pass)?.flatten_to(1)?;
         let x = x.index_select(&places, 0)?;
         let (constant, weight) = (x.detach(), self.output_weight().detach());
-        let (loss, d_logits) =
-            loss::cross_entropy_and_gradient(&product(&constant, &weight)?, &next, self.label_smoothing)?;
-        // The sum's gradient for `x` is the product.
-        let store = (x * d_logits.matmul(&weight)?)?.sum_all()?.backward()?;
+        let map = Affine { weight: &weight, bias: None, outputs: 0..weight.dim(0)? };
+        let logits = operations.affine(&constant, map)?;
+        let (loss, d_logits) = loss::cross_entropy_and_gradient(&logits, &next, self.label_smoothing)?;
+        drop(logits);
+        let store = operations.backward(&x, &d_logits.matmul(&weight)?)?;
         let d_vectors = gradient(&store, "the tokens' vectors", &vectors)?;
         let d_weight = d_logits.t()?.matmul(&constant)?;
         let is = |name: &str, end: &str| name.ends_with(end);
@@ -374,6 +383,7 @@ impl Layer {
             norm2: norm("norm2")?,
             norm3: norm("norm3")?,
             dropout: ["dropout1", "dropout2", "dropout", "dropout3"].map(|name| b.dropout(name, c.dropout)),
+            operations: b.operations(),
         })
     }
 
@@ -385,16 +395,18 @@ impl Layer {
         [bias, memory_bias]: [&Tensor; 2],
         pass: &Pass,
     ) -> CandleResult<Tensor> {
+        let ([first, second, _, third], operations) = (&self.dropout, &self.operations);
         let y = self.self_attn.forward(&self.norm1.forward(x)?, Some(bias), pass)?;
-        let x = (x + self.dropout[0].forward(&y, pass)?)?;
+        let x = operations.residual(x, &y, first, pass)?;
         let y = self.multihead_attn.forward_to(&self.norm2.forward(&x)?, memory, Some(memory_bias), pass)?;
-        let x = (x + self.dropout[1].forward(&y, pass)?)?;
+        let x = operations.residual(&x, &y, second, pass)?;
         let y = self.feed_forward(&self.norm3.forward(&x)?, pass)?;
-        x + self.dropout[3].forward(&y, pass)?
+        operations.residual(&x, &y, third, pass)
     }
 
     fn feed_forward(&self, x: &Tensor, pass: &Pass) -> CandleResult<Tensor> {
-        self.linear2.forward(&self.dropout[2].forward(&self.linear1.forward(x)?.relu()?, pass)?)
+        let hidden = self.linear1.forward(x)?;
+        self.linear2.forward(&self.operations.activate(&hidden, Activation::Relu, &self.dropout[2], pass)?)
     }
 }
 
@@ -442,8 +454,7 @@ impl<'d> Steps<'d> {
             let asked = queries.narrow(0, first, rows.len())?.permute((2, 1, 0, 3))?.contiguous()?;
             let part = |all: &Tensor| all.narrow(0, clip, 1);
             let bias = part(&self.memory_bias)?;
-            let got =
-                attention.attend(&asked, &part(keys)?, &part(values)?, Some(&bias), &Pass::EVALUATION)?;
+            let got = attention.attend_by_heads(&asked, [&part(keys)?, &part(values)?], Some(&bias))?;
             found.push(got.transpose(0, 1)?);
             first += rows.len();
         }
@@ -460,7 +471,7 @@ impl<'d> Steps<'d> {
             keys = Tensor::cat(&[&earlier_keys.index_select(parents, 0)?, &keys], 2)?;
             values = Tensor::cat(&[&earlier_values.index_select(parents, 0)?, &values], 2)?;
         }
-        let y = layer.self_attn.attend(&layer.self_attn.queries(&y)?, &keys, &values, None, &pass)?;
+        let y = layer.self_attn.attend_by_heads(&layer.self_attn.queries(&y)?, [&keys, &values], None)?;
         self.layers[at].tokens = Some([keys, values]);
         let x = (x + y)?;
         let queries = layer.multihead_attn.queries(&layer.norm2.forward(&x)?)?;

@@ -1,0 +1,124 @@
+//! The operations of [`crate::nn::Operations`] as fused, parallel ones: each is one operation of Candle's graph, with a
+//! backward pass by hand. No result depends on how many threads there are: they share out rows, and a sum over rows goes
+//! over blocks of a fixed size.
+
+mod affine;
+mod attention;
+mod elementwise;
+mod mask;
+mod norm;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, Layout, Result, Tensor, TensorId};
+
+use crate::nn::operations::{Activation, Affine, Attention, Operations};
+use crate::nn::{Dropout, Pass};
+
+/// Rows that a thread takes at a time, and that are summed before they are added to what others have summed.
+const ROWS: usize = 32;
+
+/// The fused operations of a network.
+#[derive(Default)]
+pub struct FusedOperations {
+    sink: Arc<Sink>,
+}
+
+impl Operations for FusedOperations {
+    fn affine(&self, x: &Tensor, map: Affine) -> Result<Tensor> {
+        affine::affine(x, map, &self.sink)
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+        norm::layer_norm(x, [weight, bias], eps, &self.sink)
+    }
+
+    fn activate(&self, x: &Tensor, f: Activation, dropout: &Dropout, pass: &Pass) -> Result<Tensor> {
+        elementwise::activate(x, f, dropout, pass)
+    }
+
+    fn residual(&self, x: &Tensor, branch: &Tensor, dropout: &Dropout, pass: &Pass) -> Result<Tensor> {
+        elementwise::residual(x, branch, dropout, pass)
+    }
+
+    fn attend(&self, attention: &Attention, pass: &Pass) -> Result<Tensor> {
+        attention::attend(attention, pass)
+    }
+
+    fn backward(&self, output: &Tensor, gradient: &Tensor) -> Result<GradStore> {
+        // What a pass that failed has left.
+        drop(self.sink.take());
+        let mut store = (output * gradient)?.sum_all()?.backward()?;
+        for (tensor, values) in self.sink.take() {
+            let mut sum = Tensor::from_vec(values, tensor.dims(), tensor.device())?;
+            // What other operations gave.
+            if let Some(others) = store.get(&tensor) {
+                sum = (others + sum)?;
+            }
+            store.insert(&tensor, sum);
+        }
+        Ok(store)
+    }
+}
+
+/// Where gradients of variables are summed. Candle's own store adds each to a tensor of zeros and keeps both.
+#[derive(Default)]
+struct Sink {
+    sums: Mutex<HashMap<TensorId, (Tensor, Vec<f32>)>>,
+}
+
+impl Sink {
+    /// Lends the gradient of `variable` to `add`, and says whether it is new, which is all zeros.
+    fn with(&self, variable: &Tensor, add: impl FnOnce(&mut [f32], bool)) {
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut is_new = false;
+        let (_, sum) = sums.entry(variable.id()).or_insert_with(|| {
+            is_new = true;
+            (variable.clone(), vec![0.0; variable.elem_count()])
+        });
+        add(sum, is_new);
+    }
+
+    /// Adds to the gradient of `tensor` where that is a variable; gives the gradient where it is an operation's result.
+    fn give(&self, tensor: &Tensor, gradient: Vec<f32>) -> Result<Option<Tensor>> {
+        if tensor.is_variable() {
+            self.with(tensor, |sum, _| super::rows::add_bias(sum, &gradient));
+            return Ok(None);
+        }
+        if !tensor.track_op() {
+            return Ok(None);
+        }
+        Ok(Some(Tensor::from_vec(gradient, tensor.dims(), tensor.device())?))
+    }
+
+    fn take(&self) -> Vec<(Tensor, Vec<f32>)> {
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.drain().map(|(_, sum)| sum).collect()
+    }
+}
+
+/// An operand's numbers.
+fn floats<'s>(storage: &'s CpuStorage, layout: &Layout) -> Result<&'s [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(data), Some((start, end))) => Ok(&data[start..end]),
+        _ => Err(candle_core::Error::Msg("contiguous f32 numbers are needed here".into())),
+    }
+}
+
+/// Lends the numbers of contiguous tensors.
+fn with_numbers<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
+    let tensors: Result<Vec<Tensor>> = tensors.into_iter().map(Tensor::contiguous).collect();
+    let tensors = tensors?;
+    let guards: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
+    let mut slices = [[].as_slice(); N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        *slice = crate::nn::parameters::floats(storage, layout)
+            .map_err(|error| candle_core::Error::Msg(error.to_string()))?;
+    }
+    Ok(work(slices))
+}
+
+#[cfg(test)]
+mod tests;
