@@ -103,11 +103,14 @@ pub fn bench(mut args: BenchArgs, reporter: &Reporter) -> Result<()> {
         origin: "slt-run bench".to_owned(),
     };
     args.layers.presets = FIELDS.iter().filter(unused).map(setting).collect();
-    let resolved = resolve(args.layers, reporter)?;
+    let mut resolved = resolve(args.layers, reporter)?;
+    if args.subject == Subject::Features {
+        // A network of features has no backbones.
+        resolved.experiment.data.features_dir.get_or_insert_with(|| "made in memory".into());
+    }
     let times = args.steps.max(1);
     let text = match args.subject {
-        Subject::Training => training(&resolved, times, args.json, reporter),
-        Subject::Features => training(&of_features(resolved.clone()), times, args.json, reporter),
+        Subject::Training | Subject::Features => training(&resolved, times, args.json, reporter),
         Subject::Evaluation => evaluation(&resolved, times, args.json, reporter),
         Subject::Decoding => decoding(&resolved, times, args.json, reporter),
         Subject::Data => data(&resolved, times, args.json, reporter),
@@ -122,12 +125,6 @@ struct Seconds {
     /// What PyTorch's `forward`, `backward` and `step` take together; making data is no part of it.
     step: f64,
     parts: Option<Times>,
-}
-
-/// The experiment without backbones: features take the place of images.
-fn of_features(mut resolved: Resolved) -> Resolved {
-    resolved.experiment.data.features_dir.get_or_insert_with(|| "made in memory".into());
-    resolved
 }
 
 fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) -> Result<String> {

@@ -15,7 +15,7 @@ use crate::data::{Batch, Sizes};
 use crate::model::Hypothesis;
 use crate::model::decoder::{self, Decoder, DecoderKind, Encoded, Loss};
 use crate::model::{Score, TextReport};
-use crate::nn::{Builder, Linear, Pass, loss};
+use crate::nn::{Builder, Linear, Operations, Pass, loss};
 
 /// A small network with everything that drops switched on, and `more` settings.
 pub(super) fn experiment(frames: usize, more: &[(&str, &str)]) -> Experiment {
@@ -147,6 +147,7 @@ struct TwoLayers;
 struct TwoLayersModule {
     hidden: Linear,
     out: Linear,
+    operations: Rc<dyn Operations>,
 }
 
 impl DecoderKind for TwoLayers {
@@ -182,11 +183,16 @@ impl DecoderKind for TwoLayers {
         Ok(Box::new(TwoLayersModule {
             hidden: Linear::new(&b.pp("hidden"), c.d_model, 10)?,
             out: Linear::new(&b.pp("out"), 10, c.vocab_size)?,
+            operations: b.operations(),
         }))
     }
 }
 
 impl Decoder for TwoLayersModule {
+    fn operations(&self) -> &dyn Operations {
+        self.operations.as_ref()
+    }
+
     fn head(&self) -> &'static str {
         "out"
     }

@@ -107,9 +107,8 @@ impl PatchEmbed {
     }
 
     fn forward(&self, images: &Images) -> Result<Tensor> {
-        let (weight, bias) = (&self.weight.flatten_from(1)?, Some(&self.bias));
-        let outputs = 0..weight.dim(0)?;
-        self.operations.affine(&images.patches(self.patch)?, Affine { weight, bias, outputs })
+        let weight = self.weight.flatten_from(1)?;
+        self.operations.affine(&images.patches(self.patch)?, Affine::whole(&weight, Some(&self.bias))?)
     }
 }
 

@@ -14,7 +14,6 @@ pub struct MultiheadAttention {
     in_proj_bias: Tensor,
     out_proj: Linear,
     dropout: Dropout,
-    width: usize,
     heads: usize,
     operations: Rc<dyn Operations>,
 }
@@ -29,7 +28,6 @@ impl MultiheadAttention {
             in_proj_bias: b.parameter("in_proj_bias", &[3 * width], Init::Zeros)?,
             out_proj: Linear::with_init(&b.pp("out_proj"), width, width, out_weight, Init::Zeros)?,
             dropout: b.dropout("dropout", dropout),
-            width,
             heads,
             operations: b.operations(),
         })
@@ -73,7 +71,8 @@ impl MultiheadAttention {
 
     /// What some thirds of the input projection make of `x` (N, S, D), side by side.
     fn project(&self, x: &Tensor, thirds: Range<usize>) -> Result<Tensor> {
-        let outputs = thirds.start * self.width..thirds.end * self.width;
+        let width = self.in_proj_weight.dim(1)?;
+        let outputs = thirds.start * width..thirds.end * width;
         let (weight, bias) = (&self.in_proj_weight, Some(&self.in_proj_bias));
         self.operations.affine(x, Affine { weight, bias, outputs })
     }

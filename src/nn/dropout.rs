@@ -97,21 +97,26 @@ impl Dropout {
 
     /// Fills `mask`, one row's elements, with 0 (probability `p`) or `1 / (1 - p)`.
     pub fn fill_row(&self, mask: &mut [f32], masks: Masks, row: usize) {
-        let mut rng = stream(masks.seed, Purpose::Dropout, [masks.step, self.site << 40 | row as u64]);
-        let (threshold, keep) = (self.threshold(), self.scale());
+        let (mut is_kept, scale) = (self.draws(masks, row, 0), self.scale());
         for value in mask {
-            *value = if rng.next_u32() < threshold { 0.0 } else { keep };
+            *value = if is_kept() { scale } else { 0.0 };
         }
     }
 
     /// As [`Self::fill_row`], of the elements from `first` on: 1 where one is kept, else 0.
     pub fn fill_kept(&self, kept: &mut [u8], masks: Masks, row: usize, first: usize) {
+        let mut is_kept = self.draws(masks, row, first);
+        for kept in kept {
+            *kept = u8::from(is_kept());
+        }
+    }
+
+    /// Whether each of a row's elements is kept, one after another from `first` on.
+    fn draws(&self, masks: Masks, row: usize, first: usize) -> impl FnMut() -> bool + use<> {
         let mut rng = stream(masks.seed, Purpose::Dropout, [masks.step, self.site << 40 | row as u64]);
         rng.set_word_pos(first as u128);
         let threshold = self.threshold();
-        for kept in kept {
-            *kept = u8::from(rng.next_u32() >= threshold);
-        }
+        move || rng.next_u32() >= threshold
     }
 
     fn mask(&self, shape: &[usize], masks: Masks, first_row: usize, like: &Tensor) -> Result<Tensor> {

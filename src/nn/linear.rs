@@ -44,7 +44,6 @@ impl Linear {
 
     /// (…, in) to (…, out).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let outputs = 0..self.weight.dim(0)?;
-        self.operations.affine(x, Affine { weight: &self.weight, bias: Some(&self.bias), outputs })
+        self.operations.affine(x, Affine::whole(&self.weight, Some(&self.bias))?)
     }
 }

@@ -8,7 +8,6 @@ use candle_core::{D, Result, Tensor};
 use super::{Dropout, Pass};
 
 /// The map `x W^T + b`, or some of its outputs.
-#[derive(Clone)]
 pub struct Affine<'t> {
     /// (out, in).
     pub weight: &'t Tensor,
@@ -16,6 +15,16 @@ pub struct Affine<'t> {
     pub bias: Option<&'t Tensor>,
     /// The outputs that are computed.
     pub outputs: Range<usize>,
+}
+
+impl<'t> Affine<'t> {
+    /// With all outputs.
+    ///
+    /// # Errors
+    /// Where the weight has no dimension.
+    pub fn whole(weight: &'t Tensor, bias: Option<&'t Tensor>) -> Result<Self> {
+        Ok(Self { weight, bias, outputs: 0..weight.dim(0)? })
+    }
 }
 
 /// A function of each element.
@@ -128,20 +137,16 @@ impl Operations for Graph {
     }
 
     fn attend(&self, attention: &Attention, pass: &Pass) -> Result<Tensor> {
-        let Attention { of, heads, bias, dropout } = attention;
-        let heads = *heads;
+        let &Attention { ref of, heads, bias, dropout } = attention;
         let [q, k, v] = match of {
-            Projected::Own(qkv) => {
-                let [q, k, v] = split(qkv, heads)?;
-                [q, k, v]
-            }
+            Projected::Own(qkv) => split(qkv, heads)?,
             Projected::Other { queries, keys_values } => {
                 let [q] = split(queries, heads)?;
                 let [k, v] = split(keys_values, heads)?;
                 [q, k, v]
             }
         };
-        attend_by_heads([&q, &k, &v], *bias, dropout, pass)
+        attend_by_heads([&q, &k, &v], bias, dropout, pass)
     }
 
     fn backward(&self, output: &Tensor, gradient: &Tensor) -> Result<GradStore> {

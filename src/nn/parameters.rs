@@ -59,10 +59,22 @@ pub fn with_slices<R>(tensors: &[&Tensor], work: impl FnOnce(&[&[f32]]) -> R) ->
 
 /// The numbers of a contiguous f32 tensor on the CPU.
 pub(crate) fn floats<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(data)), Some((start, end))) => Ok(&data[start..end]),
-        _ => Err(candle_core::Error::Msg("contiguous f32 numbers on the CPU are needed here".into())),
+    match storage {
+        Storage::Cpu(storage) => cpu_floats(storage, layout),
+        _ => Err(not_floats()),
     }
+}
+
+/// As [`floats`].
+pub(crate) fn cpu_floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(data), Some((start, end))) => Ok(&data[start..end]),
+        _ => Err(not_floats()),
+    }
+}
+
+fn not_floats() -> candle_core::Error {
+    candle_core::Error::Msg("contiguous f32 numbers on the CPU are needed here".into())
 }
 
 fn missing(path: &str) -> candle_core::Error {

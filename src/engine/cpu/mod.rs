@@ -1,4 +1,4 @@
-//! The CPU's engine: the backbones by fused blocks, the rest as Candle's graph.
+//! The CPU's engine: the backbones by fused blocks, the rest as a graph of fused [`operations`].
 //!
 //! The blocks work on f32 slices, with hand-written backward passes and SIMD chosen at run time. Candle's own operations
 //! train this network six times slower than PyTorch; `scripts/PERF.md` has the log.
@@ -207,7 +207,6 @@ impl GraphEngine for Cpu {
             targets,
             pass,
             &network.trainable_of("decoder"),
-            network.operations(),
         )?;
         let forward = begun.elapsed();
         let store = network.operations().backward(&encoded, &decoded.d_frames)?;

@@ -300,7 +300,6 @@ fn stub_on_host(engine: &dyn Engine, encoded: Vec<f32>, batch: &Placed, scale: f
             &targets(batch, &Device::Cpu).unwrap(),
             &Pass::EVALUATION,
             &network.trainable_of("decoder"),
-            network.operations(),
         )
         .unwrap();
     assert_eq!(weight, clips);

@@ -140,7 +140,6 @@ impl Cuda {
             &targets(batch, &Device::Cpu)?,
             pass,
             &decoder.trainable_of("decoder"),
-            decoder.operations(),
         )?;
         // Gradients add up over what was predicted: the mean's counts as often as that was much.
         let factor = self.factor() * decoded.weight as f64;

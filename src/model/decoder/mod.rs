@@ -66,6 +66,9 @@ pub struct Score {
 
 /// A decoder as a part of a network.
 pub trait Decoder {
+    /// What its modules compute with.
+    fn operations(&self) -> &dyn Operations;
+
     /// The module that gives the logits, below the decoder.
     fn head(&self) -> &'static str;
 
@@ -103,8 +106,7 @@ pub trait Decoder {
         Ok(None)
     }
 
-    /// Forward and backward: the frames are a constant here, and `parameters` the decoder's own, in order;
-    /// `operations` are those that its modules compute with.
+    /// Forward and backward: the frames are a constant here, and `parameters` the decoder's own, in order.
     ///
     /// # Errors
     /// Where the tensor library fails, or a parameter has no part in the loss.
@@ -114,12 +116,11 @@ pub trait Decoder {
         targets: &Tensor,
         pass: &Pass,
         parameters: &[(&str, &Var)],
-        operations: &dyn Operations,
     ) -> Result<DecoderStep> {
         let frames = Var::from_tensor(&encoded.frames.detach())?;
         let Loss { mean, weight } =
             self.loss(Encoded { frames: frames.as_tensor(), ..encoded }, targets, pass)?;
-        let store = operations.backward(&mean, &mean.ones_like()?)?;
+        let store = self.operations().backward(&mean, &mean.ones_like()?)?;
         let gradients: Result<Vec<Tensor>> =
             parameters.iter().map(|(name, var)| gradient(&store, name, var)).collect();
         let gradients = gradients?;

@@ -1,5 +1,7 @@
 //! The decoder stub: the mean of the valid frames, then one linear layer to the classes that texts are hashed to.
 
+use std::rc::Rc;
+
 use candle_core::{DType, Result as CandleResult, Tensor, Var};
 
 use super::{Classes, Decoder, DecoderKind, DecoderStep, Encoded, Fused, Loss, Score, TextReport, gradient};
@@ -55,7 +57,12 @@ impl DecoderKind for StubKind {
     fn build(&self, b: &Builder, c: &config::Model) -> CandleResult<Box<dyn Decoder>> {
         let lm_head = Linear::new(&b.pp("lm_head"), c.d_model, c.vocab_size)?;
         let known = self.classes.with_texts();
-        Ok(Box::new(Stub { lm_head, known, label_smoothing: self.label_smoothing }))
+        Ok(Box::new(Stub {
+            lm_head,
+            operations: b.operations(),
+            known,
+            label_smoothing: self.label_smoothing,
+        }))
     }
 }
 
@@ -65,6 +72,7 @@ pub const TEXTS: &str = "class_texts";
 /// Mean over valid frames and a classifier (`lm_head`).
 pub struct Stub {
     lm_head: Linear,
+    operations: Rc<dyn Operations>,
     /// The classes that a training text stands for.
     known: Vec<u32>,
     label_smoothing: f64,
@@ -83,6 +91,10 @@ impl Stub {
 }
 
 impl Decoder for Stub {
+    fn operations(&self) -> &dyn Operations {
+        self.operations.as_ref()
+    }
+
     fn head(&self) -> &'static str {
         "lm_head"
     }
@@ -143,7 +155,6 @@ impl Decoder for Stub {
         targets: &Tensor,
         _: &Pass,
         parameters: &[(&str, &Var)],
-        _: &dyn Operations,
     ) -> Result<DecoderStep> {
         let frames = Var::from_tensor(&encoded.frames.detach())?;
         let mean = Self::mean(Encoded { frames: frames.as_tensor(), ..encoded })?;

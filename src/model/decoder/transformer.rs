@@ -243,8 +243,7 @@ impl Transformer {
 
     /// (…, D) to (…, V).
     fn project(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let weight = self.output_weight();
-        self.operations.affine(x, Affine { weight, bias: None, outputs: 0..weight.dim(0)? })
+        self.operations.affine(x, Affine::whole(self.output_weight(), None)?)
     }
 
     /// The logits (N, V) of all N tokens of `targets` (B, L + 1) that are to be predicted, which are not padding, and these
@@ -285,6 +284,10 @@ fn placed(vectors: &Tensor, first: usize) -> CandleResult<Tensor> {
 }
 
 impl Decoder for Transformer {
+    fn operations(&self) -> &dyn Operations {
+        self.operations.as_ref()
+    }
+
     fn head(&self) -> &'static str {
         if self.lm_head.is_some() { "lm_head" } else { "embedding" }
     }
@@ -319,7 +322,6 @@ impl Decoder for Transformer {
         targets: &Tensor,
         pass: &Pass,
         parameters: &[(&str, &Var)],
-        operations: &dyn Operations,
     ) -> Result<DecoderStep> {
         let Asked { tokens, places, next } = Asked::of(targets)?;
         let frames = Var::from_tensor(&encoded.frames.detach())?;
@@ -328,11 +330,10 @@ impl Decoder for Transformer {
         let x = self.decode_vectors(encoded, &tokens, vectors.as_tensor(), pass)?.flatten_to(1)?;
         let x = x.index_select(&places, 0)?;
         let (constant, weight) = (x.detach(), self.output_weight().detach());
-        let map = Affine { weight: &weight, bias: None, outputs: 0..weight.dim(0)? };
-        let logits = operations.affine(&constant, map)?;
+        let logits = self.operations.affine(&constant, Affine::whole(&weight, None)?)?;
         let (loss, d_logits) = loss::cross_entropy_and_gradient(&logits, &next, self.label_smoothing)?;
         drop(logits);
-        let store = operations.backward(&x, &d_logits.matmul(&weight)?)?;
+        let store = self.operations.backward(&x, &d_logits.matmul(&weight)?)?;
         let d_vectors = gradient(&store, "the tokens' vectors", &vectors)?;
         let d_weight = d_logits.t()?.matmul(&constant)?;
         let is = |name: &str, end: &str| name.ends_with(end);

@@ -8,8 +8,9 @@ use rayon::prelude::*;
 
 use super::super::gemm::{Into, Matrix, parallel_product};
 use super::super::rows;
-use super::{ROWS, Sink, floats, with_numbers};
+use super::{ROWS, Sink, with_numbers};
 use crate::nn::operations::Affine;
+use crate::nn::parameters::cpu_floats;
 
 struct Map {
     outputs: Range<usize>,
@@ -37,13 +38,12 @@ impl Map {
         let (inputs, outputs) = (dims.last().copied().unwrap_or(1), self.outputs.len());
         let count = x.len() / inputs.max(1);
         let mut y = vec![0.0; count * outputs];
-        let bias = bias.map(|bias| &bias[self.outputs.clone()]);
-        if let Some(bias) = bias {
+        let into = if bias.is_some() { Into::Add } else { Into::Set };
+        if let Some(bias) = bias.map(|bias| &bias[self.outputs.clone()]) {
             y.par_chunks_mut(ROWS * outputs.max(1)).for_each(|rows| {
                 rows.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
             });
         }
-        let into = if bias.is_some() { Into::Add } else { Into::Set };
         let weight = Matrix::rows(&weight[self.outputs.start * inputs..], inputs).t();
         parallel_product((count, inputs, outputs), Matrix::rows(x, inputs), weight, &mut y, outputs, into);
         let mut shape = dims.to_vec();
@@ -63,46 +63,22 @@ impl Map {
         let (inputs, outputs) = (weight.dim(1)?, self.outputs.len());
         with_numbers([x, weight, dy], |[x_numbers, w, dy]| {
             let count = x_numbers.len() / inputs.max(1);
-            let all = outputs * inputs == w.len();
             let place = self.outputs.start * inputs..self.outputs.end * inputs;
-            let product = |into: &mut [f32], is_new: bool| {
-                let into = (&mut into[place.clone()], if is_new { Into::Set } else { Into::Add });
-                let (dy, x) = (Matrix::rows(dy, outputs).t(), Matrix::rows(x_numbers, inputs));
-                parallel_product((outputs, count, inputs), dy, x, into.0, inputs, into.1);
-            };
-            let d_weight = self.of_parameter(weight, |sum, is_new| product(sum, is_new))?;
-            debug_assert!(all || d_weight.is_none() || !weight.is_variable());
-            let d_bias = match bias {
-                Some(bias) => self.of_parameter(bias, |sum, _| {
-                    add_column_sums(&mut sum[self.outputs.clone()], dy);
-                })?,
-                None => None,
-            };
-            let d_x = if x.track_op() {
-                let mut d_x = vec![0.0; x_numbers.len()];
+            let rows = Matrix::rows(dy, outputs);
+            let into = |is_new: bool| if is_new { Into::Set } else { Into::Add };
+            let d_weight = self.sink.gradient(weight, |sum, is_new| {
+                let (x, sum) = (Matrix::rows(x_numbers, inputs), &mut sum[place.clone()]);
+                parallel_product((outputs, count, inputs), rows.t(), x, sum, inputs, into(is_new));
+            })?;
+            let of_bias =
+                |bias| self.sink.gradient(bias, |sum, _| add_column_sums(&mut sum[self.outputs.clone()], dy));
+            let d_bias = bias.map(of_bias).transpose()?.flatten();
+            let d_x = self.sink.gradient(x, |sum, is_new| {
                 let weight = Matrix::rows(&w[place.start..], inputs);
-                let dy = Matrix::rows(dy, outputs);
-                parallel_product((count, outputs, inputs), dy, weight, &mut d_x, inputs, Into::Set);
-                self.sink.give(x, d_x)?
-            } else {
-                None
-            };
+                parallel_product((count, outputs, inputs), rows, weight, sum, inputs, into(is_new));
+            })?;
             Ok([d_x, d_weight, d_bias])
         })?
-    }
-
-    /// A parameter's gradient, to which `add` adds: a variable's is summed in the sink.
-    fn of_parameter(&self, parameter: &Tensor, add: impl FnOnce(&mut [f32], bool)) -> Result<Option<Tensor>> {
-        if parameter.is_variable() {
-            self.sink.with(parameter, add);
-            return Ok(None);
-        }
-        if !parameter.track_op() {
-            return Ok(None);
-        }
-        let mut sum = vec![0.0; parameter.elem_count()];
-        add(&mut sum, true);
-        Ok(Some(Tensor::from_vec(sum, parameter.dims(), parameter.device())?))
     }
 }
 
@@ -133,7 +109,7 @@ impl CustomOp2 for Map {
         weight: &CpuStorage,
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, weight) = (floats(x, x_layout)?, floats(weight, weight_layout)?);
+        let (x, weight) = (cpu_floats(x, x_layout)?, cpu_floats(weight, weight_layout)?);
         Ok(self.forward(x, x_layout.dims(), weight, None))
     }
 
@@ -163,8 +139,8 @@ impl CustomOp3 for Map {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, weight) = (floats(x, x_layout)?, floats(weight, weight_layout)?);
-        Ok(self.forward(x, x_layout.dims(), weight, Some(floats(bias, bias_layout)?)))
+        let (x, weight) = (cpu_floats(x, x_layout)?, cpu_floats(weight, weight_layout)?);
+        Ok(self.forward(x, x_layout.dims(), weight, Some(cpu_floats(bias, bias_layout)?)))
     }
 
     fn bwd(

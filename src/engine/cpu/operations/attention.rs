@@ -7,9 +7,10 @@ use rayon::prelude::*;
 use super::super::gemm::{Into, Matrix, product};
 use super::super::rows;
 use super::mask::Mask;
-use super::{ROWS, floats, with_numbers};
+use super::{ROWS, with_numbers};
 use crate::nn::Pass;
 use crate::nn::operations::{Attention, Projected};
+use crate::nn::parameters::cpu_floats;
 
 /// Where one of queries, keys and values stands: from `first` on in rows of `stride` numbers.
 #[derive(Clone, Copy)]
@@ -191,7 +192,7 @@ impl CustomOp1 for Attend {
     }
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(self.forward(self.own(floats(qkv, layout)?)))
+        Ok(self.forward(self.own(cpu_floats(qkv, layout)?)))
     }
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
@@ -217,7 +218,7 @@ impl CustomOp2 for Attend {
         keys_values_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (queries, keys_values) =
-            (floats(queries, queries_layout)?, floats(keys_values, keys_values_layout)?);
+            (cpu_floats(queries, queries_layout)?, cpu_floats(keys_values, keys_values_layout)?);
         Ok(self.forward(self.other(queries, keys_values)))
     }
 

@@ -5,8 +5,9 @@ use rayon::prelude::*;
 
 use super::super::rows;
 use super::mask::Mask;
-use super::{floats, with_numbers};
+use super::with_numbers;
 use crate::nn::operations::Activation;
+use crate::nn::parameters::cpu_floats;
 use crate::nn::{Dropout, Pass};
 
 /// Numbers that a thread takes at a time.
@@ -32,7 +33,7 @@ impl CustomOp1 for Activate {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = floats(x, layout)?;
+        let x = cpu_floats(x, layout)?;
         let mut y = vec![0.0; x.len()];
         y.par_chunks_mut(AT_A_TIME).zip(x.par_chunks(AT_A_TIME)).enumerate().for_each(|(at, (y, x))| {
             match self.f {
@@ -87,7 +88,7 @@ impl CustomOp2 for Residual {
         branch: &CpuStorage,
         branch_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, branch) = (floats(x, x_layout)?, floats(branch, branch_layout)?);
+        let (x, branch) = (cpu_floats(x, x_layout)?, cpu_floats(branch, branch_layout)?);
         let mut y = vec![0.0; x.len()];
         let parts = x.par_chunks(AT_A_TIME).zip(branch.par_chunks(AT_A_TIME));
         y.par_chunks_mut(AT_A_TIME).zip(parts).enumerate().for_each(|(at, (y, (x, branch)))| {

@@ -12,9 +12,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, Layout, Result, Tensor, TensorId};
+use candle_core::{Result, Tensor, TensorId};
 
-use crate::nn::operations::{Activation, Affine, Attention, Operations};
+use crate::nn::operations::{Activation, Affine, Attention, Graph, Operations};
+use crate::nn::parameters::with_slices;
 use crate::nn::{Dropout, Pass};
 
 /// Rows that a thread takes at a time, and that are summed before they are added to what others have summed.
@@ -50,7 +51,7 @@ impl Operations for FusedOperations {
     fn backward(&self, output: &Tensor, gradient: &Tensor) -> Result<GradStore> {
         // What a pass that failed has left.
         drop(self.sink.take());
-        let mut store = (output * gradient)?.sum_all()?.backward()?;
+        let mut store = Graph.backward(output, gradient)?;
         for (tensor, values) in self.sink.take() {
             let mut sum = Tensor::from_vec(values, tensor.dims(), tensor.device())?;
             // What other operations gave.
@@ -81,16 +82,19 @@ impl Sink {
         add(sum, is_new);
     }
 
-    /// Adds to the gradient of `tensor` where that is a variable; gives the gradient where it is an operation's result.
-    fn give(&self, tensor: &Tensor, gradient: Vec<f32>) -> Result<Option<Tensor>> {
-        if tensor.is_variable() {
-            self.with(tensor, |sum, _| super::rows::add_bias(sum, &gradient));
+    /// The gradient of an operand, to which `add` adds as in [`Self::with`]: nothing where it is a constant, and a
+    /// variable's is summed here. It is given where it is an operation's result.
+    fn gradient(&self, operand: &Tensor, add: impl FnOnce(&mut [f32], bool)) -> Result<Option<Tensor>> {
+        if operand.is_variable() {
+            self.with(operand, add);
             return Ok(None);
         }
-        if !tensor.track_op() {
+        if !operand.track_op() {
             return Ok(None);
         }
-        Ok(Some(Tensor::from_vec(gradient, tensor.dims(), tensor.device())?))
+        let mut sum = vec![0.0; operand.elem_count()];
+        add(&mut sum, true);
+        Ok(Some(Tensor::from_vec(sum, operand.dims(), operand.device())?))
     }
 
     fn take(&self) -> Vec<(Tensor, Vec<f32>)> {
@@ -99,25 +103,12 @@ impl Sink {
     }
 }
 
-/// An operand's numbers.
-fn floats<'s>(storage: &'s CpuStorage, layout: &Layout) -> Result<&'s [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(data), Some((start, end))) => Ok(&data[start..end]),
-        _ => Err(candle_core::Error::Msg("contiguous f32 numbers are needed here".into())),
-    }
-}
-
-/// Lends the numbers of contiguous tensors.
+/// Lends the numbers of tensors.
 fn with_numbers<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
     let tensors: Result<Vec<Tensor>> = tensors.into_iter().map(Tensor::contiguous).collect();
     let tensors = tensors?;
-    let guards: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
-    let mut slices = [[].as_slice(); N];
-    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
-        *slice = crate::nn::parameters::floats(storage, layout)
-            .map_err(|error| candle_core::Error::Msg(error.to_string()))?;
-    }
-    Ok(work(slices))
+    let tensors: Vec<&Tensor> = tensors.iter().collect();
+    with_slices(&tensors, |slices| work(std::array::from_fn(|at| slices[at])))
 }
 
 #[cfg(test)]

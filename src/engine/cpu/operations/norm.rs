@@ -6,7 +6,8 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::super::rows::{self, Norm};
-use super::{ROWS, Sink, floats, with_numbers};
+use super::{ROWS, Sink, with_numbers};
+use crate::nn::parameters::cpu_floats;
 
 struct LayerNorm {
     eps: f32,
@@ -36,8 +37,8 @@ impl CustomOp3 for LayerNorm {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let x = floats(x, x_layout)?;
-        let (weight, bias) = (floats(weight, weight_layout)?, floats(bias, bias_layout)?);
+        let x = cpu_floats(x, x_layout)?;
+        let (weight, bias) = (cpu_floats(weight, weight_layout)?, cpu_floats(bias, bias_layout)?);
         let norm = Norm { weight, bias, eps: self.eps };
         let mut y = vec![0.0; x.len()];
         let block = ROWS * weight.len().max(1);
@@ -53,26 +54,34 @@ impl CustomOp3 for LayerNorm {
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (d_x, d_weight, d_bias) = with_numbers([x, weight, bias, dy], |[x, weight, bias, dy]| {
-            let norm = Norm { weight, bias, eps: self.eps };
-            let width = weight.len().max(1);
-            let (mut d_x, block) = (vec![0.0; x.len()], ROWS * width);
-            let blocks = d_x.par_chunks_mut(block).zip(x.par_chunks(block)).zip(dy.par_chunks(block));
-            let sums: Vec<[Vec<f32>; 2]> = blocks
-                .map(|((d_x, x), dy)| {
-                    let [mut d_weight, mut d_bias] = [vec![0.0; width], vec![0.0; width]];
-                    let mut x = x.to_vec();
-                    rows::layer_norm_backward(d_x, &mut x, dy, norm, &mut d_weight, &mut d_bias);
-                    [d_weight, d_bias]
-                })
-                .collect();
-            let [mut d_weight, mut d_bias] = [vec![0.0; width], vec![0.0; width]];
-            for [weight, bias] in sums {
-                rows::add_bias(&mut d_weight, &weight);
-                rows::add_bias(&mut d_bias, &bias);
-            }
-            (d_x, d_weight, d_bias)
-        })?;
-        Ok((self.sink.give(x, d_x)?, self.sink.give(weight, d_weight)?, self.sink.give(bias, d_bias)?))
+        with_numbers([x, weight, bias, dy], |[x_numbers, weight_numbers, bias_numbers, dy]| {
+            let norm = Norm { weight: weight_numbers, bias: bias_numbers, eps: self.eps };
+            let mut sums = None;
+            let d_x = self.sink.gradient(x, |d_x, _| sums = Some(backward(d_x, x_numbers, dy, norm)))?;
+            let [d_weight, d_bias] =
+                sums.unwrap_or_else(|| backward(&mut vec![0.0; dy.len()], x_numbers, dy, norm));
+            let d_weight = self.sink.gradient(weight, |sum, _| rows::add_bias(sum, &d_weight))?;
+            Ok((d_x, d_weight, self.sink.gradient(bias, |sum, _| rows::add_bias(sum, &d_bias))?))
+        })?
     }
+}
+
+/// Adds the gradient of `x` to `d_x`; gives those of weight and bias.
+fn backward(d_x: &mut [f32], x: &[f32], dy: &[f32], norm: Norm) -> [Vec<f32>; 2] {
+    let width = norm.weight.len();
+    let zeros = || [vec![0.0; width], vec![0.0; width]];
+    let block = ROWS * width.max(1);
+    let blocks = d_x.par_chunks_mut(block).zip(x.par_chunks(block)).zip(dy.par_chunks(block));
+    let sums: Vec<[Vec<f32>; 2]> = blocks
+        .map(|((d_x, x), dy)| {
+            let [mut d_weight, mut d_bias] = zeros();
+            rows::layer_norm_backward(d_x, &mut x.to_vec(), dy, norm, &mut d_weight, &mut d_bias);
+            [d_weight, d_bias]
+        })
+        .collect();
+    let mut all = zeros();
+    for block in sums {
+        all.iter_mut().zip(&block).for_each(|(sum, values)| rows::add_bias(sum, values));
+    }
+    all
 }
