@@ -248,7 +248,8 @@ sections! {
         /// What computes the network. `fused`: blocks of our own for the device. `candle`: plain Candle operations, the
         /// reference that the others are tested against. `auto`: `fused` for as much of the network as it covers.
         engine: EngineKind = auto; Computing,
-        /// `amp`: mixed precision on a GPU with f32 master weights; a CPU computes in f32 either way.
+        /// `amp`: mixed precision on a GPU with f32 master weights; a CPU computes in f32. `bf16`: products of bfloat16
+        /// numbers with sums, master weights and all else in f32, on a GPU or a CPU with AVX512-BF16. `fp32`: f32 everywhere.
         precision: Precision = amp,
         /// Seed of everything random: initial weights, order, sampling and dropout.
         seed: u64 = 1234,
@@ -401,6 +402,8 @@ choices! {
     Precision {
         /// Mixed precision on CUDA; f32 on a CPU.
         Amp = "amp",
+        /// Products of bfloat16 numbers, on GPUs and CPUs that have them; f32 on others.
+        Bf16 = "bf16",
         /// f32 everywhere.
         Fp32 = "fp32",
     }

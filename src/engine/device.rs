@@ -3,7 +3,10 @@
 #[cfg(any(feature = "cuda", test))]
 use std::rc::Rc;
 
-use crate::config::{self, AmpDtype, EngineKind, Experiment, Precision};
+#[cfg(any(feature = "cuda", test))]
+use crate::config::AmpDtype;
+use crate::config::{self, EngineKind, Experiment, Precision};
+use crate::engine::cpu::precision::Bf16;
 #[cfg(any(feature = "cuda", test))]
 use crate::engine::cuda::GpuDevice;
 use crate::nn::ActivationDtype;
@@ -66,13 +69,14 @@ impl Compute {
 
     /// The dtype of activations.
     #[must_use]
-    #[cfg_attr(not(any(feature = "cuda", test)), allow(unused_variables))]
     pub fn activation_dtype(&self, c: &Experiment) -> ActivationDtype {
         match self {
+            Self::Cpu if c.run.precision == Precision::Bf16 && Bf16::is_native() => ActivationDtype::Bf16,
             Self::Cpu | Self::Graph(_) => ActivationDtype::F32,
             #[cfg(any(feature = "cuda", test))]
             Self::Gpu(device) => match (c.run.precision, c.optimization.amp_dtype) {
-                (Precision::Fp32, _) => ActivationDtype::F32,
+                (Precision::Bf16, _) if device.has_bf16() => ActivationDtype::Bf16,
+                (Precision::Fp32 | Precision::Bf16, _) => ActivationDtype::F32,
                 (Precision::Amp, AmpDtype::Auto | AmpDtype::Bfloat16) if device.has_bf16() => {
                     ActivationDtype::Bf16
                 }
@@ -111,28 +115,48 @@ fn select_with(
     c: &Experiment,
     open: impl FnOnce(usize) -> Result<Compute, String>,
 ) -> (Compute, Option<String>) {
-    let amp = c.run.precision == Precision::Amp;
     let config::Device::Cuda(index) = c.run.device else {
-        let said = "mixed precision (run.precision) is for GPUs: on the CPU, the run is in f32";
-        return (cpu(c), amp.then(|| said.to_owned()));
+        let compute = cpu(c);
+        let said = lacks(c, &compute).map(|lacks| format!("{lacks}: the run is in f32"));
+        return (compute, said);
     };
     match open(index) {
         Ok(compute) => {
-            let wanted = amp && c.optimization.amp_dtype == AmpDtype::Bfloat16;
-            let said = "this GPU has no bfloat16 (optimization.amp_dtype): activations are float16";
-            let lacks = wanted && compute.activation_dtype(c) != ActivationDtype::Bf16;
-            (compute, lacks.then(|| said.to_owned()))
+            let said = lacks(c, &compute)
+                .map(|lacks| format!("{lacks}: activations are {}", compute.activation_dtype(c)));
+            (compute, said)
         }
         Err(why) => {
-            let in_f32 = if amp { ", in f32" } else { "" };
-            let device = c.run.device;
-            (
-                cpu(c),
-                Some(format!(
-                    "the device {device} (run.device) cannot be used: {why}; the run goes on on the CPU{in_f32}"
-                )),
-            )
+            let (compute, device) = (cpu(c), c.run.device);
+            let in_f32 = if lacks(c, &compute).is_some() { ", in f32" } else { "" };
+            let said = format!(
+                "the device {device} (run.device) cannot be used: {why}; the run goes on on the CPU{in_f32}"
+            );
+            (compute, Some(said))
         }
+    }
+}
+
+/// Why `compute` has other activations than `c` asks for, if it has.
+fn lacks(c: &Experiment, compute: &Compute) -> Option<&'static str> {
+    let has_bf16 = compute.activation_dtype(c) == ActivationDtype::Bf16;
+    match (c.run.precision, compute) {
+        (Precision::Amp, Compute::Cpu | Compute::Graph(_)) => {
+            Some("mixed precision (run.precision) is for GPUs")
+        }
+        (Precision::Bf16, Compute::Cpu) if !has_bf16 => {
+            Some("this processor has no AVX512-BF16 (run.precision)")
+        }
+        (Precision::Bf16, Compute::Graph(_)) => {
+            Some("Candle's plain operations (run.engine) have no bfloat16 (run.precision)")
+        }
+        #[cfg(any(feature = "cuda", test))]
+        (Precision::Amp, Compute::Gpu(_)) if !has_bf16 && c.optimization.amp_dtype == AmpDtype::Bfloat16 => {
+            Some("this GPU has no bfloat16 (optimization.amp_dtype)")
+        }
+        #[cfg(any(feature = "cuda", test))]
+        (Precision::Bf16, Compute::Gpu(_)) if !has_bf16 => Some("this GPU has no bfloat16 (run.precision)"),
+        _ => None,
     }
 }
 

@@ -28,7 +28,8 @@ use crate::Result;
 use crate::config::Experiment;
 use crate::error::{Error, ErrorKind, Problem};
 use crate::model::{Network, decoder};
-use crate::nn::Blueprint;
+use crate::nn::{ActivationDtype, Blueprint};
+use cpu::precision::{Bf16, F32};
 use device::Compute;
 
 pub use batch::Placed;
@@ -55,7 +56,12 @@ pub fn with_decoder(
     let blueprint = blueprint(c, decoder)?;
     match compute {
         Compute::Graph(device) => Ok(Box::new(candle::Candle::new(c, decoder, &blueprint, device)?)),
-        Compute::Cpu => Ok(Box::new(cpu::Cpu::new(c, decoder, &blueprint)?)),
+        Compute::Cpu => match compute.activation_dtype(c) {
+            ActivationDtype::Bf16 => Ok(Box::new(cpu::Cpu::<Bf16>::new(c, decoder, &blueprint)?)),
+            ActivationDtype::F32 | ActivationDtype::F16 => {
+                Ok(Box::new(cpu::Cpu::<F32>::new(c, decoder, &blueprint)?))
+            }
+        },
         #[cfg(any(feature = "cuda", test))]
         Compute::Gpu(device) => {
             let dtype = compute.activation_dtype(c);

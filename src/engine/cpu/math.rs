@@ -11,21 +11,21 @@ use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 ///
 /// The body is `inline(always)` in each version, so that what it calls must be, too, to become vector code.
 macro_rules! vectorised {
-    ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
+    ($(#[$doc:meta])* pub fn $name:ident$(<$of:ident: $bound:ident>)?($($arg:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$doc])*
         #[allow(unsafe_code, clippy::inline_always)]
-        pub fn $name($($arg: $type),*) {
+        pub fn $name$(<$of: $bound>)?($($arg: $type),*) {
             #[inline(always)]
-            fn body($($arg: $type),*) $body
+            fn body$(<$of: $bound>)?($($arg: $type),*) $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-                fn avx512($($arg: $type),*) {
+                fn avx512$(<$of: $bound>)?($($arg: $type),*) {
                     body($($arg),*);
                 }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $type),*) {
+                fn avx2$(<$of: $bound>)?($($arg: $type),*) {
                     body($($arg),*);
                 }
                 use std::arch::is_x86_feature_detected as has;
@@ -94,6 +94,55 @@ pub fn normal(x: f32) -> (f32, f32) {
     (if x < 0.0 { tail } else { 1.0 - tail }, bell * INVERSE_ROOT_2PI)
 }
 
+/// GELU of `x` and its slope there, within 2e-5 and 2e-4 for `x` in -8..8: enough for what is kept in bfloat16.
+///
+/// The normal distribution's integral and density as polynomials of the tenth degree in `x^2` up to `x = 5`, fitted to
+/// errors of 3.4e-6 and 2.5e-5 by weighted least squares at Chebyshev's polynomials. Half the work of [`normal`].
+#[inline(always)]
+#[must_use]
+pub fn rough_gelu(x: f32) -> (f32, f32) {
+    const END: f32 = 5.0;
+    const INTEGRAL: [f32; 11] = [
+        0.002_894_790_4,
+        -0.006_793_941,
+        0.005_827_342_6,
+        -0.007_384_033_4,
+        0.016_323_734,
+        -0.024_779_044,
+        0.031_549_662,
+        -0.040_198_51,
+        0.051_503_69,
+        -0.070_307_2,
+        0.141_364_13,
+    ];
+    const DENSITY: [f32; 11] = [
+        0.048_634_13,
+        -0.078_824_51,
+        0.003_333_067_3,
+        -0.002_257_599_3,
+        0.088_946_64,
+        -0.086_697_92,
+        0.042_060_26,
+        -0.026_609_667,
+        0.015_739_275,
+        -0.005_055_636_6,
+        0.000_758_479,
+    ];
+    // Comparisons that let what is no number through.
+    let near = if x > END { END } else { x };
+    let near = if near < -END { -END } else { near };
+    let t = (near * near).mul_add(2.0 / (END * END), -1.0);
+    let of = |polynomial: [f32; 11]| {
+        let mut sum = polynomial[0];
+        for c in &polynomial[1..] {
+            sum = t.mul_add(sum, *c);
+        }
+        sum
+    };
+    let integral = near.mul_add(of(INTEGRAL), 0.5);
+    (x * integral, near.mul_add(of(DENSITY), integral))
+}
+
 /// The sum of `f` over `a`, in 16 lanes: the order of additions is fixed, and it vectorises.
 #[inline(always)]
 pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
@@ -128,20 +177,19 @@ pub fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     fold(lanes)
 }
 
-/// The sum of `a b c`, element by element, in 16 lanes.
+/// The sum of `f` over triples of `a`, `b` and `c`, in 16 lanes.
 #[inline(always)]
-#[must_use]
-pub fn sum_of_products(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+pub fn sum3(a: &[f32], b: &[f32], c: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; 16];
     let (a16, b16, c16) = (a.chunks_exact(16), b.chunks_exact(16), c.chunks_exact(16));
     let rest = a16.remainder().iter().zip(b16.remainder()).zip(c16.remainder());
     for ((a, b), c) in a16.zip(b16).zip(c16) {
         for (((lane, &x), &y), &z) in lanes.iter_mut().zip(a).zip(b).zip(c) {
-            *lane += x * y * z;
+            *lane += f(x, y, z);
         }
     }
     for (lane, ((&x, &y), &z)) in lanes.iter_mut().zip(rest) {
-        *lane += x * y * z;
+        *lane += f(x, y, z);
     }
     fold(lanes)
 }
@@ -214,6 +262,19 @@ mod tests {
             let bell = (-0.5 * f64::from(x).powi(2)).exp() / (2.0 * std::f64::consts::PI).sqrt();
             assert!((f64::from(density) - bell).abs() < 1e-7);
         }
+    }
+
+    #[test]
+    fn rough_gelu_is_near_gelu() {
+        for i in -8000..8000 {
+            let x = i as f32 / 1000.0;
+            let (integral, density) = normal(x);
+            let (gelu, slope) = rough_gelu(x);
+            assert!((gelu - x * integral).abs() < 3e-5, "gelu({x}) is {}, not {gelu}", x * integral);
+            let expected = x.mul_add(density, integral);
+            assert!((slope - expected).abs() < 2e-4, "gelu's slope at {x} is {expected}, not {slope}");
+        }
+        assert!(rough_gelu(f32::NAN).0.is_nan() && rough_gelu(f32::NAN).1.is_nan());
     }
 
     #[test]

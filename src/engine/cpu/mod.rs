@@ -8,6 +8,7 @@ mod gemm;
 pub mod math;
 mod memory;
 pub mod operations;
+pub mod precision;
 pub mod rows;
 pub mod vit;
 
@@ -28,21 +29,23 @@ use crate::model::{DecoderKind, Encoded, Frames, Network};
 use crate::nn::parameters::with_slices;
 use crate::nn::{Blueprint, Pass};
 use crate::{Result, config};
-use vit::{Backbone, Backward, Tape, Workspace};
+use precision::Precision;
+use vit::{Backbone, Backward, Kept, Tape, Workspace};
 
 /// The network on the CPU.
-pub struct Cpu {
+pub struct Cpu<P: Precision> {
+    precision: P,
     state: State,
     /// The image streams'.
     backbones: Vec<Backbone>,
-    buffers: Buffers,
+    buffers: Buffers<P::Number>,
 }
 
 /// What the backbones keep from step to step: memory that is mapped anew costs its clearing.
 #[derive(Default)]
-struct Buffers {
-    tapes: Vec<Tape>,
-    workspace: Workspace,
+struct Buffers<N> {
+    tapes: Vec<Tape<N>>,
+    workspace: Workspace<N>,
 }
 
 /// The backbones of a network of the configuration `c`.
@@ -58,17 +61,18 @@ pub fn backbones(c: &config::Model, blueprint: &Blueprint) -> Result<Vec<Backbon
     there.map(|name| Backbone::new(&encoder.pp(name), &c.backbone, c.image_size)).collect()
 }
 
-impl Cpu {
+impl<P: Precision<Number: Kept>> Cpu<P> {
     /// At the start of an experiment.
     ///
     /// # Errors
     /// Where the tensor library fails.
     pub fn new(c: &Experiment, decoder: &dyn DecoderKind, blueprint: &Blueprint) -> Result<Self> {
         let backbones = backbones(&c.model, blueprint)?;
-        let plan = memory::plan(c, decoder, blueprint, &backbones);
+        let plan = memory::plan(c, decoder, blueprint, &backbones, size_of::<P::Number>());
         plan.refuse_more_than_there_is(c)?;
-        let host = Host::new(c, decoder, Rc::new(operations::FusedOperations::default()))?;
-        Ok(Self { state: State::new(host, plan), backbones, buffers: Buffers::default() })
+        let host = Host::new(c, decoder, Rc::new(operations::FusedOperations::<P>::default()))?;
+        let (precision, state) = (P::default(), State::new(host, plan));
+        Ok(Self { precision, state, backbones, buffers: Buffers::default() })
     }
 
     /// Each image stream's features (N, D) of a batch. Where all goes at once and there are `tapes`, what backward needs is
@@ -78,7 +82,7 @@ impl Cpu {
         network: &Network,
         batch: &Batch,
         pass: &Pass,
-        tapes: Option<&mut [Tape]>,
+        tapes: Option<&mut [Tape<P::Number>]>,
     ) -> Result<Vec<Tensor>> {
         let mut tapes = tapes.unwrap_or_default().iter_mut();
         let count = images(batch);
@@ -94,7 +98,7 @@ impl Cpu {
         pixels: &Pixels,
         count: usize,
         pass: &Pass,
-        tape: Option<&mut Tape>,
+        tape: Option<&mut Tape<P::Number>>,
     ) -> Result<Tensor> {
         if let Pixels::Features(features) = pixels {
             return features_on(features, count, &Device::Cpu);
@@ -105,7 +109,7 @@ impl Cpu {
         let features = with_slices(&parameters, |slices| {
             let weights = net.positions.map(|&position| slices[position]);
             let (pixels, drops) = (part(net, pixels, 0), net.drops(pass));
-            vit::forward(&net.shape, &weights, pixels, count, drops.as_ref(), tape)
+            vit::forward(&self.precision, &net.shape, &weights, pixels, count, drops.as_ref(), tape)
         })?;
         Ok(Tensor::from_vec(features, (count, net.shape.width), &Device::Cpu)?)
     }
@@ -121,6 +125,7 @@ impl Cpu {
         all: &mut [Option<Tensor>],
     ) -> Result<()> {
         let Buffers { tapes, workspace } = &mut self.buffers;
+        let precision = &self.precision;
         let (net, images, pixels) = (&self.backbones[at], images(batch), &batch.images[at]);
         let d_features = d_features.flatten_all()?.to_vec1::<f32>()?;
         let parameters = all_parameters(&self.state.host.network);
@@ -133,8 +138,15 @@ impl Cpu {
                 let (pixels, drops) = (part(net, pixels, start), net.drops(&pass));
                 let tape = &mut tapes[if chunk.is_some() { 0 } else { at }];
                 if chunk.is_some() {
-                    let _ =
-                        vit::forward(&net.shape, &weights, pixels, count, drops.as_ref(), Some(&mut *tape));
+                    let _ = vit::forward(
+                        precision,
+                        &net.shape,
+                        &weights,
+                        pixels,
+                        count,
+                        drops.as_ref(),
+                        Some(&mut *tape),
+                    );
                 }
                 let with = Backward {
                     pixels,
@@ -145,7 +157,7 @@ impl Cpu {
                 };
                 let width = net.shape.width;
                 let d_features = &d_features[start * width..(start + count) * width];
-                vit::backward(&net.shape, &weights, with, d_features, &mut gradients);
+                vit::backward(precision, &net.shape, &weights, with, d_features, &mut gradients);
             }
         })?;
         let specs = self.state.host.network.blueprint().parameters();
@@ -158,7 +170,7 @@ impl Cpu {
     }
 }
 
-impl GraphEngine for Cpu {
+impl<P: Precision<Number: Kept>> GraphEngine for Cpu<P> {
     fn state(&self) -> &State {
         &self.state
     }
@@ -229,7 +241,7 @@ impl GraphEngine for Cpu {
             }
         }
         if let (None, Some(tape)) = (chunk, self.buffers.tapes.last_mut()) {
-            tape.free(network.blueprint().elements("decoder."));
+            tape.free(size_of::<f32>() * network.blueprint().elements("decoder."));
         }
         for (&position, gradient) in decoder.iter().zip((decoded.gradients)()?) {
             all[position] = Some(gradient);

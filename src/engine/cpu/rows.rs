@@ -2,7 +2,8 @@
 
 #![allow(clippy::inline_always)]
 
-use super::math::{exp, max, normal, sum, sum_of_products, sum2, vectorised};
+use super::math::{self, exp, max, normal, sum2, sum3, vectorised};
+use super::precision::Number;
 
 vectorised! {
     /// Adds `bias` to each row of `x`; rows are as long as the bias.
@@ -29,11 +30,20 @@ vectorised! {
 }
 
 vectorised! {
+    /// `out = a + b`.
+    pub fn sum(out: &mut [f32], a: &[f32], b: &[f32]) {
+        for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+            *out = a + b;
+        }
+    }
+}
+
+vectorised! {
     /// Adds the sum over the rows of `x` to `out`: a bias's gradient.
-    pub fn add_column_sums(out: &mut [f32], x: &[f32]) {
+    pub fn add_column_sums<N: Number>(out: &mut [f32], x: &[N]) {
         for row in x.chunks_exact(out.len()) {
             for (out, x) in out.iter_mut().zip(row) {
-                *out += x;
+                *out += x.float();
             }
         }
     }
@@ -41,18 +51,27 @@ vectorised! {
 
 vectorised! {
     /// Multiplies `x` by `mask`, element by element.
-    pub fn multiply(x: &mut [f32], mask: &[f32]) {
+    pub fn multiply<N: Number>(x: &mut [N], mask: &[f32]) {
         for (x, m) in x.iter_mut().zip(mask) {
-            *x *= m;
+            *x = N::of(x.float() * m);
+        }
+    }
+}
+
+vectorised! {
+    /// `x` as it is kept.
+    pub fn round<N: Number>(out: &mut [N], x: &[f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = N::of(*x);
         }
     }
 }
 
 vectorised! {
     /// `x` times a number.
-    pub fn scale(x: &mut [f32], factor: f32) {
+    pub fn scale<N: Number>(x: &mut [N], factor: f32) {
         for x in x {
-            *x *= factor;
+            *x = N::of(x.float() * factor);
         }
     }
 }
@@ -70,20 +89,20 @@ pub struct Norm<'a> {
 #[inline(always)]
 fn statistics(x: &[f32], eps: f32) -> (f32, f32) {
     let count = x.len() as f32;
-    let mean = sum(x, |x| x) / count;
-    let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
+    let mean = math::sum(x, |x| x) / count;
+    let variance = math::sum(x, |x| (x - mean) * (x - mean)) / count;
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
 vectorised! {
     /// `LayerNorm` of each row of `x` into `out`.
-    pub fn layer_norm(out: &mut [f32], x: &[f32], norm: Norm) {
+    pub fn layer_norm<N: Number>(out: &mut [N], x: &[f32], norm: Norm) {
         let Norm { weight, bias, eps } = norm;
         let width = weight.len();
         for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
             let (mean, inverse) = statistics(x, eps);
             for (((out, x), w), b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
-                *out = ((x - mean) * inverse).mul_add(*w, *b);
+                *out = N::of(((x - mean) * inverse).mul_add(*w, *b));
             }
         }
     }
@@ -91,32 +110,30 @@ vectorised! {
 
 vectorised! {
     /// `LayerNorm`'s backward: adds the gradient of its input to `dx`, and those of weight and bias to `d_weight` and
-    /// `d_bias`; `dy` is the gradient of its output. `x` is overwritten with that output, which the next weight's
-    /// gradient needs.
+    /// `d_bias`; `dy` is the gradient of its output.
     pub fn layer_norm_backward(
         dx: &mut [f32],
-        x: &mut [f32],
+        x: &[f32],
         dy: &[f32],
         norm: Norm,
         d_weight: &mut [f32],
         d_bias: &mut [f32],
     ) {
-        let Norm { weight, bias, eps } = norm;
+        let Norm { weight, eps, .. } = norm;
         let width = weight.len();
         let count = width as f32;
-        let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact_mut(width)).zip(dy.chunks_exact(width));
+        let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width));
         for ((dx, x), dy) in rows {
             let (mean, inverse) = statistics(x, eps);
-            for (((x, dy), dw), db) in x.iter_mut().zip(dy).zip(&mut *d_weight).zip(&mut *d_bias) {
-                *x = (*x - mean) * inverse;
-                *dw += dy * *x;
+            let normalised = |x: f32| (x - mean) * inverse;
+            for (((x, dy), dw), db) in x.iter().zip(dy).zip(&mut *d_weight).zip(&mut *d_bias) {
+                *dw += dy * normalised(*x);
                 *db += dy;
             }
             let mean_dy = sum2(dy, weight, |dy, w| dy * w) / count;
-            let mean_dyx = sum_of_products(x, dy, weight) / count;
-            for ((((dx, x), dy), w), b) in dx.iter_mut().zip(&mut *x).zip(dy).zip(weight).zip(bias) {
-                *dx += inverse * (dy * w - mean_dy - *x * mean_dyx);
-                *x = x.mul_add(*w, *b);
+            let mean_dyx = sum3(x, dy, weight, |x, dy, w| normalised(x) * dy * w) / count;
+            for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
+                *dx += inverse * (dy * w - mean_dy - normalised(*x) * mean_dyx);
             }
         }
     }
@@ -194,7 +211,7 @@ vectorised! {
             let weight = exp(*x - largest);
             *x = if *bias == f32::NEG_INFINITY { 0.0 } else { weight };
         }
-        let inverse = 1.0 / sum(x, |x| x);
+        let inverse = 1.0 / math::sum(x, |x| x);
         for x in x {
             *x *= inverse;
         }
@@ -209,7 +226,7 @@ vectorised! {
             for x in &mut *row {
                 *x = exp((*x - largest) * factor);
             }
-            let inverse = 1.0 / sum(row, |x| x);
+            let inverse = 1.0 / math::sum(row, |x| x);
             for x in row {
                 *x *= inverse;
             }

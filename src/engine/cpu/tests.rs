@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::vit::{self, Backbone, Backward, Tape, Workspace};
+use super::precision::{Bf16, F32, Precision};
+use super::vit::{self, Backbone, Backward, Kept, Tape, Workspace};
 use crate::config;
 use crate::data::Pixels;
 use crate::model::VisionTransformer;
@@ -37,8 +38,35 @@ fn distance(a: &Tensor, b: &Tensor) -> Result<f32> {
     Ok((a - b)?.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt() / norm.max(1e-12))
 }
 
-/// Features and every gradient against the same network as plain Candle operations.
+/// In f32 and in bfloat16, whose errors are of its 8 bits.
 fn check(c: &config::Backbone, size: usize, images: usize, bytes: bool) -> Result<()> {
+    let found = check_in(F32, c, size, images, bytes)?;
+    assert!(found.features < 1e-5, "features: {}", found.features);
+    for (name, error) in &found.gradients {
+        assert!(*error < 3e-5, "{name}: {error}");
+    }
+    let found = check_in(Bf16::default(), c, size, images, bytes)?;
+    assert!(found.features < 1e-2, "features in bfloat16: {}", found.features);
+    assert!(found.all_gradients < 2e-2, "gradients in bfloat16: {}", found.all_gradients);
+    Ok(())
+}
+
+/// How far off results are, relative to their norms.
+struct Errors {
+    features: f32,
+    gradients: Vec<(String, f32)>,
+    /// Of the whole gradient.
+    all_gradients: f32,
+}
+
+/// Features and every gradient against the same network as plain Candle operations.
+fn check_in<P: Precision<Number: Kept>>(
+    precision: P,
+    c: &config::Backbone,
+    size: usize,
+    images: usize,
+    bytes: bool,
+) -> Result<Errors> {
     let b = Builder::new(&Device::Cpu, 5);
     let net = VisionTransformer::new(&b, c, size)?;
     for (_, var) in b.parameters().iter() {
@@ -72,19 +100,22 @@ fn check(c: &config::Backbone, size: usize, images: usize, bytes: bool) -> Resul
     let count = images.count()?;
     let (mut tape, mut workspace) = (Tape::default(), Workspace::default());
     let mut gradients = vit::Gradients::default();
+    let (mut features_error, mut errors, mut squares) = (0.0, Vec::new(), [0.0, 0.0]);
     with_slices(&tensors, |slices| -> Result<()> {
         let weights = backbone.positions.map(|&position| slices[position]);
         let drops = backbone.drops(&pass);
         let pixels = view(&pixels);
-        let features = |tape| vit::forward(&backbone.shape, &weights, pixels, count, drops.as_ref(), tape);
+        let features =
+            |tape| vit::forward(&precision, &backbone.shape, &weights, pixels, count, drops.as_ref(), tape);
         let found = features(Some(&mut tape));
         let without = features(None);
         assert_eq!(without, found);
         let found = Tensor::from_vec(found, expected.dims(), &Device::Cpu)?;
-        assert!(distance(&found, &expected)? < 1e-5, "features");
+        features_error = distance(&found, &expected)?;
         let (tape, workspace) = (&mut tape, &mut workspace);
         let with = Backward { pixels, drops: drops.as_ref(), tape, free: true, workspace };
         vit::backward(
+            &precision,
             &backbone.shape,
             &weights,
             with,
@@ -108,9 +139,12 @@ fn check(c: &config::Backbone, size: usize, images: usize, bytes: bool) -> Resul
             (found, expected) = (without_key(&found)?, without_key(&expected)?);
         }
         let error = distance(&found, &expected)?;
-        assert!(error < 3e-5, "{name}: {error}");
+        errors.push((name.clone(), error));
+        let square = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f32>();
+        squares = [squares[0] + square(&(&found - &expected)?)?, squares[1] + square(&expected)?];
     }
-    Ok(())
+    let all_gradients = (squares[0] / squares[1]).sqrt();
+    Ok(Errors { features: features_error, gradients: errors, all_gradients })
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::data::{Batch, Pixels};
 use crate::engine::batch::{Placed, frames, targets};
 use crate::engine::chunks::Chunks;
 use crate::engine::cpu::operations::FusedOperations;
+use crate::engine::cpu::precision::F32;
 use crate::engine::cpu::vit::UNIT;
 use crate::engine::graph::lost;
 use crate::engine::host::Host;
@@ -68,7 +69,7 @@ impl Cuda {
                 format!("run.engine = \"fused\" has no blocks for the decoder {:?} on a GPU", decoder.name());
             return Err(Error::config(what).hint("run.engine = \"auto\" computes the decoder on the host"));
         }
-        let host = Host::new(c, decoder, Rc::new(FusedOperations::default()))?;
+        let host = Host::new(c, decoder, Rc::new(FusedOperations::<F32>::default()))?;
         let spec = NetworkSpec {
             blueprint,
             model: &c.model,

@@ -6,20 +6,26 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::super::gemm::{Into, Matrix, parallel_product};
+use super::super::precision::{Into, Precision, Rows};
 use super::super::rows;
 use super::{ROWS, Sink, with_numbers};
 use crate::nn::operations::Affine;
 use crate::nn::parameters::cpu_floats;
 
-struct Map {
+struct Map<P> {
+    precision: P,
     outputs: Range<usize>,
     sink: Arc<Sink>,
 }
 
-pub(super) fn affine(x: &Tensor, map: Affine, sink: &Arc<Sink>) -> Result<Tensor> {
+pub(super) fn affine<P: Precision>(
+    precision: P,
+    x: &Tensor,
+    map: Affine,
+    sink: &Arc<Sink>,
+) -> Result<Tensor> {
     let Affine { weight, bias, outputs } = map;
-    let op = Map { outputs, sink: Arc::clone(sink) };
+    let op = Map { precision, outputs, sink: Arc::clone(sink) };
     let x = x.contiguous()?;
     match bias {
         Some(bias) => x.apply_op3(weight, bias, op),
@@ -27,7 +33,7 @@ pub(super) fn affine(x: &Tensor, map: Affine, sink: &Arc<Sink>) -> Result<Tensor
     }
 }
 
-impl Map {
+impl<P: Precision> Map<P> {
     fn forward(
         &self,
         x: &[f32],
@@ -44,8 +50,10 @@ impl Map {
                 rows.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
             });
         }
-        let weight = Matrix::rows(&weight[self.outputs.start * inputs..], inputs).t();
-        parallel_product((count, inputs, outputs), Matrix::rows(x, inputs), weight, &mut y, outputs, into);
+        let weight = &weight[self.outputs.start * inputs..self.outputs.end * inputs];
+        let right = self.precision.prepare_transposed(weight, (outputs, inputs));
+        let x = self.precision.operand(x);
+        self.precision.parallel_product(count, Rows::new(&x, inputs), &right, &mut y, into);
         let mut shape = dims.to_vec();
         shape.pop();
         shape.push(outputs);
@@ -60,22 +68,24 @@ impl Map {
         bias: Option<&Tensor>,
         dy: &Tensor,
     ) -> Result<[Option<Tensor>; 3]> {
-        let (inputs, outputs) = (weight.dim(1)?, self.outputs.len());
+        let (precision, inputs, outputs) = (self.precision, weight.dim(1)?, self.outputs.len());
         with_numbers([x, weight, dy], |[x_numbers, w, dy]| {
             let count = x_numbers.len() / inputs.max(1);
             let place = self.outputs.start * inputs..self.outputs.end * inputs;
-            let rows = Matrix::rows(dy, outputs);
-            let into = |is_new: bool| if is_new { Into::Set } else { Into::Add };
-            let d_weight = self.sink.gradient(weight, |sum, is_new| {
-                let (x, sum) = (Matrix::rows(x_numbers, inputs), &mut sum[place.clone()]);
-                parallel_product((outputs, count, inputs), rows.t(), x, sum, inputs, into(is_new));
-            })?;
             let of_bias =
                 |bias| self.sink.gradient(bias, |sum, _| add_column_sums(&mut sum[self.outputs.clone()], dy));
             let d_bias = bias.map(of_bias).transpose()?.flatten();
+            let dy = precision.operand(dy);
+            let rows = Rows::new(&dy, outputs);
+            let into = |is_new: bool| if is_new { Into::Set } else { Into::Add };
+            let d_weight = self.sink.gradient(weight, |sum, is_new| {
+                let (x, sum) = (precision.operand(x_numbers), &mut sum[place.clone()]);
+                let size = (outputs, count, inputs);
+                precision.weight_gradient(size, rows, Rows::new(&x, inputs), sum, into(is_new));
+            })?;
             let d_x = self.sink.gradient(x, |sum, is_new| {
-                let weight = Matrix::rows(&w[place.start..], inputs);
-                parallel_product((count, outputs, inputs), rows, weight, sum, inputs, into(is_new));
+                let right = precision.prepare(&w[place.clone()], (outputs, inputs));
+                precision.parallel_product(count, rows, &right, sum, into(is_new));
             })?;
             Ok([d_x, d_weight, d_bias])
         })?
@@ -97,7 +107,7 @@ fn add_column_sums(out: &mut [f32], x: &[f32]) {
     }
 }
 
-impl CustomOp2 for Map {
+impl<P: Precision> CustomOp2 for Map<P> {
     fn name(&self) -> &'static str {
         "affine"
     }
@@ -125,7 +135,7 @@ impl CustomOp2 for Map {
     }
 }
 
-impl CustomOp3 for Map {
+impl<P: Precision> CustomOp3 for Map<P> {
     fn name(&self) -> &'static str {
         "affine"
     }

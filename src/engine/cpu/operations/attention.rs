@@ -4,8 +4,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::super::gemm::{Into, Matrix, product};
-use super::super::rows;
+use super::super::precision::{Bias, Finish, Head, HeadGradients, Into, Precision, Rows};
 use super::mask::Mask;
 use super::{ROWS, with_numbers};
 use crate::nn::Pass;
@@ -14,31 +13,32 @@ use crate::nn::parameters::cpu_floats;
 
 /// Where one of queries, keys and values stands: from `first` on in rows of `stride` numbers.
 #[derive(Clone, Copy)]
-struct Columns<'a> {
-    data: &'a [f32],
+struct Columns<'a, N> {
+    data: &'a [N],
     stride: usize,
     first: usize,
 }
 
-struct Attend {
+struct Attend<P> {
+    precision: P,
     clips: usize,
     heads: usize,
     /// A head's width.
     head: usize,
     queries: usize,
     keys: usize,
-    bias: Option<Bias>,
+    bias: Option<Added>,
     mask: Option<Mask>,
 }
 
 /// What is added to the scores, and how far on it is for the next clip and the next query.
-struct Bias {
+struct Added {
     values: Vec<f32>,
     clip: usize,
     query: usize,
 }
 
-impl Bias {
+impl Added {
     /// Of a tensor (N or 1, 1, S or 1, M).
     fn new(bias: &Tensor) -> Result<Self> {
         let (clips, heads, queries, keys) = bias.dims4()?;
@@ -50,12 +50,12 @@ impl Bias {
         Ok(Self { values, clip: step(clips, queries * keys), query: step(queries, keys) })
     }
 
-    fn row(&self, clip: usize, query: usize, keys: usize) -> &[f32] {
-        &self.values[clip * self.clip + query * self.query..][..keys]
+    fn of(&self, clip: usize) -> Bias<'_> {
+        Bias { values: &self.values[clip * self.clip..], step: self.query }
     }
 }
 
-pub(super) fn attend(attention: &Attention, pass: &Pass) -> Result<Tensor> {
+pub(super) fn attend<P: Precision>(precision: P, attention: &Attention, pass: &Pass) -> Result<Tensor> {
     let Attention { of, heads, bias, dropout } = attention;
     let ((clips, queries, width), keys) = match of {
         Projected::Own(qkv) => {
@@ -65,12 +65,13 @@ pub(super) fn attend(attention: &Attention, pass: &Pass) -> Result<Tensor> {
         Projected::Other { queries, keys_values } => (queries.dims3()?, keys_values.dim(1)?),
     };
     let op = Attend {
+        precision,
         clips,
         heads: *heads,
         head: width / (*heads).max(1),
         queries,
         keys,
-        bias: bias.map(Bias::new).transpose()?,
+        bias: bias.map(Added::new).transpose()?,
         mask: Mask::new(dropout, pass, clips, clips * heads * queries * keys),
     };
     match of {
@@ -81,60 +82,50 @@ pub(super) fn attend(attention: &Attention, pass: &Pass) -> Result<Tensor> {
     }
 }
 
-impl Attend {
+impl<P: Precision> Attend<P> {
     fn width(&self) -> usize {
         self.heads * self.head
     }
 
-    fn own<'a>(&self, qkv: &'a [f32]) -> [Columns<'a>; 3] {
+    fn own<'a, N>(&self, qkv: &'a [N]) -> [Columns<'a, N>; 3] {
         let width = self.width();
         [0, 1, 2].map(|at| Columns { data: qkv, stride: 3 * width, first: at * width })
     }
 
-    fn other<'a>(&self, queries: &'a [f32], keys_values: &'a [f32]) -> [Columns<'a>; 3] {
+    fn other<'a, N>(&self, queries: &'a [N], keys_values: &'a [N]) -> [Columns<'a, N>; 3] {
         let width = self.width();
         let of = |at: usize| Columns { data: keys_values, stride: 2 * width, first: at * width };
         [Columns { data: queries, stride: width, first: 0 }, of(0), of(1)]
     }
 
-    /// A clip's head among `length` rows a clip.
-    fn part<'a>(&self, of: Columns<'a>, length: usize, clip: usize, head: usize) -> Matrix<'a> {
-        Matrix::rows(&of.data[clip * length * of.stride + of.first + head * self.head..], of.stride)
+    /// Head `at` of all clips' among `length` rows a clip.
+    fn part<'a, N>(&self, of: &Columns<'a, N>, length: usize, at: usize) -> Rows<'a, N> {
+        let (clip, head) = (at / self.heads, at % self.heads);
+        Rows::new(&of.data[clip * length * of.stride + of.first + head * self.head..], of.stride)
     }
 
-    /// The attention weights of a clip's head, before dropout.
-    fn weights(&self, [q, k]: [Matrix; 2], clip: usize) -> Vec<f32> {
-        let mut p = vec![0.0; self.queries * self.keys];
-        product((self.queries, self.head, self.keys), q, k.t(), &mut p, self.keys, Into::Set);
-        let factor = 1.0 / (self.head as f32).sqrt();
-        match &self.bias {
-            None => rows::softmax(&mut p, self.keys, factor),
-            Some(bias) => {
-                for (query, row) in p.chunks_exact_mut(self.keys.max(1)).enumerate() {
-                    rows::biased_softmax(row, bias.row(clip, query, self.keys), factor);
-                }
-            }
-        }
-        p
+    /// Lends head `at` of all clips'.
+    fn with_head<R>(
+        &self,
+        at: usize,
+        [q, k, v]: &[Columns<P::Number>; 3],
+        work: impl FnOnce(&Head<P::Number>) -> R,
+    ) -> R {
+        let (queries, keys) = (self.queries, self.keys);
+        let of = [self.part(q, queries, at), self.part(k, keys, at), self.part(v, keys, at)];
+        let masked = at * queries * keys;
+        let drop = self.mask.as_ref().map(|mask| move |x: &mut [f32], first| mask.apply(x, masked + first));
+        let drop = drop.as_ref().map(|drop| drop as _);
+        let bias = self.bias.as_ref().map(|bias| bias.of(at / self.heads));
+        work(&Head { queries, keys, width: self.head, of, bias, drop })
     }
 
-    /// Where a head's part of the mask begins.
-    fn masked(&self, clip: usize, head: usize) -> usize {
-        (clip * self.heads + head) * self.queries * self.keys
-    }
-
-    fn forward(&self, [q, k, v]: [Columns; 3]) -> (CpuStorage, Shape) {
+    fn forward(&self, of: &[Columns<P::Number>; 3]) -> (CpuStorage, Shape) {
         let (s, each) = (self.queries, self.queries * self.head);
         let mut by_heads = vec![0.0; self.clips * self.heads * each];
         by_heads.par_chunks_mut(each.max(1)).enumerate().for_each(|(at, out)| {
-            let (clip, head) = (at / self.heads, at % self.heads);
-            let of = |columns, length| self.part(columns, length, clip, head);
-            let mut p = self.weights([of(q, s), of(k, self.keys)], clip);
-            if let Some(mask) = &self.mask {
-                mask.apply(&mut p, self.masked(clip, head));
-            }
-            let p = Matrix::rows(&p, self.keys);
-            product((s, self.keys, self.head), p, of(v, self.keys), out, self.head, Into::Set);
+            let finish = Finish::Floats { out, stride: self.head, bias: None, into: Into::Set };
+            self.with_head(at, of, |head| self.precision.attend(head, finish));
         });
         let mut y = vec![0.0; by_heads.len()];
         self.side_by_side(&mut y, (self.width(), 0), &by_heads, s);
@@ -156,47 +147,35 @@ impl Attend {
     }
 
     /// The gradients by heads: of queries, keys and values.
-    fn backward(&self, [q, k, v]: [Columns; 3], dy: &[f32]) -> [Vec<f32>; 3] {
+    fn backward(&self, of: &[Columns<P::Number>; 3], dy: &[f32]) -> [Vec<f32>; 3] {
         let (s, m, head) = (self.queries, self.keys, self.head);
         let zeros = |rows: usize| vec![0.0; self.clips * self.heads * rows * head];
         let [mut dq, mut dk, mut dv] = [zeros(s), zeros(m), zeros(m)];
-        let dy = Columns { data: dy, stride: self.width(), first: 0 };
-        let factor = 1.0 / (head as f32).sqrt();
+        let dy = self.precision.operand(dy);
+        let dy = Columns { data: &dy, stride: self.width(), first: 0 };
         let keys = dk.par_chunks_mut((m * head).max(1)).zip(dv.par_chunks_mut((m * head).max(1)));
         dq.par_chunks_mut((s * head).max(1)).zip(keys).enumerate().for_each(|(at, (dq, (dk, dv)))| {
-            let (clip, h) = (at / self.heads, at % self.heads);
-            let of = |columns, length| self.part(columns, length, clip, h);
-            let (q, k, v, dy) = (of(q, s), of(k, m), of(v, m), of(dy, s));
-            let mut p = self.weights([q, k], clip);
-            let mut dp = vec![0.0; s * m];
-            product((s, head, m), dy, v.t(), &mut dp, m, Into::Set);
-            if let Some(mask) = &self.mask {
-                mask.apply(&mut dp, self.masked(clip, h));
-            }
-            rows::softmax_backward(&mut dp, &p, m, factor);
-            if let Some(mask) = &self.mask {
-                mask.apply(&mut p, self.masked(clip, h));
-            }
-            let (p, dp) = (Matrix::rows(&p, m), Matrix::rows(&dp, m));
-            product((m, s, head), p.t(), dy, dv, head, Into::Set);
-            product((s, m, head), dp, k, dq, head, Into::Set);
-            product((m, s, head), dp.t(), q, dk, head, Into::Set);
+            let gradients = HeadGradients::Floats([dq, dk, dv]);
+            let d_out = self.part(&dy, s, at);
+            self.with_head(at, of, |head| self.precision.attend_backward(head, d_out, None, gradients));
         });
         [dq, dk, dv]
     }
 }
 
-impl CustomOp1 for Attend {
+impl<P: Precision> CustomOp1 for Attend<P> {
     fn name(&self) -> &'static str {
         "attend"
     }
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(self.forward(self.own(cpu_floats(qkv, layout)?)))
+        let qkv = self.precision.operand(cpu_floats(qkv, layout)?);
+        Ok(self.forward(&self.own(&qkv)))
     }
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let parts = with_numbers([qkv, dy], |[qkv, dy]| self.backward(self.own(qkv), dy))?;
+        let parts =
+            with_numbers([qkv, dy], |[qkv, dy]| self.backward(&self.own(&self.precision.operand(qkv)), dy))?;
         let (width, mut d_qkv) = (self.width(), vec![0.0; qkv.elem_count()]);
         for (at, part) in parts.iter().enumerate() {
             self.side_by_side(&mut d_qkv, (3 * width, at * width), part, self.queries);
@@ -205,7 +184,7 @@ impl CustomOp1 for Attend {
     }
 }
 
-impl CustomOp2 for Attend {
+impl<P: Precision> CustomOp2 for Attend<P> {
     fn name(&self) -> &'static str {
         "attend"
     }
@@ -219,7 +198,8 @@ impl CustomOp2 for Attend {
     ) -> Result<(CpuStorage, Shape)> {
         let (queries, keys_values) =
             (cpu_floats(queries, queries_layout)?, cpu_floats(keys_values, keys_values_layout)?);
-        Ok(self.forward(self.other(queries, keys_values)))
+        let (queries, keys_values) = (self.precision.operand(queries), self.precision.operand(keys_values));
+        Ok(self.forward(&self.other(&queries, &keys_values)))
     }
 
     fn bwd(
@@ -230,7 +210,9 @@ impl CustomOp2 for Attend {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let [dq, dk, dv] = with_numbers([queries, keys_values, dy], |[queries, keys_values, dy]| {
-            self.backward(self.other(queries, keys_values), dy)
+            let (queries, keys_values) =
+                (self.precision.operand(queries), self.precision.operand(keys_values));
+            self.backward(&self.other(&queries, &keys_values), dy)
         })?;
         let width = self.width();
         let (mut d_queries, mut d_kv) = (vec![0.0; dq.len()], vec![0.0; keys_values.elem_count()]);

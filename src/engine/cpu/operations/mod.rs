@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId};
 
+use super::precision::Precision;
 use crate::nn::operations::{Activation, Affine, Attention, Graph, Operations};
 use crate::nn::parameters::with_slices;
 use crate::nn::{Dropout, Pass};
@@ -23,13 +24,14 @@ const ROWS: usize = 32;
 
 /// The fused operations of a network.
 #[derive(Default)]
-pub struct FusedOperations {
+pub struct FusedOperations<P> {
+    precision: P,
     sink: Arc<Sink>,
 }
 
-impl Operations for FusedOperations {
+impl<P: Precision> Operations for FusedOperations<P> {
     fn affine(&self, x: &Tensor, map: Affine) -> Result<Tensor> {
-        affine::affine(x, map, &self.sink)
+        affine::affine(self.precision, x, map, &self.sink)
     }
 
     fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
@@ -45,7 +47,7 @@ impl Operations for FusedOperations {
     }
 
     fn attend(&self, attention: &Attention, pass: &Pass) -> Result<Tensor> {
-        attention::attend(attention, pass)
+        attention::attend(self.precision, attention, pass)
     }
 
     fn backward(&self, output: &Tensor, gradient: &Tensor) -> Result<GradStore> {

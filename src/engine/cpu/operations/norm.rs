@@ -75,7 +75,7 @@ fn backward(d_x: &mut [f32], x: &[f32], dy: &[f32], norm: Norm) -> [Vec<f32>; 2]
     let sums: Vec<[Vec<f32>; 2]> = blocks
         .map(|((d_x, x), dy)| {
             let [mut d_weight, mut d_bias] = zeros();
-            rows::layer_norm_backward(d_x, &mut x.to_vec(), dy, norm, &mut d_weight, &mut d_bias);
+            rows::layer_norm_backward(d_x, x, dy, norm, &mut d_weight, &mut d_bias);
             [d_weight, d_bias]
         })
         .collect();

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use candle_core::{Device, Var};
 
+use super::super::precision::{Bf16, F32};
 use super::*;
 use crate::nn::attention::{causal_bias, key_bias};
 use crate::nn::operations::{Graph, Projected};
@@ -16,6 +17,7 @@ fn variable(shape: &[usize], kind: usize) -> Var {
     Var::from_vec((0..count).map(value).collect(), shape, &Device::Cpu).unwrap()
 }
 
+/// Number by number.
 fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
     assert_eq!(found.dims(), expected.dims(), "{what}");
     let numbers = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -25,6 +27,13 @@ fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
             "{what}: {found} at {at} is not {expected}"
         );
     }
+}
+
+/// As a whole: operands of products are rounded to 8 bits.
+fn assert_near(found: &Tensor, expected: &Tensor, what: &str) {
+    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    let error = norm(&(found - expected).unwrap()) / norm(expected).max(1e-6);
+    assert!(error < 2e-2, "{what}: {error}");
 }
 
 /// Holds what `work` computes of `inputs`, and the gradients of those that are variables, to the graph's.
@@ -39,7 +48,12 @@ fn assert_same(inputs: &[&Var], what: &str, work: impl Fn(&dyn Operations, &[Ten
         (y.detach(), gradients)
     };
     let (expected, expected_gradients) = run(&Graph);
-    let fused = FusedOperations::default();
+    let (y, gradients) = run(&FusedOperations::<Bf16>::default());
+    assert_near(&y, &expected, &format!("{what} in bfloat16"));
+    for (at, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
+        assert_near(found, expected, &format!("{what} in bfloat16, gradient {at}"));
+    }
+    let fused = FusedOperations::<F32>::default();
     for round in 0..2 {
         let (y, gradients) = run(&fused);
         assert_close(&y, &expected, &format!("{what}, round {round}"));
@@ -75,7 +89,7 @@ fn maps_are_the_graphs() {
 #[test]
 fn what_is_constant_gets_no_gradient() {
     let (x, w, b) = (variable(&[5, 4], 0), variable(&[3, 4], 1), variable(&[3], 2));
-    let fused = FusedOperations::default();
+    let fused = FusedOperations::<F32>::default();
     let (constant, frozen) = (x.as_detached_tensor(), w.as_detached_tensor());
     let y = fused.affine(&constant, Affine { weight: &frozen, bias: Some(&b), outputs: 0..3 }).unwrap();
     let store = fused.backward(&y, &y.ones_like().unwrap()).unwrap();
@@ -128,12 +142,11 @@ fn attention_is_the_graphs() {
     }
 }
 
-#[test]
-fn threads_decide_no_bit() {
+fn threads_decide_no_bit_of<P: Precision>() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let operations: Rc<dyn Operations> = Rc::new(FusedOperations::default());
+            let operations: Rc<dyn Operations> = Rc::new(FusedOperations::<P>::default());
             let (x, w, b) = (variable(&[2, 67, 24], 0), variable(&[72, 24], 1), variable(&[72], 2));
             let (dropout, pass) = (Dropout::new(0.2, 1), PASSES[1]);
             let map = Affine { weight: &w, bias: Some(&b), outputs: 0..72 };
@@ -153,4 +166,10 @@ fn threads_decide_no_bit() {
     for threads in [2, 3, 7] {
         assert!(run(threads) == alone, "{threads} threads");
     }
+}
+
+#[test]
+fn threads_decide_no_bit() {
+    threads_decide_no_bit_of::<F32>();
+    threads_decide_no_bit_of::<Bf16>();
 }

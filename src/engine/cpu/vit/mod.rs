@@ -7,19 +7,20 @@
 
 mod backward;
 mod forward;
+mod matrices;
 mod tape;
 
 pub use backward::{Backward, backward};
 pub use forward::forward;
-pub use tape::{Tape, Workspace};
+pub use tape::{Kept, Tape, Workspace};
 
 use std::num::Saturating;
 
+use super::precision::{Number, room};
 use super::rows::{self, Norm};
 use crate::engine::trained::Trained;
 use crate::nn::{Dropout, ParameterId, Pass, Scope, dropout::Masks};
 use crate::{Result, config};
-use tape::room;
 
 /// Images that go through the network together on one thread.
 const GROUP: usize = 2;
@@ -81,30 +82,36 @@ impl Shape {
         self.trained.first_block(self.depth)
     }
 
-    /// Bytes that the backward pass needs for an image besides the tape; as many as fit, where there are more.
+    /// Bytes that the backward pass needs for an image besides the tape, where an operand has `number`; as many as fit,
+    /// where there are more.
     #[must_use]
-    pub fn backward_bytes(&self) -> usize {
+    pub fn backward_bytes(&self, number: usize) -> usize {
         if self.trained == Trained::Nothing {
             return 0;
         }
         let [tokens, patches, pixels] = [self.tokens(), self.patches(), self.pixels()].map(Saturating);
-        let [width, hidden] = [self.width, self.hidden].map(Saturating);
-        (Saturating(4) * (tokens * (Saturating(5) * width + hidden) + patches * pixels)).0
+        let [width, hidden, number] = [self.width, self.hidden, number].map(Saturating);
+        let operands = tokens * (Saturating(5) * width + hidden) + patches * (pixels + width);
+        (Saturating(4) * (tokens + Saturating(1)) * width + number * operands).0
     }
 
-    /// Bytes that a [`Tape`] keeps for an image; as many as fit, where there are more.
+    /// Bytes that a [`Tape`] keeps for an image, where an operand has `number`; as many as fit, where there are more.
     #[must_use]
-    pub fn tape_bytes(&self) -> usize {
-        let [tokens, width, hidden] = [self.tokens(), self.width, self.hidden].map(Saturating);
+    pub fn tape_bytes(&self, number: usize) -> usize {
+        let [tokens, width, hidden, number] =
+            [self.tokens(), self.width, self.hidden, number].map(Saturating);
         if self.trained == Trained::Nothing {
             return 0;
         }
-        let block = |i| tokens * Saturating(4) * width + Saturating(self.queries(i)) * (width + hidden);
+        let floats = |queries: Saturating<usize>| Saturating(4) * width * (tokens + queries);
+        let operands =
+            |queries: Saturating<usize>| number * (tokens * Saturating(3) * width + queries * hidden);
+        let block = |i| floats(Saturating(self.queries(i))) + operands(Saturating(self.queries(i)));
         // All blocks but the last are alike.
         let (first, last) = (self.first_trained(), self.depth.saturating_sub(1));
         let blocks =
             if first > last { Saturating(0) } else { Saturating(last - first) * block(0) + block(last) };
-        (Saturating(4) * (blocks + width)).0
+        (blocks + Saturating(4) * width).0
     }
 }
 
@@ -326,22 +333,40 @@ impl<'a> Group<'a> {
         Self { start, first_pixels: start, images, drops }
     }
 
-    /// Multiplies `x`, `each` numbers an image, by the masks of `site`.
-    fn drop(&self, site: impl Fn(&Drops) -> Dropout, x: &mut [f32], each: usize, mask: &mut Vec<f32>) {
-        let Some(drops) = self.drops else { return };
+    /// The masks of `site` for all its images, `each` numbers an image; none where nothing is dropped.
+    fn mask<'m>(
+        &self,
+        site: impl Fn(&Drops) -> Dropout,
+        each: usize,
+        mask: &'m mut Vec<f32>,
+    ) -> Option<&'m [f32]> {
+        let drops = self.drops?;
         let dropout = site(drops);
         if !dropout.is_active() {
-            return;
+            return None;
         }
-        for (i, x) in x.chunks_exact_mut(each).enumerate() {
-            let mask = room(mask, each);
+        let mask = room(mask, self.images * each);
+        for (i, mask) in mask.chunks_exact_mut(each).enumerate() {
             dropout.fill_row(mask, drops.masks, drops.first_row + self.start + i);
+        }
+        Some(mask)
+    }
+
+    /// Multiplies `x`, `each` numbers an image, by the masks of `site`.
+    fn drop<N: Number>(
+        &self,
+        site: impl Fn(&Drops) -> Dropout,
+        x: &mut [N],
+        each: usize,
+        mask: &mut Vec<f32>,
+    ) {
+        if let Some(mask) = self.mask(site, each, mask) {
             rows::multiply(x, mask);
         }
     }
 
     /// Scales `x`, `each` numbers an image, by 0 or the inverse share that is kept, as `site` says for each image.
-    fn drop_path(&self, site: impl Fn(&Drops) -> Dropout, x: &mut [f32], each: usize) {
+    fn drop_path<N: Number>(&self, site: impl Fn(&Drops) -> Dropout, x: &mut [N], each: usize) {
         let Some(drops) = self.drops else { return };
         let dropout = site(drops);
         if !dropout.is_active() {
