@@ -3,13 +3,15 @@
 
 Sections, in the order in which they run:
   step      a training step of the default network, 2 x 8 and 1 x 8 frames of 224 px: time and peak memory
+  head      a training step of all that follows the backbones, 4 x 128 frames, for either decoder
   defaults  the documented defaults, 4 x 128 frames: time and peak memory (minutes; PyTorch would need 147 GB)
   frames    steps in chunks with 8, 32 and 128 frames: is time linear, is memory flat?
   eval      the forward pass in evaluation, and its memory with 8, 32 and 128 frames
   data      from files to a batch's bytes, against Pillow and numpy; loader threads; a run's wait for data
   listing   a folder of 1,000,000 files (only where --only names it: it makes them first)
 
-Both sides get the same number of threads and take turns; each run counts by its fastest step, and a ratio is the median
+Steps, heads and evaluation are measured in float32 and in bfloat16 (PyTorch's by autocast), and rows name the better of
+either side. Both sides get the same number of threads and take turns; each run counts by its fastest step, and a ratio is the median
 over the pairs of runs. Other work on the machine spoils the figures. PyTorch comes from --python, which has torch,
 numpy and Pillow, or from a virtual environment that is made in target/torch and kept. With --json FILE the results are
 kept there, and the table beside it; sections that it holds and that are not measured now stay. The exit code is 0 where
@@ -29,6 +31,8 @@ import lab
 from lab import ROOT, dataset, rate, say, seconds
 
 gib = "{:.2f} GiB".format
+# What each side calls a precision.
+OURS, THEIRS = {"float32": "fp32", "bfloat16": "bf16"}, {"float32": "eager-f32", "bfloat16": "eager-bf16"}
 
 
 def fresh(folder: Path, ids: list[str]) -> Path:
@@ -42,27 +46,49 @@ def fresh(folder: Path, ids: list[str]) -> Path:
 
 
 class Bench(lab.Lab):
-    PARTS = {"step": "a training step", "defaults": "the documented defaults", "frames": "chunked steps",
+    PARTS = {"step": "a training step", "head": "all that follows the backbones", "defaults": "the documented defaults", "frames": "chunked steps",
              "eval": "evaluation", "data": "from files to batches", "listing": "a folder of 1,000,000 files"}
     JUDGED, KEYS = False, ["cpu", "cores", "threads"]
 
-    def ours(self, *flags: object, steps: int | None = None) -> dict:
-        return self.bench("--steps", steps or self.args.steps, *self.args.alike, *flags)
+    def ours(self, *flags: object, steps: int | None = None, precision: str = "fp32") -> dict:
+        return self.bench("--steps", steps or self.args.steps, "--precision", precision, *self.args.alike, *flags)
 
-    def clips(self, batch: int, frames: int, *more: object, steps: int | None = None) -> dict:
-        return self.ours("--batch-size", batch, "--sequence-length", frames, *more, steps=steps)
+    def clips(self, batch: int, frames: int, *more: object, **how) -> dict:
+        return self.ours("--batch-size", batch, "--sequence-length", frames, *more, **how)
 
     def theirs(self, *command: object, steps: int | None = None) -> dict:
         return self.peer(*command, "--steps", steps or self.args.steps, "--threads", self.args.threads, "--device",
                          self.args.device)
 
-    def pairs(self, name: str, ours, theirs) -> list[tuple[dict, dict]]:
-        """Pairs of runs; who is first alternates, so that a machine that slows down favours neither."""
+    def turns(self, name: str, *sides) -> list[tuple[dict, ...]]:
+        """Runs of all sides in turns; who is first alternates, so that a machine that slows down favours none."""
         found = []
         for at in range(self.args.pairs):
-            runs = {side: side() for side in ([ours, theirs] if at % 2 == 0 else [theirs, ours])}
-            found.append((runs[ours], runs[theirs]))
+            runs = {side: side() for side in (sides if at % 2 == 0 else sides[::-1])}
+            found.append(tuple(runs[side] for side in sides))
         return self.raw(name, found)
+
+    def precisions(self, name: str, ours, theirs, least: tuple[float, float], memory: float | None = None) -> None:
+        """`ours` and `theirs` measure in a precision. At `least` so many times as fast: the better of ours as the better of
+        theirs, and float32 as float32; with `memory` times the peak, at most, of the same precision."""
+        sides = [lambda run=run, of=of: run(of) for run in (ours, theirs) for of in ("float32", "bfloat16")]
+        found = self.turns(name, *sides)
+        fastest = [median(run["step_s_min"] for run in side) for side in zip(*found)]
+        of_ours, of_theirs = min((0, 1), key=lambda at: fastest[at]), min((2, 3), key=lambda at: fastest[at])
+        named = [run["precision"] for run in found[0][:2]] + ["float32", "bfloat16"]
+        for title, a, b, times in (("the better of each", of_ours, of_theirs, least[0]), ("float32", 0, 2, least[1])):
+            words = lambda at: f"{seconds(fastest[at])} ({named[at]})"  # noqa: E731
+            ratio = median(runs[b]["step_s_min"] / runs[a]["step_s_min"] for runs in found)
+            self.row(f"{name}, {title}: time", f"{words(a)}, PyTorch {words(b)}: {ratio:.2f} ×",
+                     f"≥ {times:g} × as fast", ratio >= times)
+        for at in (0, 1) if memory is not None and named[1] == "bfloat16" else (0,) if memory is not None else ():
+            peaks = [(runs[at]["peak_rss_gib"], runs[at + 2]["peak_rss_gib"]) for runs in found]
+            mine, other, share = *map(median, zip(*peaks)), median(a / b for a, b in peaks)
+            self.row(f"{name}, {named[at]}: peak memory", f"{gib(mine)}, PyTorch {gib(other)}: {share:.2f} ×",
+                     f"≤ {memory:g} ×", share <= memory)
+        most = [run for run in found[0][:2] if run.get("product_gflops")]
+        shares = (f"{run['precision']} {run['gflops']:.0f} of {run['product_gflops']:.0f} GFLOP/s" for run in most)
+        self.row(f"{name}: share of the machine's own products", "; ".join(shares))
 
     def faster(self, name: str, pairs: list[tuple], least: float, words=seconds, who: str = "PyTorch") -> None:
         ours, theirs = (words(median(side)) for side in zip(*pairs))
@@ -78,18 +104,21 @@ class Bench(lab.Lab):
 
     def part_step(self) -> None:
         for batch in (2, 1):
-            name = f"training step, {batch} × 8 frames"
-            pairs = self.pairs(name, lambda: self.clips(batch, 8), lambda: self.theirs("step", batch, 8, 224))
-            self.faster(f"{name}: time", [(a["step_s_min"], b["step_s_min"]) for a, b in pairs], 1.25)
-            peaks = [(a["peak_rss_gib"], b["peak_rss_gib"]) for a, b in pairs]
-            ours, theirs, share = *map(median, zip(*peaks)), median(a / b for a, b in peaks)
-            self.row(f"{name}: peak memory", f"{gib(ours)}, PyTorch {gib(theirs)}: {share:.2f} ×", "≤ 0.6 ×",
-                     share <= 0.6)
+            self.precisions(f"training step, {batch} × 8 frames",
+                            lambda of: self.clips(batch, 8, precision=OURS[of]),
+                            lambda of: self.theirs("step", batch, 8, 224, "--mode", THEIRS[of]), (1.2, 1.25), 0.6)
+
+    def part_head(self) -> None:
+        for kind, decoder in (("classes", "stub"), ("translation", "transformer")):
+            flags = ["--features", "--set", f"model.decoder.kind={decoder}"]
+            self.precisions(f"all but the backbones, {kind}, 4 × 128 frames",
+                            lambda of: self.clips(4, 128, *flags, precision=OURS[of]),
+                            lambda of: self.theirs("head", 4, 128, "--kind", kind, "--mode", THEIRS[of]), (1, 1.25), 1)
 
     def part_defaults(self) -> None:
         whole = self.raw("run", self.ours(steps=1))
         held = self.report.parts.get("step", {"raw": {}})["raw"].get("training step, 2 × 8 frames")
-        short = median(a["images"] / a["step_s_min"] for a, _ in held or [(self.clips(2, 8), None)])
+        short = median(runs[0]["images"] / runs[0]["step_s_min"] for runs in held or [[self.clips(2, 8)]])
         ours, peak = whole["images"] / whole["step_s_min"], whole["peak_rss_gib"]
         self.row("documented defaults, 4 × 128 frames: images", f"{rate(ours)}: {ours / short:.2f} × of 2 × 8 frames, "
                  f"{seconds(whole['step_s_min'])} a step, chunks of {whole['frames_per_chunk'] or 'all'} frames",
@@ -107,9 +136,8 @@ class Bench(lab.Lab):
         self.flat("chunked steps", runs)
 
     def part_eval(self) -> None:
-        name = "evaluation, 2 × 8 frames: time"
-        pairs = self.pairs(name, lambda: self.clips(2, 8, "--evaluation"), lambda: self.theirs("forward", 2, 8, 224))
-        self.faster(name, [(a["step_s_min"], b["step_s_min"]) for a, b in pairs], 1.15)
+        self.precisions("evaluation, 2 × 8 frames", lambda of: self.clips(2, 8, "--evaluation", precision=OURS[of]),
+                        lambda of: self.theirs("forward", 2, 8, 224, "--mode", THEIRS[of]), (1.2, 1.15))
         self.flat("evaluation", {t: self.clips(2, t, "--evaluation", steps=1) for t in self.args.lengths})
 
     def part_data(self) -> None:
@@ -120,7 +148,7 @@ class Bench(lab.Lab):
         fresh(large, ids[:8])
         self.peer("enlarge", self.listed(mini, ids[:8]), large)
         self.loading("crops of 1000 to 1600 px", large, ids[:8], 1, self.args.steps)
-        lines = self.train("training", mini.with_suffix(".toml"), *dataset(mini), *self.args.alike)
+        lines = self.train("training", mini.with_suffix(".toml"), *dataset(mini), "--precision", "fp32", *self.args.alike)
         self.waiting("a run on lsa_t_mini", self.raw("metrics", lines))
 
     def listed(self, data: Path, ids: list[str]) -> Path:
@@ -136,7 +164,7 @@ class Bench(lab.Lab):
     def loading(self, name: str, data: Path, ids: list[str], target: float, passes: int) -> None:
         threads, files = self.args.threads, self.listed(data, ids)
         length = max(len(list((data / "face").glob(f"{id}_f*.jpg"))) for id in ids)
-        pairs = self.pairs(name, lambda: self.load(data, length, threads, passes),
+        pairs = self.turns(name, lambda: self.load(data, length, threads, passes),
                            lambda: self.theirs("images", files, 224, steps=passes))
         each = [(a["one_thread_s_min"] / a["images"], b["step_s_min"] / b["images"]) for a, b in pairs]
         self.faster(f"{name} to 224 px, one thread", each, target, lambda each: rate(1 / each), "Pillow")
@@ -188,7 +216,7 @@ def arguments() -> Namespace:
     args.steps = args.steps or (2 if args.quick else 3)
     args.lengths = [8, 32] if args.quick else [8, 32, 128]
     args.device, args.log, args.limit = "cpu", Path(os.devnull), math.inf
-    args.alike = ["--precision", "fp32", "--set", f"run.threads={args.threads}"]
+    args.alike = ["--set", f"run.threads={args.threads}"]
     args.about = {"commit": subprocess.getoutput(f"git -C '{ROOT}' describe --always --dirty"), "threads": args.threads}
     target, env = ROOT / os.environ.get("CARGO_TARGET_DIR", "target"), ROOT / "target" / "torch"
     # PyTorch for the CPU is smaller, and taken where its own index is to be had.

@@ -3,6 +3,8 @@
     python3 check_metrics.py METRICS.jsonl --epochs 20 --val-loss 0.08 --accuracy 1.0
     python3 check_metrics.py METRICS.jsonl … --like OTHER.jsonl      the same run on another engine: its first epoch's
                                                                      losses within 1e-5, its last one's within 0.01
+    python3 check_metrics.py METRICS.jsonl … --near OTHER.jsonl      the same run in another precision: its last epoch's
+                                                                     losses within 0.02
     python3 check_metrics.py METRICS.jsonl … --bleu 80               its last translations' BLEU, at least
     python3 check_metrics.py METRICS.jsonl … --predictions FILE.csv  each hypothesis there is its reference to the letter
 """
@@ -21,6 +23,7 @@ def main() -> None:
     parser.add_argument("--val-loss", type=float, required=True, help="the most that the last val_loss may be")
     parser.add_argument("--accuracy", type=float, required=True, help="the least that the last val_accuracy may be")
     parser.add_argument("--like", type=Path, help="the metrics of the same run on another engine")
+    parser.add_argument("--near", type=Path, help="the metrics of the same run in another precision")
     parser.add_argument("--bleu", type=float, help="the least that the last val_bleu may be")
     parser.add_argument("--predictions", type=Path, help="translations that have to be their references")
     a = parser.parse_args()
@@ -34,14 +37,16 @@ def main() -> None:
     # A loss that is not a number is null in the file.
     if loss is None or not loss <= a.val_loss or not accuracy >= a.accuracy:
         sys.exit(f"{a.metrics}: {found}; needed at most {a.val_loss} and at least {a.accuracy}")
-    if a.like:
-        others = [json.loads(line) for line in a.like.read_text().splitlines()]
-        for epoch, tolerance in ((0, 1e-5), (-1, 0.01)):
+    for other, bounds in ((a.like, ((0, 1e-5), (-1, 0.01))), (a.near, ((-1, 0.02),))):
+        if not other:
+            continue
+        others = [json.loads(line) for line in other.read_text().splitlines()]
+        for epoch, tolerance in bounds:
             for key in ("train_loss", "val_loss"):
                 here, there = rows[epoch][key], others[epoch][key]
                 if not abs(here - there) <= tolerance * (abs(there) if epoch == 0 else 1):
-                    sys.exit(f"{a.metrics}: {key} of epoch {rows[epoch]['epoch']} is {here}, and {there} in {a.like}")
-        found += f"; as {a.like}"
+                    sys.exit(f"{a.metrics}: {key} of epoch {rows[epoch]['epoch']} is {here}, and {there} in {other}")
+        found += f"; as {other}"
     if a.bleu is not None:
         if not last["val_bleu"] >= a.bleu:
             sys.exit(f"{a.metrics}: val_bleu is {last['val_bleu']}; needed at least {a.bleu}")

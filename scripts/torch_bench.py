@@ -2,6 +2,7 @@
 
     python torch_bench.py step B T IMG [--mode MODE] [--device cpu]      training steps of the network in torch_peer.py
     python torch_bench.py forward B T IMG                  as many forward passes in evaluation
+    python torch_bench.py head CLIPS FRAMES --kind KIND    training steps of all that follows the backbones, on features
     python torch_bench.py search CLIPS BEAM LENGTH         beam search of the translating network, keys and values kept
     python torch_bench.py rates SIDE GIB                   matrix rates and copy bandwidth
     python torch_bench.py same A.pt B.pt                   what is not the same in two checkpoints, to the bit
@@ -104,6 +105,45 @@ def timed(a, *sizes: str) -> dict:
         found["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
         found["peak_gpu_reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
     return found
+
+
+def head(a, clips: str, frames: str) -> dict:
+    """At the documented sizes; KIND is classes or translation, of 24 of 8000 tokens."""
+    from torch.nn import functional as F
+
+    import torch_translation_peer as peer
+
+    torch.set_num_threads(a.threads or torch.get_num_threads())
+    torch.manual_seed(0)
+    clips, frames, length = int(clips), int(frames), 24
+    translates, name = a.kind == "translation", a.mode.split("-")[1]
+    c = torch_peer.Model(torch_peer.Backbone(image_size=16, depth=1), sequence_length=frames)
+    if translates:
+        c.vocab_size = 8000
+    net = (peer.Translator(c, peer.TextDecoder()) if translates else torch_peer.Classifier(c)).train()
+    enc = net.encoder
+    del enc.face_backbone, enc.hand_backbone_left, enc.hand_backbone_right
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.0)
+    autocast = torch.autocast("cpu", dtype=DTYPES[name], enabled=name != "f32")
+    features = [torch.randn(clips, frames, c.backbone.embed_dim) for _ in range(3)]
+    pose, mask = torch.randn(clips, frames, 3 * c.pose_landmarks), torch.ones(clips, frames, dtype=torch.bool)
+    tokens = torch.randint(4, c.vocab_size, (clips, length + 1))
+    classes = torch.randint(0, c.vocab_size, (clips,))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast:
+            projectors = enc.face_projector, enc.hand_left_projector, enc.hand_right_projector
+            z = enc.fusion(*(of(x) for of, x in zip(projectors, features)), enc.pose_projector(pose))
+            z = enc.temporal(enc.positional(z), ~mask)
+            if translates:
+                loss = peer.token_loss(net.decoder(tokens[:, :-1], z, ~mask), tokens, 0.1)
+            else:
+                loss = F.cross_entropy(net.decoder(z, ~mask), classes, label_smoothing=0.1)
+        loss.backward()
+        optimizer.step()
+
+    return summary([seconds_of("cpu", step) for _ in range(a.warmup + a.steps)][a.warmup:], 3 * clips * frames)
 
 
 def rates(a, side: str, gib: str) -> dict:
@@ -224,8 +264,9 @@ def about(_) -> dict:
 
 
 if __name__ == "__main__":
-    commands = {"step": timed, "forward": timed, **{run.__name__: run for run in (search, rates, same, images, enlarge, about)}}
-    options = {"mode": "eager-f32", "device": "cuda", "steps": 5, "warmup": 0, "threads": 0, "depth": 12}
+    commands = {"step": timed, "forward": timed, **{run.__name__: run for run in (head, search, rates, same, images, enlarge, about)}}
+    options = {"mode": "eager-f32", "device": "cuda", "steps": 5, "warmup": 0, "threads": 0, "depth": 12,
+               "kind": "classes"}
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("command", choices=commands)
     ap.add_argument("operands", nargs="*")

@@ -17,8 +17,8 @@ use crate::config::{
 };
 use crate::data::{Batch, Dataset, Loader, Sizes, requests};
 use crate::engine::{self, End, Engine, Outcome, Placed, Step, Times, memory, threads};
-use crate::model::decoder;
-use crate::nn::{Init, Pass};
+use crate::model::{decoder, work};
+use crate::nn::{ActivationDtype, Init, Pass};
 use crate::observe::reporter::Reporter;
 use crate::random::{Purpose, stream};
 use crate::train::feed::default_workers;
@@ -145,8 +145,11 @@ fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) 
     let part = |of: fn(&Times) -> Duration| median.parts.map(|parts| of(&parts).as_secs_f64());
     let (forward, backward, optimizer) = (part(|t| t.forward), part(|t| t.backward), part(|t| t.optimizer));
     let gpu = engine.peak_gpu_memory().map(|bytes| bytes as f64 / f64::from(1 << 30));
+    let products = Products::of(c, engine.as_ref(), timing.fastest(), true)?;
     if json {
         return Ok(timing.json(json!({
+            "gflops": products.gflops,
+            "product_gflops": products.most,
             "forward_s": forward,
             "backward_s": backward,
             "optimizer_s": optimizer,
@@ -164,6 +167,7 @@ fn training(resolved: &Resolved, steps: usize, json: bool, reporter: &Reporter) 
     let parts = [("forward", forward), ("backward", backward), ("optimizer", optimizer)];
     lines.extend(parts.into_iter().filter_map(|(name, seconds)| Some((name, s(seconds?)))));
     lines.extend([("data", s(median.data)), ("threads", threads.to_string())]);
+    lines.push(("products", products.text(engine.activation_dtype())));
     lines.extend(
         gpu.map(|gib| ("peak of the GPU", format!("{gib:.2} GiB, in {}", engine.activation_dtype()))),
     );
@@ -209,10 +213,58 @@ fn evaluation(resolved: &Resolved, batches: usize, json: bool, reporter: &Report
         }
     }
     let timing = Timing::new(image_streams().count() * clips * c.model.sequence_length, seconds);
+    let products = Products::of(c, engine.as_ref(), timing.fastest(), false)?;
     if json {
-        return Ok(timing.json(json!({ "threads": threads, "device": device.name() })));
+        return Ok(timing.json(json!({
+            "threads": threads,
+            "device": device.name(),
+            "precision": engine.activation_dtype().to_string(),
+            "gflops": products.gflops,
+            "product_gflops": products.most,
+        })));
     }
-    Ok(timing.text("batch", &[("threads", threads.to_string())]))
+    let lines = [("threads", threads.to_string()), ("products", products.text(engine.activation_dtype()))];
+    Ok(timing.text("batch", &lines))
+}
+
+/// How fast the matrix products of the network were.
+struct Products {
+    /// Floating-point operations a second, in 10^9, over all the time that was taken; what is computed again counts once.
+    gflops: f64,
+    /// What large products alone reach here, where that is known.
+    most: Option<f64>,
+}
+
+impl Products {
+    /// Of a training step or an evaluated batch that takes `seconds`.
+    fn of(c: &Experiment, engine: &dyn Engine, seconds: f64, trains: bool) -> Result<Self> {
+        const OPERATIONS: f64 = 2e-9;
+        let decoder = decoder::of_no_texts(c);
+        let blueprint = engine::blueprint(c, decoder.as_ref())?;
+        let clips =
+            if trains { c.data.batch_size } else { c.data.val_batch_size.unwrap_or(c.data.batch_size) };
+        let length = decoder.any_target(&mut || 0).len();
+        let head = work::encoder(&c.model, &blueprint, clips) + decoder.work(&c.model, clips, length);
+        let mut work = head.all() * if trains { 3.0 } else { 1.0 };
+        // Cached features are not made again in training.
+        if !(trains && c.data.feature_cache.is_some()) {
+            for net in engine::cpu::backbones(&c.model, &blueprint)? {
+                let [forward, trained] = net.shape.work().map(work::Work::all);
+                let images = (clips * c.model.sequence_length) as f64;
+                work += images * (forward + if trains { 2.0 * trained } else { 0.0 });
+            }
+        }
+        let most = engine.product_rate().map(|rate| OPERATIONS * rate);
+        Ok(Self { gflops: OPERATIONS * work / seconds, most })
+    }
+
+    fn text(&self, dtype: ActivationDtype) -> String {
+        let share = self.most.map_or_else(String::new, |most| {
+            let share = 100.0 * self.gflops / most;
+            format!(", {share:.0} % of the {most:.0} that products alone reach here in {dtype}")
+        });
+        format!("{:.0} GFLOP/s{share}", self.gflops)
+    }
 }
 
 /// The search for the longest texts that `decoding.max_length` allows, of the clips of a validation batch, from encoded

@@ -241,10 +241,20 @@ mod tests {
         assert_eq!(dtype(true, "fp32", "bfloat16"), (ActivationDtype::F32, false));
         assert_eq!(dtype(false, "amp", "auto"), (ActivationDtype::F16, false));
         assert_eq!(dtype(false, "amp", "bfloat16"), (ActivationDtype::F16, true));
-        assert_eq!(
-            Compute::Cpu.activation_dtype(&experiment("cpu", "amp", "bfloat16")),
-            ActivationDtype::F32
-        );
+        assert_eq!(dtype(true, "bf16", "float16"), (ActivationDtype::Bf16, false));
+        assert_eq!(dtype(false, "bf16", "auto"), (ActivationDtype::F32, true));
+        let on_cpu = |precision: &str| {
+            let c = experiment("cpu", precision, "bfloat16");
+            let (compute, said) = select(&c);
+            (compute.activation_dtype(&c), said.is_some())
+        };
+        assert_eq!(on_cpu("amp"), (ActivationDtype::F32, true));
+        let native = (ActivationDtype::Bf16, false);
+        assert_eq!(on_cpu("bf16"), if Bf16::is_native() { native } else { (ActivationDtype::F32, true) });
+        let graph = experiment("cpu", "bf16", "auto");
+        let compute = Compute::Graph(candle_core::Device::Cpu);
+        assert_eq!(compute.activation_dtype(&graph), ActivationDtype::F32);
+        assert!(lacks(&graph, &compute).unwrap().contains("run.engine"));
     }
 
     #[test]

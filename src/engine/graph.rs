@@ -13,7 +13,7 @@ use crate::config::Decoding;
 use crate::data::{Batch, Pixels};
 use crate::error::Error;
 use crate::model::{Encoded, Frames, Hypothesis, Network, Score};
-use crate::nn::Pass;
+use crate::nn::{ActivationDtype, Pass};
 use crate::optim::gradients::{self, Accumulator};
 
 /// What such an engine keeps.
@@ -68,6 +68,16 @@ pub trait GraphEngine {
 
     /// Brings the host's parameters to where the device computes with them.
     fn follow_host(&mut self) -> Result<()>;
+
+    /// As [`Engine::activation_dtype`].
+    fn dtype(&self) -> ActivationDtype {
+        ActivationDtype::F32
+    }
+
+    /// As [`Engine::product_rate`].
+    fn measured_rate(&self) -> Option<f64> {
+        None
+    }
 }
 
 impl<E: GraphEngine> Engine for E {
@@ -78,6 +88,14 @@ impl<E: GraphEngine> Engine for E {
     /// Nobody waits for the loader before its batch is needed.
     fn sends_ahead(&self) -> bool {
         false
+    }
+
+    fn activation_dtype(&self) -> ActivationDtype {
+        self.dtype()
+    }
+
+    fn product_rate(&self) -> Option<f64> {
+        self.measured_rate()
     }
 
     fn train(&mut self, batch: &mut Placed, pass: &Pass, step: &mut Step) -> Result<()> {

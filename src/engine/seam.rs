@@ -237,6 +237,12 @@ pub trait Engine {
         ActivationDtype::F32
     }
 
+    /// The multiply-adds a second that large products reach here, in the dtype of activations: measured, in a moment. None
+    /// where that is not known.
+    fn product_rate(&self) -> Option<f64> {
+        None
+    }
+
     /// The most of a GPU's memory that was in use so far, in bytes.
     fn peak_gpu_memory(&self) -> Option<usize> {
         None

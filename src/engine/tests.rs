@@ -5,6 +5,7 @@ use std::slice::from_ref;
 
 use candle_core::{Result as CandleResult, Tensor};
 
+use super::cpu::precision::Bf16;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::cuda::emulator::Emulator;
 use super::device::Compute;
@@ -14,6 +15,7 @@ use crate::config::{self, EngineKind, Experiment, TextDecoder};
 use crate::data::{Batch, Sizes};
 use crate::model::Hypothesis;
 use crate::model::decoder::{self, Decoder, DecoderKind, Encoded, Loss};
+use crate::model::work::Work;
 use crate::model::{Score, TextReport};
 use crate::nn::{Builder, Linear, Operations, Pass, loss};
 
@@ -96,34 +98,92 @@ fn distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     (difference / norm.max(f64::MIN_POSITIVE)).sqrt()
 }
 
-fn on_cpu(frames: usize, chunk: Option<usize>) -> Result<(f64, Vec<Vec<f32>>)> {
+fn on_cpu(precision: &str, frames: usize, chunk: Option<usize>) -> Result<(f64, Vec<Vec<f32>>)> {
     let chunk = chunk.map_or_else(|| "auto".to_owned(), |chunk| chunk.to_string());
-    let c = experiment(frames, &[("optimization.frames_per_chunk", &chunk)]);
+    let c = experiment(frames, &[("optimization.frames_per_chunk", &chunk), ("run.precision", precision)]);
     step(super::new(&c, &Compute::Cpu)?.as_mut(), &c)
 }
 
+/// What the CPU computes in; bfloat16 is f32 where the processor has none.
+const PRECISIONS: [&str; 2] = ["fp32", "bf16"];
+
 #[test]
 fn chunks_change_nothing() -> Result<()> {
-    let (loss, gradients) = on_cpu(20, None)?; // 40 images a stream
-    for chunk in [16, 32] {
-        assert_eq!((loss, &gradients), (on_cpu(20, Some(chunk))?.0, &on_cpu(20, Some(chunk))?.1), "{chunk}");
-    }
-    for chunk in [1, 7, 39] {
-        let (other, others) = on_cpu(20, Some(chunk))?;
-        assert!((other / loss - 1.0).abs() < 1e-5 && distance(&others, &gradients) < 1e-5, "{chunk}");
+    for precision in PRECISIONS {
+        let (loss, gradients) = on_cpu(precision, 20, None)?; // 40 images a stream
+        for chunk in [16, 32] {
+            let (other, others) = on_cpu(precision, 20, Some(chunk))?;
+            assert_eq!((other, &others), (loss, &gradients), "{precision}, {chunk}");
+        }
+        for chunk in [1, 7, 39] {
+            let (other, others) = on_cpu(precision, 20, Some(chunk))?;
+            let error = distance(&others, &gradients);
+            assert!((other / loss - 1.0).abs() < 1e-5 && error < 1e-5, "{precision}, {chunk}");
+        }
     }
     Ok(())
 }
 
 #[test]
 fn threads_change_nothing() -> Result<()> {
-    let with = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool starts");
-        pool.install(|| on_cpu(9, None))
-    };
-    let one = with(1)?;
-    for threads in [2, 3, 5] {
-        assert_eq!(with(threads)?, one, "{threads} threads");
+    for precision in PRECISIONS {
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool starts");
+            pool.install(|| on_cpu(precision, 9, None))
+        };
+        let one = with(1)?;
+        for threads in [2, 3, 5] {
+            assert_eq!(with(threads)?, one, "{precision}, {threads} threads");
+        }
+    }
+    Ok(())
+}
+
+/// Gradients of the whole network, with each decoder, are within 1e-2 of f32's, and are other ones. With more layers, or
+/// with dropout, which makes numbers larger, they are farther off: `scripts/PERF.md` says how far.
+#[test]
+fn bfloat16_is_near_f32() -> Result<()> {
+    let none_dropped = [
+        ("model.projector_dropout", "0"),
+        ("model.fusion_dropout", "0"),
+        ("model.temporal_dropout", "0"),
+        ("model.decoder.dropout", "0"),
+        ("model.backbone.dropout", "0"),
+        ("model.backbone.attention_dropout", "0"),
+        ("model.backbone.stochastic_depth", "0"),
+    ];
+    // As wide as networks that are worth their training: what is rounded averages out.
+    let wide = [
+        ("model.image_size", "64"),
+        ("model.projector_dim", "64"),
+        ("model.d_model", "128"),
+        ("model.temporal_nhead", "4"),
+        ("model.temporal_layers", "2"),
+        ("model.temporal_dim_feedforward", "256"),
+        ("model.backbone.patch_size", "16"),
+        ("model.backbone.embed_dim", "96"),
+        ("model.backbone.depth", "4"),
+        ("model.backbone.num_heads", "3"),
+        ("model.backbone.mlp_ratio", "4.0"),
+    ];
+    let translating = [
+        ("model.decoder.kind", "transformer"),
+        ("model.decoder.layers", "2"),
+        ("model.decoder.nhead", "4"),
+        ("model.decoder.dim_feedforward", "256"),
+        ("tokenizer.vocab_size", "24"),
+    ];
+    for more in [&[][..], &translating] {
+        let with = |precision: &str| -> Result<(f64, Vec<Vec<f32>>)> {
+            let c =
+                experiment(8, &[&[("run.precision", precision)], &none_dropped[..], &wide, more].concat());
+            let kind = decoder::of_no_texts(&c);
+            step(with_decoder(&c, &Compute::Cpu, kind.as_ref())?.as_mut(), &c)
+        };
+        let ((loss, gradients), (expected, f32)) = (with("bf16")?, with("fp32")?);
+        let error = distance(&gradients, &f32);
+        assert!((loss / expected - 1.0).abs() < 1e-3 && error < 1e-2, "{loss}, not {expected}; {error}");
+        assert_eq!(error > 1e-4, Bf16::is_native(), "{error}");
     }
     Ok(())
 }
@@ -165,6 +225,10 @@ impl DecoderKind for TwoLayers {
 
     fn loss_bytes(&self, c: &config::Model, clips: usize) -> usize {
         4 * clips * c.vocab_size
+    }
+
+    fn work(&self, _: &config::Model, _: usize, _: usize) -> Work {
+        Work::default()
     }
 
     fn any_target(&self, random: &mut dyn FnMut() -> u32) -> Vec<u32> {

@@ -45,11 +45,12 @@ fn asked(text: &str) -> Option<u64> {
 /// Kind `Run` where the system grants fewer threads.
 pub fn start(threads: usize) -> Result<usize> {
     flush_denormals();
-    let built = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|i| format!("compute-{i}"))
-        .start_handler(|_| flush_denormals())
-        .build_global();
+    // This thread is one of them, so that it neither sleeps nor wakes another for each operation; but for the only one,
+    // which could not compute for others while it waits for them.
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    let builder = if threads > 1 { builder.use_current_thread() } else { builder };
+    let built =
+        builder.thread_name(|i| format!("compute-{i}")).start_handler(|_| flush_denormals()).build_global();
     // Another error says that the pool runs already.
     let refused =
         built.err().filter(|error| error.source().is_some_and(<dyn std::error::Error>::is::<io::Error>));

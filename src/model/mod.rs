@@ -16,6 +16,7 @@ pub mod sizes;
 mod temporal;
 mod trace;
 mod vit;
+pub mod work;
 
 pub use decoder::{Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score, TextReport};
 pub use frames::{Frames, StreamInput};

@@ -71,6 +71,13 @@ pub trait Operations {
     /// All methods fail where the tensor library fails.
     fn affine(&self, x: &Tensor, map: Affine) -> Result<Tensor>;
 
+    /// The gradients of `x` (N, in) and of the map's weight, number by number, where `dy` (N, outputs) is that of what
+    /// [`Self::affine`] gives; without a graph.
+    ///
+    /// # Errors
+    /// As all methods.
+    fn affine_gradients(&self, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<(Tensor, Vec<f32>)>;
+
     /// Each row (…, D) normalised, times `weight` (D), plus `bias` (D).
     ///
     /// # Errors
@@ -117,6 +124,10 @@ impl Operations for Graph {
             Some(bias) => y.broadcast_add(&some(bias)?),
             None => Ok(y),
         }
+    }
+
+    fn affine_gradients(&self, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<(Tensor, Vec<f32>)> {
+        Ok((dy.matmul(weight)?, dy.t()?.matmul(x)?.flatten_all()?.to_vec1()?))
     }
 
     fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {

@@ -94,7 +94,7 @@ pub fn kill(mut child: Child) {
 #[test]
 fn a_killed_run_goes_on_to_the_bit() {
     let world = World::new();
-    let cases: [&[&str]; 8] = [
+    let cases: [&[&str]; 9] = [
         &["--optimizer=adamw", "--weight-decay=0.1", "--scheduler=cosine", "--scheduler-tmax=3"],
         &["--optimizer=adam", "--scheduler=steplr", "--scheduler-step-size=2", "--grad-clip=0.5"],
         // A rate that grows: the best epoch is an early one.
@@ -108,6 +108,7 @@ fn a_killed_run_goes_on_to_the_bit() {
         &["--accumulate=2", "--checkpoint-every=1", "--frames-per-chunk=2"],
         &["--checkpoint-every=2 steps", "--num-workers=0"],
         &["--engine=candle", "--accumulate=2"],
+        &["--precision=bf16", "--frames-per-chunk=2", "--grad-clip=0.5"],
         &[
             "--optimizer=sgd",
             "--momentum=0.8",

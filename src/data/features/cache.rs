@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
 use super::{FeatureFile, FeatureSource, encode, file_name};
-use crate::config::{Experiment, FeatureDtype};
+use crate::config::{Experiment, FeatureDtype, Precision};
 use crate::data::on_threads;
 use crate::data::{Clip, Dataset};
 use crate::error::{Error, ErrorKind, Problem, Result};
@@ -46,7 +46,7 @@ impl CacheKey {
     #[must_use]
     pub fn new(c: &Experiment, weights: &str) -> Self {
         let b = &c.model.backbone;
-        let about = json!({
+        let mut about = json!({
             "format": 1,
             "weights_sha1": weights,
             "image_size": c.model.image_size,
@@ -59,6 +59,10 @@ impl CacheKey {
             "mlp_ratio": b.mlp_ratio,
             "layer_norm_eps": b.layer_norm_eps,
         });
+        // The other precisions' features agree to more digits than f16 keeps.
+        if c.run.precision == Precision::Bf16 {
+            about["precision"] = c.run.precision.to_string().into();
+        }
         let digest = hexadecimal(&Sha1::digest(about.to_string()));
         Self { about, digest: digest.chars().take(16).collect() }
     }

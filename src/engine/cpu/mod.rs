@@ -27,7 +27,7 @@ use crate::error::Error;
 use crate::model::decoder::gradient;
 use crate::model::{DecoderKind, Encoded, Frames, Network};
 use crate::nn::parameters::with_slices;
-use crate::nn::{Blueprint, Pass};
+use crate::nn::{ActivationDtype, Blueprint, Pass};
 use crate::{Result, config};
 use precision::Precision;
 use vit::{Backbone, Backward, Kept, Tape, Workspace};
@@ -259,6 +259,14 @@ impl<P: Precision<Number: Kept>> GraphEngine for Cpu<P> {
 
     fn features(&self, stream: usize, pixels: &Pixels, count: usize, _: usize) -> Result<Tensor> {
         self.stream(self.evaluator(), stream, pixels, count, &Pass::EVALUATION, None)
+    }
+
+    fn dtype(&self) -> ActivationDtype {
+        P::DTYPE
+    }
+
+    fn measured_rate(&self) -> Option<f64> {
+        Some(precision::product_rate(self.precision))
     }
 
     /// The host's parameters are those that are computed with.

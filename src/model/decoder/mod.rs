@@ -14,6 +14,7 @@ use std::rc::Rc;
 use candle_core::{Tensor, Var};
 
 use super::search::Hypothesis;
+use super::work::Work;
 use crate::config::{self, TextDecoder};
 use crate::input;
 use crate::nn::{Builder, Operations, Pass};
@@ -181,6 +182,9 @@ pub trait DecoderKind {
 
     /// Bytes that the graph of its loss keeps for `clips` clips, gradients included.
     fn loss_bytes(&self, c: &config::Model, clips: usize) -> usize;
+
+    /// What it multiplies in a forward pass of `clips` whole clips, whose targets have `length` numbers.
+    fn work(&self, c: &config::Model, clips: usize, length: usize) -> Work;
 
     /// What it makes of a dataset's texts, those of the training split and those of the validation split.
     fn report(&self, train: &[&str], validation: &[&str]) -> TextReport;

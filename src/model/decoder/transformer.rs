@@ -10,6 +10,7 @@ use candle_core::{Result as CandleResult, Tensor, Var};
 use super::{Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score, TextReport, gradient};
 use crate::error::count;
 use crate::model::search::{Hypothesis, Logits, NextTokens, Row, Specials, search};
+use crate::model::work::Work;
 use crate::nn::attention::{causal_bias, key_bias};
 use crate::nn::embedding::sinusoid;
 use crate::nn::operations::Affine;
@@ -103,6 +104,16 @@ impl DecoderKind for TransformerKind {
         let layer = product(&[tokens, widths]).saturating_add(product(&[6, frames, c.d_model]));
         let layer = layer.saturating_add(scores);
         logits.saturating_add(layer.saturating_mul(c.decoder.layers))
+    }
+
+    fn work(&self, c: &config::Model, clips: usize, length: usize) -> Work {
+        let (d, frames, length) = (c.d_model, c.sequence_length, length.saturating_sub(1));
+        // Of a token: queries, keys, values and output of the one attention, queries and output of the other, the MLP.
+        let of_token = 6 * d * d + 2 * d * c.decoder.dim_feedforward;
+        let layer = Work::of_maps(length, of_token)
+            + Work::of_maps(frames, 2 * d * d)
+            + Work::of_attention(length, length + frames, d);
+        (layer * c.decoder.layers as f64 + Work::of_maps(length, d * self.tokens.len())) * clips as f64
     }
 
     fn report(&self, train: &[&str], validation: &[&str]) -> TextReport {
@@ -333,17 +344,23 @@ impl Decoder for Transformer {
         let logits = self.operations.affine(&constant, Affine::whole(&weight, None)?)?;
         let (loss, d_logits) = loss::cross_entropy_and_gradient(&logits, &next, self.label_smoothing)?;
         drop(logits);
-        let store = self.operations.backward(&x, &d_logits.matmul(&weight)?)?;
+        let (d_x, mut d_weight) = self.operations.affine_gradients(&constant, &weight, &d_logits)?;
+        drop(d_logits);
+        let store = self.operations.backward(&x, &d_x)?;
         let d_vectors = gradient(&store, "the tokens' vectors", &vectors)?;
-        let d_weight = d_logits.t()?.matmul(&constant)?;
-        let is = |name: &str, end: &str| name.ends_with(end);
-        let of = |(name, var): &(&str, &Var)| match &self.lm_head {
-            Some(_) if is(name, "lm_head.weight") => Ok(d_weight.clone()),
-            Some(_) if is(name, "embedding.weight") => with_vectors(&var.zeros_like()?, &tokens, &d_vectors),
-            None if is(name, "embedding.weight") => with_vectors(&d_weight, &tokens, &d_vectors),
+        let mut d_embedding = Vec::new();
+        let of_vectors = if self.lm_head.is_some() { &mut d_embedding } else { &mut d_weight };
+        of_vectors.resize(weight.elem_count(), 0.0);
+        Embedding::add_gradient(&tokens, &d_vectors, of_vectors)?;
+        let tensor =
+            |values: &mut Vec<f32>| Tensor::from_vec(std::mem::take(values), weight.dims(), weight.device());
+        let mut of = |(name, var): &(&str, &Var)| match &self.lm_head {
+            Some(_) if name.ends_with("embedding.weight") => Ok(tensor(&mut d_embedding)?),
+            Some(_) if name.ends_with("lm_head.weight") => Ok(tensor(&mut d_weight)?),
+            None if name.ends_with("embedding.weight") => Ok(tensor(&mut d_weight)?),
             _ => gradient(&store, name, var),
         };
-        let gradients: Result<Vec<Tensor>> = parameters.iter().map(of).collect();
+        let gradients: Result<Vec<Tensor>> = parameters.iter().map(&mut of).collect();
         let gradients = gradients?;
         Ok(DecoderStep {
             loss,
@@ -357,14 +374,6 @@ impl Decoder for Transformer {
         let clips = encoded.frames.dim(0)?;
         search(&mut Steps::new(self, encoded)?, clips, SPECIALS, c)
     }
-}
-
-/// `of_weight` (V, D) with the gradient of the vectors of `tokens` added.
-fn with_vectors(of_weight: &Tensor, tokens: &Tensor, d_vectors: &Tensor) -> Result<Tensor> {
-    let shape = of_weight.dims2()?;
-    let mut values = of_weight.flatten_all()?.to_vec1::<f32>()?;
-    Embedding::add_gradient(tokens, d_vectors, &mut values)?;
-    Ok(Tensor::from_vec(values, shape, tokens.device())?)
 }
 
 /// The tokens that are not a text's.

@@ -33,6 +33,27 @@ pub(super) fn affine<P: Precision>(
     }
 }
 
+/// The gradients of `x` and of the numbers of `weight`, of all whose outputs `dy` is the gradient.
+pub(super) fn gradients<P: Precision>(
+    precision: P,
+    x: &Tensor,
+    weight: &Tensor,
+    dy: &Tensor,
+) -> Result<(Tensor, Vec<f32>)> {
+    let (outputs, inputs) = weight.dims2()?;
+    let count = x.dim(0)?;
+    let (d_x, d_weight) = with_numbers([x, weight, dy], |[x, w, dy]| {
+        let (x, dy) = (precision.operand(x), precision.operand(dy));
+        let (x, dy) = (Rows::new(&x, inputs), Rows::new(&dy, outputs));
+        let (mut d_x, mut d_weight) = (vec![0.0; count * inputs], vec![0.0; outputs * inputs]);
+        precision.weight_gradient((outputs, count, inputs), dy, x, &mut d_weight, Into::Set);
+        let right = precision.prepare(w, (outputs, inputs));
+        precision.parallel_product(count, dy, &right, &mut d_x, Into::Set);
+        (d_x, d_weight)
+    })?;
+    Ok((Tensor::from_vec(d_x, (count, inputs), x.device())?, d_weight))
+}
+
 impl<P: Precision> Map<P> {
     fn forward(
         &self,

@@ -34,6 +34,10 @@ impl<P: Precision> Operations for FusedOperations<P> {
         affine::affine(self.precision, x, map, &self.sink)
     }
 
+    fn affine_gradients(&self, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<(Tensor, Vec<f32>)> {
+        affine::gradients(self.precision, x, weight, dy)
+    }
+
     fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
         norm::layer_norm(x, [weight, bias], eps, &self.sink)
     }

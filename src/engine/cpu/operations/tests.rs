@@ -87,6 +87,22 @@ fn maps_are_the_graphs() {
 }
 
 #[test]
+fn gradients_of_maps_without_a_graph_are_the_graphs() {
+    let (x, w, dy) = (variable(&[67, 33], 0), variable(&[19, 33], 1), variable(&[67, 19], 2));
+    let run = |operations: &dyn Operations| {
+        let (d_x, d_w) = operations.affine_gradients(&x, &w, &dy).unwrap();
+        [d_x, Tensor::from_vec(d_w, (19, 33), &Device::Cpu).unwrap()]
+    };
+    let store = (x.matmul(&w.t().unwrap()).unwrap() * dy.as_detached_tensor()).unwrap().backward().unwrap();
+    for (at, expected) in [&x, &w].into_iter().enumerate() {
+        let expected = store.get(expected).unwrap();
+        assert_close(&run(&Graph)[at], expected, "graph");
+        assert_close(&run(&FusedOperations::<F32>::default())[at], expected, "fused");
+        assert_near(&run(&FusedOperations::<Bf16>::default())[at], expected, "bfloat16");
+    }
+}
+
+#[test]
 fn what_is_constant_gets_no_gradient() {
     let (x, w, b) = (variable(&[5, 4], 0), variable(&[3, 4], 1), variable(&[3], 2));
     let fused = FusedOperations::<F32>::default();

@@ -7,10 +7,12 @@ mod head;
 mod single;
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use half::bf16 as Half;
 
 pub use super::gemm::Into;
+use crate::nn::ActivationDtype;
 pub use bf16::Bf16;
 pub use head::{Bias, Head, HeadGradients};
 pub use single::F32;
@@ -100,6 +102,9 @@ pub trait Precision: Copy + Default + Send + Sync + 'static {
     /// What operands are kept in between products.
     type Number: Number;
 
+    /// That, by its name.
+    const DTYPE: ActivationDtype;
+
     /// A right operand (k, n) as products take it.
     type Prepared<'w>: Send + Sync;
 
@@ -154,6 +159,22 @@ pub trait Precision: Copy + Default + Send + Sync + 'static {
         out: Option<Finish<Self::Number>>,
         gradients: HeadGradients<Self::Number>,
     );
+}
+
+/// The multiply-adds a second that all threads reach in large products: the best of a few.
+pub fn product_rate<P: Precision>(precision: P) -> f64 {
+    const SIZE: usize = 1536;
+    const TIMES: usize = 8;
+    let numbers: Vec<f32> = (0..SIZE * SIZE).map(|i| (i % 61) as f32 / 61.0 - 0.5).collect();
+    let (x, right) = (precision.operand(&numbers), precision.prepare(&numbers, (SIZE, SIZE)));
+    let mut out = vec![0.0; SIZE * SIZE];
+    let mut seconds = |_| {
+        let begun = Instant::now();
+        precision.parallel_product(SIZE, Rows::new(&x, SIZE), &right, &mut out, Into::Set);
+        begun.elapsed().as_secs_f64()
+    };
+    let fastest = (0..TIMES).map(&mut seconds).fold(f64::INFINITY, f64::min);
+    (SIZE as f64).powi(3) / fastest
 }
 
 /// The first `len` numbers of a buffer that grows to hold them.

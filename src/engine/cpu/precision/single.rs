@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use super::super::gemm::{Into, Matrix, parallel_product, product};
 use super::super::rows;
 use super::{Finish, Head, HeadGradients, Precision, Rows, room};
+use crate::nn::ActivationDtype;
 
 /// f32 throughout.
 #[derive(Clone, Copy, Debug, Default)]
@@ -73,6 +74,7 @@ fn add_bias(out: &mut [f32], stride: usize, (rows, width): (usize, usize), bias:
 
 impl Precision for F32 {
     type Number = f32;
+    const DTYPE: ActivationDtype = ActivationDtype::F32;
     type Prepared<'w> = Right<'w>;
 
     fn operand(self, x: &[f32]) -> Cow<'_, [f32]> {

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::super::math::{rough_gelu, vectorised};
 use super::super::rows;
 use super::{Finish, Head, HeadGradients, Into, Number, Precision, Rows, room};
+use crate::nn::ActivationDtype;
 use kernel::{COLUMNS, Kernel, Left, ROWS, Tile};
 use pack::{Columns, Panels};
 
@@ -123,8 +124,9 @@ vectorised! {
                 for (sums, at) in place.each(tile, place.n) {
                     let kept = hidden[at.clone()].iter_mut().zip(&mut activated[at]);
                     for (((hidden, activated), sum), bias) in kept.zip(sums).zip(bias) {
-                        *hidden = bf16::of(sum + bias);
-                        *activated = bf16::of(rough_gelu(hidden.float()).0);
+                        let x = sum + bias;
+                        *hidden = bf16::of(x);
+                        *activated = bf16::of(rough_gelu(x).0);
                     }
                 }
             }
@@ -247,6 +249,7 @@ impl Bf16 {
 
 impl Precision for Bf16 {
     type Number = bf16;
+    const DTYPE: ActivationDtype = ActivationDtype::Bf16;
     type Prepared<'w> = Panels;
 
     fn operand(self, x: &[f32]) -> Cow<'_, [bf16]> {
