@@ -261,7 +261,7 @@ impl Products {
     fn text(&self, dtype: ActivationDtype) -> String {
         let share = self.most.map_or_else(String::new, |most| {
             let share = 100.0 * self.gflops / most;
-            format!(", {share:.0} % of the {most:.0} that products alone reach here in {dtype}")
+            format!(", {share:.0} % of the {most:.0} of large products in {dtype}")
         });
         format!("{:.0} GFLOP/s{share}", self.gflops)
     }

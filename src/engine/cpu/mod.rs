@@ -1,6 +1,7 @@
 //! The CPU's engine: the backbones by fused blocks, the rest as a graph of fused [`operations`].
 //!
-//! The blocks work on f32 slices, with hand-written backward passes and SIMD chosen at run time. Candle's own operations
+//! The blocks say what is multiplied, and a [`precision`] how: in f32, or with operands in bfloat16. Backward passes are
+//! written by hand, and SIMD is chosen at run time. Candle's own operations
 //! train this network six times slower than PyTorch; `scripts/PERF.md` has the log.
 
 pub mod decode;

@@ -165,27 +165,26 @@ impl Columns {
         &self.data[first / ROWS * stride..][..stride]
     }
 
-    fn begin(&mut self, (k, m): (usize, usize)) -> impl IndexedParallelIterator<Item = (usize, &mut [Pair])> {
+    /// Makes room for (k, m); lends it with a panel's pairs.
+    fn begin(&mut self, (k, m): (usize, usize)) -> (&mut [Pair], usize) {
         self.pairs = k.div_ceil(2);
         let stride = Self::stride(self.pairs);
-        let data = room(&mut self.data, m.div_ceil(ROWS) * stride);
-        data.par_chunks_mut(TOGETHER / ROWS * stride).enumerate().map(|(i, data)| (i * TOGETHER, data))
+        (room(&mut self.data, m.div_ceil(ROWS) * stride), stride)
     }
 
     /// Becomes the rows of `x`, (k, m).
-    pub fn pack<N: Number>(&mut self, x: Rows<N>, (k, m): (usize, usize)) {
-        self.pairs = k.div_ceil(2);
-        let stride = Self::stride(self.pairs);
-        let data = room(&mut self.data, m.div_ceil(ROWS) * stride);
-        for (i, data) in data.chunks_mut(TOGETHER / ROWS * stride).enumerate() {
-            pack_columns(data, stride, x, i * TOGETHER, (k, m));
+    pub fn pack<N: Number>(&mut self, x: Rows<N>, size: (usize, usize)) {
+        let (data, stride) = self.begin(size);
+        for (i, panels) in data.chunks_mut(TOGETHER / ROWS * stride).enumerate() {
+            pack_columns(panels, stride, x, i * TOGETHER, size);
         }
     }
 
     /// As [`Self::pack`], by all threads.
     pub fn parallel_pack<N: Number>(&mut self, x: Rows<N>, size: (usize, usize)) {
-        let stride = Self::stride(size.0.div_ceil(2));
-        self.begin(size).for_each(|(first, data)| pack_columns(data, stride, x, first, size));
+        let (data, stride) = self.begin(size);
+        let parts = data.par_chunks_mut(TOGETHER / ROWS * stride).enumerate();
+        parts.for_each(|(i, panels)| pack_columns(panels, stride, x, i * TOGETHER, size));
     }
 }
 
