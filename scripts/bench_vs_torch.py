@@ -11,8 +11,8 @@ Sections, in the order in which they run:
   listing   a folder of 1,000,000 files (only where --only names it: it makes them first)
 
 Steps, heads and evaluation are measured in float32 and in bfloat16 (PyTorch's by autocast), and rows name the better of
-either side. Both sides get the same number of threads and take turns; each run counts by its fastest step, and a ratio is the median
-over the pairs of runs. Other work on the machine spoils the figures. PyTorch comes from --python, which has torch,
+either side. Both sides get the same number of threads and take turns; each run counts by its fastest step, and a ratio is
+the median over the pairs of runs. Other work on the machine spoils the figures. PyTorch comes from --python, which has torch,
 numpy and Pillow, or from a virtual environment that is made in target/torch and kept. With --json FILE the results are
 kept there, and the table beside it; sections that it holds and that are not measured now stay. The exit code is 0 where
 everything was measured, whether or not it meets its target.
@@ -46,8 +46,8 @@ def fresh(folder: Path, ids: list[str]) -> Path:
 
 
 class Bench(lab.Lab):
-    PARTS = {"step": "a training step", "head": "all that follows the backbones", "defaults": "the documented defaults", "frames": "chunked steps",
-             "eval": "evaluation", "data": "from files to batches", "listing": "a folder of 1,000,000 files"}
+    PARTS = {"step": "a training step", "head": "all that follows the backbones",
+             "defaults": "the documented defaults", "frames": "chunked steps", "eval": "evaluation", "data": "from files to batches", "listing": "a folder of 1,000,000 files"}
     JUDGED, KEYS = False, ["cpu", "cores", "threads"]
 
     def ours(self, *flags: object, steps: int | None = None, precision: str = "fp32") -> dict:
@@ -81,7 +81,8 @@ class Bench(lab.Lab):
             ratio = median(runs[b]["step_s_min"] / runs[a]["step_s_min"] for runs in found)
             self.row(f"{name}, {title}: time", f"{words(a)}, PyTorch {words(b)}: {ratio:.2f} ×",
                      f"≥ {times:g} × as fast", ratio >= times)
-        for at in (0, 1) if memory is not None and named[1] == "bfloat16" else (0,) if memory is not None else ():
+        # Without the instructions, both of ours are float32.
+        for at in range(len(set(named[:2])) if memory is not None else 0):
             peaks = [(runs[at]["peak_rss_gib"], runs[at + 2]["peak_rss_gib"]) for runs in found]
             mine, other, share = *map(median, zip(*peaks)), median(a / b for a, b in peaks)
             self.row(f"{name}, {named[at]}: peak memory", f"{gib(mine)}, PyTorch {gib(other)}: {share:.2f} ×",

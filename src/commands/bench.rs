@@ -245,11 +245,11 @@ impl Products {
             if trains { c.data.batch_size } else { c.data.val_batch_size.unwrap_or(c.data.batch_size) };
         let length = decoder.any_target(&mut || 0).len();
         let head = work::encoder(&c.model, &blueprint, clips) + decoder.work(&c.model, clips, length);
-        let mut work = head.all() * if trains { 3.0 } else { 1.0 };
+        let mut work = head * if trains { 3.0 } else { 1.0 };
         // Cached features are not made again in training.
         if !(trains && c.data.feature_cache.is_some()) {
             for net in engine::cpu::backbones(&c.model, &blueprint)? {
-                let [forward, trained] = net.shape.work().map(work::Work::all);
+                let [forward, trained] = net.shape.work();
                 let images = (clips * c.model.sequence_length) as f64;
                 work += images * (forward + if trains { 2.0 * trained } else { 0.0 });
             }

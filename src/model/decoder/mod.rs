@@ -14,7 +14,6 @@ use std::rc::Rc;
 use candle_core::{Tensor, Var};
 
 use super::search::Hypothesis;
-use super::work::Work;
 use crate::config::{self, TextDecoder};
 use crate::input;
 use crate::nn::{Builder, Operations, Pass};
@@ -183,8 +182,8 @@ pub trait DecoderKind {
     /// Bytes that the graph of its loss keeps for `clips` clips, gradients included.
     fn loss_bytes(&self, c: &config::Model, clips: usize) -> usize;
 
-    /// What it multiplies in a forward pass of `clips` whole clips, whose targets have `length` numbers.
-    fn work(&self, c: &config::Model, clips: usize, length: usize) -> Work;
+    /// The multiply-adds of its forward pass of `clips` whole clips, whose targets have `length` numbers.
+    fn work(&self, c: &config::Model, clips: usize, length: usize) -> f64;
 
     /// What it makes of a dataset's texts, those of the training split and those of the validation split.
     fn report(&self, train: &[&str], validation: &[&str]) -> TextReport;

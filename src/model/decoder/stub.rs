@@ -6,7 +6,7 @@ use candle_core::{DType, Result as CandleResult, Tensor, Var};
 
 use super::{Classes, Decoder, DecoderKind, DecoderStep, Encoded, Fused, Loss, Score, TextReport, gradient};
 use crate::model::search::Hypothesis;
-use crate::model::work::Work;
+use crate::model::work;
 use crate::nn::{Builder, Linear, Operations, Pass, loss};
 use crate::{Result, config};
 
@@ -47,8 +47,8 @@ impl DecoderKind for StubKind {
         [8, clips, c.vocab_size].into_iter().fold(4, usize::saturating_mul)
     }
 
-    fn work(&self, c: &config::Model, clips: usize, _: usize) -> Work {
-        Work::of_maps(clips, c.d_model.saturating_mul(c.vocab_size))
+    fn work(&self, c: &config::Model, clips: usize, _: usize) -> f64 {
+        work::of_maps(clips, c.d_model.saturating_mul(c.vocab_size))
     }
 
     fn report(&self, train: &[&str], validation: &[&str]) -> TextReport {

@@ -10,7 +10,7 @@ use candle_core::{Result as CandleResult, Tensor, Var};
 use super::{Decoder, DecoderKind, DecoderStep, Encoded, Loss, Score, TextReport, gradient};
 use crate::error::count;
 use crate::model::search::{Hypothesis, Logits, NextTokens, Row, Specials, search};
-use crate::model::work::Work;
+use crate::model::work;
 use crate::nn::attention::{causal_bias, key_bias};
 use crate::nn::embedding::sinusoid;
 use crate::nn::operations::Affine;
@@ -106,14 +106,14 @@ impl DecoderKind for TransformerKind {
         logits.saturating_add(layer.saturating_mul(c.decoder.layers))
     }
 
-    fn work(&self, c: &config::Model, clips: usize, length: usize) -> Work {
+    fn work(&self, c: &config::Model, clips: usize, length: usize) -> f64 {
         let (d, frames, length) = (c.d_model, c.sequence_length, length.saturating_sub(1));
         // Of a token: queries, keys, values and output of the one attention, queries and output of the other, the MLP.
         let of_token = 6 * d * d + 2 * d * c.decoder.dim_feedforward;
-        let layer = Work::of_maps(length, of_token)
-            + Work::of_maps(frames, 2 * d * d)
-            + Work::of_attention(length, length + frames, d);
-        (layer * c.decoder.layers as f64 + Work::of_maps(length, d * self.tokens.len())) * clips as f64
+        let layer = work::of_maps(length, of_token)
+            + work::of_maps(frames, 2 * d * d)
+            + work::of_attention(length, length + frames, d);
+        (layer * c.decoder.layers as f64 + work::of_maps(length, d * self.tokens.len())) * clips as f64
     }
 
     fn report(&self, train: &[&str], validation: &[&str]) -> TextReport {

@@ -36,30 +36,20 @@ impl<N: Number> Head<'_, N> {
         1.0 / (self.width as f32).sqrt()
     }
 
-    /// Scores of the queries from `first` on, in rows that are `stride` apart, to attention weights before dropout.
-    pub(super) fn softmax(&self, scores: &mut [f32], stride: usize, first: usize) {
-        if self.bias.is_none() && stride == self.keys {
-            return rows::softmax(scores, stride, self.factor());
-        }
-        for (at, row) in scores.chunks_exact_mut(stride.max(1)).enumerate() {
-            let row = &mut row[..self.keys];
-            match self.bias {
-                None => rows::softmax(row, self.keys, self.factor()),
-                Some(Bias { values, step }) => {
-                    rows::biased_softmax(row, &values[(first + at) * step..][..self.keys], self.factor());
-                }
-            }
+    /// Scores (…, M) of the queries from `first` on to attention weights before dropout.
+    pub(super) fn softmax(&self, scores: &mut [f32], first: usize) {
+        let Some(Bias { values, step }) = self.bias else {
+            return rows::softmax(scores, self.keys, self.factor());
+        };
+        for (at, row) in scores.chunks_exact_mut(self.keys.max(1)).enumerate() {
+            rows::biased_softmax(row, &values[(first + at) * step..][..self.keys], self.factor());
         }
     }
 
-    /// Drops some of the numbers of the queries from `first` on, in rows that are `stride` apart.
-    pub(super) fn drop(&self, x: &mut [f32], stride: usize, first: usize) {
-        let Some(drop) = self.drop else { return };
-        if stride == self.keys {
-            return drop(x, first * self.keys);
-        }
-        for (at, row) in x.chunks_exact_mut(stride.max(1)).enumerate() {
-            drop(&mut row[..self.keys], (first + at) * self.keys);
+    /// Drops some of the numbers (…, M) of the queries from `first` on.
+    pub(super) fn drop(&self, x: &mut [f32], first: usize) {
+        if let Some(drop) = self.drop {
+            drop(x, first * self.keys);
         }
     }
 }

@@ -116,8 +116,8 @@ impl Precision for F32 {
         SCRATCH.with_borrow_mut(|scratch| {
             let p = room(&mut scratch.p, s * m);
             product((s, width, m), q, k.t(), p, m, Into::Set);
-            head.softmax(p, m, 0);
-            head.drop(p, m, 0);
+            head.softmax(p, 0);
+            head.drop(p, 0);
             finished((s, m, width), Matrix::rows(p, m), v, out);
         });
     }
@@ -136,11 +136,11 @@ impl Precision for F32 {
         SCRATCH.with_borrow_mut(|scratch| {
             let (p, dp) = (room(&mut scratch.p, s * m), room(&mut scratch.dp, s * m));
             product((s, width, m), q, k.t(), p, m, Into::Set);
-            head.softmax(p, m, 0);
+            head.softmax(p, 0);
             product((s, width, m), d_out, v.t(), dp, m, Into::Set);
-            head.drop(dp, m, 0);
+            head.drop(dp, 0);
             rows::softmax_backward(dp, p, m, head.factor());
-            head.drop(p, m, 0);
+            head.drop(p, 0);
             let (p, dp) = (Matrix::rows(p, m), Matrix::rows(dp, m));
             if let Some(out) = out {
                 finished((s, m, width), p, v, out);

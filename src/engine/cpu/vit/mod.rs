@@ -19,7 +19,7 @@ use std::num::Saturating;
 use super::precision::{Number, room};
 use super::rows::{self, Norm};
 use crate::engine::trained::Trained;
-use crate::model::work::Work;
+use crate::model::work;
 use crate::nn::{Dropout, ParameterId, Pass, Scope, dropout::Masks};
 use crate::{Result, config};
 
@@ -83,22 +83,21 @@ impl Shape {
         self.trained.first_block(self.depth)
     }
 
-    /// What an image's forward pass multiplies, and how much of that has a backward pass.
+    /// The multiply-adds of an image's forward pass, and how many of them have a backward pass.
     #[must_use]
-    pub fn work(&self) -> [Work; 2] {
+    pub fn work(&self) -> [f64; 2] {
         let (d, s) = (self.width, self.tokens());
         let block = |index: usize| {
             let queries = self.queries(index);
-            Work::of_maps(s, 2 * d * d)
-                + Work::of_maps(queries, 2 * d * d + 2 * d * self.hidden)
-                + Work::of_attention(queries, s, d)
+            work::of_maps(s, 2 * d * d)
+                + work::of_maps(queries, 2 * d * d + 2 * d * self.hidden)
+                + work::of_attention(queries, s, d)
         };
-        let embed = Work::of_maps(self.patches(), self.pixels() * d);
-        let blocks =
-            |from: usize| (from..self.depth).map(block).fold(Work::default(), |sum, block| sum + block);
+        let embed = work::of_maps(self.patches(), self.pixels() * d);
+        let blocks = |from: usize| (from..self.depth).map(block).sum::<f64>();
         // Pixels have no gradient: half of the embedding's backward pass is left out.
-        let trained = if self.trained == Trained::All { embed * 0.5 } else { Work::default() }
-            + blocks(self.first_trained());
+        let trained =
+            if self.trained == Trained::All { embed * 0.5 } else { 0.0 } + blocks(self.first_trained());
         [embed + blocks(0), trained]
     }
 

@@ -82,7 +82,7 @@ impl Place {
     /// Its rows' sums, each with where they stand in rows that are `stride` apart.
     #[inline(always)]
     #[allow(clippy::inline_always)]
-    fn each(self, tile: &Tile, stride: usize) -> impl Iterator<Item = (&[f32], std::ops::Range<usize>)> {
+    fn each(self, tile: &Tile, stride: usize) -> impl Iterator<Item = (&[f32], Range<usize>)> {
         tile.chunks_exact(COLUMNS).take(self.rows).enumerate().map(move |(i, sums)| {
             let at = (self.row + i) * stride + self.column;
             (&sums[..self.columns], at..at + self.columns)
@@ -323,8 +323,8 @@ impl Precision for Bf16 {
                 let count = QUERIES.min(head.queries - first);
                 let (p, weights) = (room(scores, count * m), room(weights, count * even));
                 self.product(count, q.from(first), keys_transposed, floats(p, m));
-                head.softmax(p, m, first);
-                head.drop(p, m, first);
+                head.softmax(p, first);
+                head.drop(p, first);
                 round_rows(weights, p, m);
                 self.tiles((first, count), Rows::new(weights, even), values, &mut out);
             }
@@ -354,11 +354,11 @@ impl Precision for Bf16 {
                 let p = room(&mut scratch.scores, count * m);
                 let dp = room(&mut scratch.d_scores, count * m);
                 self.product(count, q.from(first), &scratch.keys_transposed, floats(p, m));
-                head.softmax(p, m, first);
+                head.softmax(p, first);
                 self.product(count, d_out.from(first), &scratch.values_transposed, floats(dp, m));
-                head.drop(dp, m, first);
+                head.drop(dp, first);
                 rows::softmax_backward(dp, p, m, head.factor());
-                head.drop(p, m, first);
+                head.drop(p, first);
                 let weights = &mut weights[first * even..][..count * even];
                 let d_weights = &mut d_weights[first * even..][..count * even];
                 round_rows(weights, p, m);
